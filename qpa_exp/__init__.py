@@ -1,0 +1,28 @@
+"""Quantum Parameter Adaptation: a small quantum circuit generates the weights of a PEFT method."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qpa_exp.adapters import QPAModel, get_qpa_model
+    from qpa_exp.config import QPAConfig
+    from qpa_exp.errors import InputError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "QPAConfig": "qpa_exp.config",
+    "QPAModel": "qpa_exp.adapters",
+    "get_qpa_model": "qpa_exp.adapters",
+    "InputError": "qpa_exp.errors",
+}
+__all__ = ["InputError", "QPAConfig", "QPAModel", "get_qpa_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: commands that need no model stay quick."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

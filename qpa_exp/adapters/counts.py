@@ -1,0 +1,74 @@
+"""How much is trained, how much that stands for, and how it is cut into chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from qpa_exp.adapters.methods import build_peft_model, make_peft_config, trainable_tensors
+from qpa_exp.config import Config, Variant
+from qpa_exp.generator import Chunking, Generator
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The sizes of one run.
+
+    Attributes:
+        trainable_params: angles, weights and biases that are trained.
+        generated_params: m, the size of the method's own tensors, which ``qpa=off`` trains.
+        target_params: weights and biases of the targeted layers of the language model.
+        n_chunks: chunks that the vector is generated in; None without a generator.
+        n_qubits: qubits of the circuit; None without a generator.
+    """
+
+    trainable_params: int
+    generated_params: int
+    target_params: int
+    n_chunks: int | None
+    n_qubits: int | None
+
+    @property
+    def target_percent(self) -> float:
+        """Trainable parameters in percent of the targeted layers, as the paper's Table 2."""
+        return 100 * self.trainable_params / self.target_params
+
+
+def count_model(model: PeftModel, generator: Generator | None) -> Counts:
+    """The sizes of a model that has been built; ``generator`` is None where m is trained itself."""
+    if generator is not None:
+        chunking = generator.chunking
+        return Counts(
+            trainable_params=generator.n_trainable,
+            generated_params=chunking.m,
+            target_params=_target_params(model),
+            n_chunks=chunking.n_chunks,
+            n_qubits=chunking.n_qubits,
+        )
+    m = sum(p.numel() for _, p in trainable_tensors(model))
+    return Counts(m, m, _target_params(model), None, None)
+
+
+def plan_counts(config: Config, architecture: PretrainedConfig) -> Counts:
+    """The sizes that the configured model will have, from its shapes alone.
+
+    The model is built without storage (torch's meta device), by the code that builds it for real.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
+        built = build_peft_model(model, make_peft_config(config.peft), seed=0)
+        if config.qpa.variant == Variant.off:
+            return count_model(built, None)
+        m = sum(p.numel() for _, p in trainable_tensors(built))
+        Chunking(m, config.qpa.n_mlp).warn_if_oversized()
+        return count_model(built, Generator(m, config.qpa))
+
+
+def _target_params(model: nn.Module) -> int:
+    layers = (m.get_base_layer() for m in model.modules() if isinstance(m, BaseTunerLayer))
+    return sum(parameter.numel() for layer in layers for parameter in layer.parameters())

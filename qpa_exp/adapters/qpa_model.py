@@ -1,0 +1,217 @@
+"""A language model whose PEFT tensors are generated instead of trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
+
+from qpa_exp.adapters import files
+from qpa_exp.adapters.methods import build_peft_model, train_adapter_only, trainable_tensors
+from qpa_exp.config import QPAConfig, Variant
+from qpa_exp.errors import InputError
+from qpa_exp.generator import Generator
+
+
+class GeneratedVector:
+    """The vector that the tensors are cut from, made anew for each training step.
+
+    While nothing is trained it is kept, and made again only when a parameter has changed.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self.value: Float[Tensor, " m"] = generator()
+        self._made_for: object = None
+
+    def refresh(self) -> None:
+        """Bring ``value`` up to date with the generator's parameters."""
+        if torch.is_grad_enabled() and self.generator.training:
+            self.value, self._made_for = self.generator(), None
+            return
+        now = self._state()
+        if self._made_for != now:
+            self.value, self._made_for = self.generator(), now
+
+    def _state(self) -> object:
+        parameters = list(self.generator.parameters())
+        versions = tuple((p._version, p.data_ptr()) for p in parameters)
+        return self.generator.training, torch.is_grad_enabled(), versions
+
+
+class Slice(nn.Module):
+    """A parametrization: one tensor of the method, read from the generated vector.
+
+    Under an anchor the tensor that PEFT itself initialised is added: init + G(theta) - G(theta_0).
+    """
+
+    def __init__(self, vector: GeneratedVector, begin: int, shape: torch.Size) -> None:
+        super().__init__()
+        self.vector, self.begin, self.shape = vector, begin, shape
+
+    def forward(self, initial: Tensor) -> Tensor:
+        """``initial`` is PEFT's own tensor; the result has its shape and type."""
+        piece = self.vector.value.narrow(0, self.begin, self.shape.numel()).view(self.shape)
+        if self.vector.generator.config.anchor:
+            return initial + piece.to(initial.dtype)
+        return piece.to(initial.dtype)
+
+
+class QPAModel(nn.Module):
+    """A frozen language model, a PEFT method on it, and the generator of the method's tensors.
+
+    It is called as the language model is: ``model(input_ids=..., labels=...).loss.backward()``
+    leaves gradients in the generator's parameters, the only trainable ones. Build it with
+    :func:`get_qpa_model`.
+
+    Attributes:
+        peft_model: HF PEFT's model, whose trainable tensors read from the generated vector.
+        generator: the circuit and the mapping model.
+    """
+
+    def __init__(self, peft_model: PeftModel, config: QPAConfig) -> None:
+        super().__init__()
+        self.peft_model = peft_model
+        named = trainable_tensors(peft_model)
+        self.generator = Generator(sum(p.numel() for _, p in named), config)
+        self.generator.to(peft_model.device)
+        self._vector = GeneratedVector(self.generator)
+        self._slots = [self._slot(name) for name, _ in named]
+        for _, tensor in named:
+            tensor.requires_grad_(False)
+        self._parametrize()
+        self.train(peft_model.training)
+
+    def _slot(self, name: str) -> tuple[str, nn.Module, str]:
+        """(full name, the module that holds the tensor, its name there)."""
+        owner, _, leaf = name.rpartition(".")
+        return name, self.peft_model.get_submodule(owner), leaf
+
+    def _parametrize(self) -> None:
+        """Let every tensor of the method read its slice of the generated vector."""
+        begin = 0
+        for _, module, leaf in self._slots:
+            shape = getattr(module, leaf).shape
+            piece = Slice(self._vector, begin, shape)
+            parametrize.register_parametrization(module, leaf, piece, unsafe=True)
+            begin += shape.numel()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The language model's own output, with the tensors generated for this call."""
+        self._vector.refresh()
+        return self.peft_model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Write text: the language model's own ``generate``."""
+        self._vector.refresh()
+        return self.peft_model.generate(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode of the generator and the method; the backbone stays frozen."""
+        super().train(mode)
+        train_adapter_only(self.peft_model, mode)
+        return self
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within this context the model is the untouched language model."""
+        with self.peft_model.disable_adapter():
+            yield
+
+    @property
+    def config(self) -> Any:
+        """The language model's config."""
+        return self.peft_model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model lies."""
+        return self.peft_model.device
+
+    def generated_tensors(self) -> dict[str, Tensor]:
+        """The method's tensors by PEFT's names, as they are now; detached."""
+        with torch.no_grad():
+            self._vector.refresh()
+            return {name: getattr(module, leaf).clone() for name, module, leaf in self._slots}
+
+    def print_trainable_parameters(self) -> None:
+        """Say how much is trained, in PEFT's own words, and how much that generates."""
+        trained = self.generator.n_trainable
+        total = sum(p.numel() for p in self.parameters())
+        print(
+            f"trainable params: {trained:,} || all params: {total:,} || "
+            f"trainable%: {100 * trained / total:.4f} || generated: {self.generator.chunking.m:,}"
+        )
+
+    def to_peft(self) -> PeftModel:
+        """A plain PEFT model with the generated tensors; no circuit, and no link back here.
+
+        The language model's own weights are shared, not copied.
+        """
+        tensors = self.generated_tensors()
+        shared = {id(t): t for t in (*self.peft_model.parameters(), *self.peft_model.buffers())}
+        # A parametrization lives in its module's class, which copies share: take it off meanwhile.
+        for _, module, leaf in self._slots:
+            parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
+        try:
+            plain = copy.deepcopy(self.peft_model, shared)
+        finally:
+            self._parametrize()
+        for name, value in tensors.items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(plain.get_submodule(owner), leaf, nn.Parameter(value))
+        return plain
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the generator alone: its weights (safetensors) and the configs (JSON)."""
+        files.save(directory, self.generator, self._peft_config(), self._tensor_shapes())
+
+    @classmethod
+    def from_pretrained(cls, model: PreTrainedModel, directory: str | Path) -> QPAModel:
+        """The model that :meth:`save_pretrained` saved, on the same language model.
+
+        Raises:
+            InputError: the directory holds no such model, a file is damaged, or it was saved for
+                another language model.
+        """
+        saved = files.read(directory)
+        loaded = get_qpa_model(model, saved.peft_config, saved.qpa_config)
+        saved.check_shapes(loaded._tensor_shapes())
+        saved.load_into(loaded.generator)
+        return loaded
+
+    def _peft_config(self) -> PeftConfig:
+        return self.peft_model.peft_config[self.peft_model.active_adapter]
+
+    def _tensor_shapes(self) -> dict[str, list[int]]:
+        return {
+            name: list(module.parametrizations[leaf].original.shape)  # type: ignore[union-attr, index]
+            for name, module, leaf in self._slots
+        }
+
+
+def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPAConfig) -> QPAModel:
+    """Put a PEFT method on a language model and let a circuit generate its tensors.
+
+    Args:
+        model: any causal language model; it is frozen and changed in place, as PEFT does.
+        peft_config: the method: ``LoraConfig(r=4, target_modules=["lm_head"])``.
+        config: the generator; ``QPAConfig(n_mlp=2048)`` is the variant ``tuned``.
+
+    Raises:
+        InputError: a target that does not exist, or more qubits than the back end takes.
+    """
+    if config.variant == Variant.off:
+        raise InputError("qpa=off has no generator: use peft.get_peft_model itself.")
+    qpa = QPAModel(build_peft_model(model, peft_config, config.seed), config)
+    qpa.generator.chunking.warn_if_oversized()
+    return qpa

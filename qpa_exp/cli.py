@@ -1,0 +1,169 @@
+"""What the commands share: composing a config, and saying what is wrong in one sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from qpa_exp.config import Config, validate
+from qpa_exp.errors import InputError, nearest
+
+USAGE_ERROR = 2
+
+
+def conf_dir() -> Path:
+    """The config tree: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def register_schema() -> None:
+    """Make the dataclasses known to Hydra as ``schema``, and the resolvers that conf/ uses."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
+
+
+def compose_config(overrides: Sequence[str]) -> Config:
+    """The config that these command-line overrides describe, typed and within range.
+
+    Raises:
+        InputError: a key, an option or a value that is not allowed.
+    """
+    register_schema()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return to_config(compose("config", overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(error)) from error
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Resolve every reference, and check every range.
+
+    Raises:
+        InputError: a value that is missing or out of range.
+    """
+    try:
+        _refuse_appended_keys(composed)
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error)) from error
+    assert isinstance(config, Config)
+    validate(config)
+    return config
+
+
+def known_keys(node: type = Config, prefix: str = "") -> list[str]:
+    """Every key of the schema, dotted: ``qpa.n_mlp``."""
+    hints = get_type_hints(node)
+    keys: list[str] = []
+    for item in fields(node):
+        kind = hints[item.name]
+        keys.append(prefix + item.name)
+        if isinstance(kind, type) and is_dataclass(kind):
+            keys += known_keys(kind, f"{prefix}{item.name}.")
+    return keys
+
+
+def explain(error: BaseException) -> str:
+    """One sentence from an error of Hydra or OmegaConf: what is wrong, and what would be right."""
+    text = str(error)
+    cause = error.__cause__
+    if isinstance(error, MissingMandatoryValue) or "Missing mandatory value" in text:
+        return f"{_full_key(text)} has no value: give {_full_key(text)}=<value>."
+    if isinstance(error, InterpolationKeyError):
+        return _explain_missing_default(error)
+    if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        group, option = match.groups()
+        options = re.findall(r"^\t([a-z]\w*)$", text, flags=re.MULTILINE)
+        return f"{group}={option} is unknown: give one of {', '.join(options)}."
+    if match := re.search(r"Could not (?:override|append|delete)[^']*'([^'=]*)", text):
+        return _explain_unknown_key(match.group(1))
+    if match := re.search(r"Error merging override '?\+*([^=]+)=(.*?)'?$", text, re.MULTILINE):
+        return _explain_bad_value(match.group(1), match.group(2), str(cause or text))
+    if match := re.search(r"Key '(\w+)' (?:is not in struct|not in '\w+')", text):
+        return _explain_unknown_key(_full_key(text) or match.group(1))
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read as an override: write key=value."
+    return _first_line(text)
+
+
+def _refuse_appended_keys(node: DictConfig, prefix: str = "") -> None:
+    """Hydra's ``+key=value`` adds keys that no part of the program reads: a typo in disguise."""
+    kind: Any = OmegaConf.get_type(node)
+    allowed = {item.name for item in fields(kind)}
+    for name in map(str, node):
+        key = f"{prefix}{name}"
+        if name not in allowed:
+            raise InputError(_explain_unknown_key(key))
+        if is_dataclass(OmegaConf.get_type(node, name)):
+            _refuse_appended_keys(node[name], f"{key}.")
+
+
+def _explain_unknown_key(key: str) -> str:
+    key = key.lstrip("+~").split("@")[0]
+    close = nearest(key, known_keys()) or [f"one of {', '.join(f.name for f in fields(Config))}"]
+    return f"{key} is not a key of the configuration: did you mean {' or '.join(close)}?"
+
+
+def _explain_bad_value(key: str, value: str, reason: str) -> str:
+    if re.search(r"Key '\w+' not in", reason):
+        return _explain_unknown_key(key)
+    if match := re.search(r"could not be converted to (\w+)", reason):
+        wanted = match.group(1)
+        return f"{key}={value} has the wrong type: give {_ARTICLED.get(wanted, wanted)}."
+    return f"{key}={value} is not allowed: {_lower_first(_first_line(reason)).rstrip('.')}."
+
+
+_ARTICLED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _explain_missing_default(error: BaseException) -> str:
+    key = _full_key(str(error))
+    return (
+        f"{key} has no default for this combination of model, variant and method: "
+        f"give {key}=<value>."
+    )
+
+
+def _full_key(text: str) -> str:
+    match = re.search(r"(?:full_key|Missing mandatory value): (\S+)", text)
+    return match.group(1) if match else ""
+
+
+def _first_line(text: str) -> str:
+    return " ".join(text.strip().split("\n")[0].split())
+
+
+def run_command(main: Callable[[list[str]], None]) -> NoReturn:
+    """Run a command on ``sys.argv``; leave with status 0, or 2 and one sentence on stderr."""
+    # Hydra then hands its errors over instead of printing them in its own way.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        main(sys.argv[1:])
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        sentence = str(error) if isinstance(error, InputError) else explain(error)
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,333 @@
+"""The typed schema of every config group: what is allowed, said once.
+
+Hydra composes the YAML files of ``conf/`` into these dataclasses, so a misspelt key or a wrong
+type is refused while composing; :func:`validate` then refuses values that are out of range.
+Nothing is loaded, read or written before both have passed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from omegaconf import MISSING
+
+from qpa_exp.errors import InputError
+
+
+class Variant(StrEnum):
+    """Which generator: the paper's equations, the authors' released code, ours, or none at all."""
+
+    paper = "paper"
+    released = "released"
+    tuned = "tuned"
+    off = "off"
+
+
+class Ansatz(StrEnum):
+    """The circuit's layer: ``ry`` is R_Y on every qubit, then a CNOT chain (Eq. 1)."""
+
+    ry = "ry"
+
+
+class Backend(StrEnum):
+    """What computes the circuit's probabilities."""
+
+    statevector = "statevector"
+
+
+class Activation(StrEnum):
+    """Between the mapping model's layers. ``none`` makes it a deep linear map."""
+
+    none = "none"
+    relu = "relu"
+    gelu = "gelu"
+    tanh = "tanh"
+
+
+class BasisOrder(StrEnum):
+    """Which basis states label the chunks: the first ``n_chunks``, or a fresh random sample."""
+
+    fixed = "fixed"
+    random = "random"
+
+
+class PeftMethod(StrEnum):
+    """The method whose tensors are trained (``qpa=off``) or generated."""
+
+    lora = "lora"
+
+
+class Dtype(StrEnum):
+    """The type of the frozen language model's weights; the generator is always float32."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Corpus(StrEnum):
+    """The text that a run trains and tests on."""
+
+    pydoc = "pydoc"
+    wikitext2 = "wikitext2"
+    ptb = "ptb"
+    text = "text"
+
+
+class Layout(StrEnum):
+    """How text becomes examples: one padded line each (the paper), or packed blocks."""
+
+    lines = "lines"
+    blocks = "blocks"
+
+
+class Schedule(StrEnum):
+    """The learning rate after the warmup."""
+
+    linear = "linear"
+    constant = "constant"
+
+
+class LoggerName(StrEnum):
+    """Where curves go besides the run directory's own CSV file."""
+
+    csv = "csv"
+    wandb = "wandb"
+    tensorboard = "tensorboard"
+
+
+@dataclass
+class RecipeConfig:
+    """How this model is trained unless told otherwise; the other groups point here.
+
+    ``lr`` is a table, variant by method; the rest is by method.
+    """
+
+    n_mlp: int = MISSING
+    lr: dict[str, dict[str, float]] = field(default_factory=dict)
+    max_epochs: dict[str, int] = field(default_factory=dict)
+    warmup_steps: dict[str, int] = field(default_factory=dict)
+    lora_dropout: float = 0.0
+    batch_size: int = 1
+    max_length: int = 128
+
+
+@dataclass
+class ModelConfig:
+    """A causal language model, loaded by ``AutoModelForCausalLM`` and frozen."""
+
+    name: str = MISSING
+    name_or_path: str = MISSING
+    """A hub id, a directory in the hub's format, or ``qpa_exp/tiny`` (the bundled model)."""
+    revision: str | None = None
+    dtype: Dtype = Dtype.float32
+    architecture: dict[str, Any] | None = None
+    """``AutoConfig.for_model``'s arguments, so that ``plan`` needs neither weights nor network;
+    null = read the ``config.json`` of ``name_or_path``."""
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+
+
+@dataclass
+class PeftMethodConfig:
+    """One PEFT method on the modules it targets."""
+
+    method: PeftMethod = PeftMethod.lora
+    r: int = 4
+    lora_alpha: int = 8
+    """The update is scaled by ``lora_alpha / r``; the paper takes 2 r."""
+    lora_dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: ["lm_head"])
+
+
+@dataclass
+class QPAConfig:
+    """The generator: a circuit of ``n_layers`` repetitions and a mapping model.
+
+    ``QPAConfig()`` is the variant ``tuned``. Each difference between the variants is a field of
+    its own: ``anchor``, ``activation``, ``squash``, ``basis_order``, ``center``.
+    """
+
+    variant: Variant = Variant.tuned
+    n_mlp: int = 64
+    """Parameters generated from one basis state (Sec. 3.2)."""
+    n_layers: int = 8
+    """Repetitions of the ansatz, the paper's L."""
+    ansatz: Ansatz = Ansatz.ry
+    backend: Backend = Backend.statevector
+    anchor: bool = True
+    """Generate init + G(theta) - G(theta_0), so that training starts where the method starts."""
+    activation: Activation = Activation.gelu
+    squash: bool = False
+    """p -> (0.6 tanh(0.1 2^(N-1) p))^0.15 minus its mean, as the released code does."""
+    basis_order: BasisOrder = BasisOrder.fixed
+    center: bool = False
+    """Subtract the mean of the generated vector (Appendix J)."""
+    seed: int = 2025
+    """Of the initial angles, the mapping model and the PEFT method's own initial tensors."""
+
+
+@dataclass
+class DataConfig:
+    """A corpus, which of its splits serve for what, and how text becomes examples."""
+
+    name: Corpus = Corpus.pydoc
+    path: str | None = None
+    """A file or directory of the user's own; null = the corpus' own source."""
+    layout: Layout = Layout.blocks
+    max_length: int = 128
+    """Tokens an example: the block, or the length that lines are padded and cut to."""
+    batch_size: int = 4
+    eval_batch_size: int = 8
+    train_split: str = "train"
+    validation_split: str = "validation"
+    test_split: str = "test"
+
+
+@dataclass
+class OptimConfig:
+    """AdamW, a warmup, and a decay (Tables 4 to 7)."""
+
+    name: str = "adamw"
+    lr: float = MISSING
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    schedule: Schedule = Schedule.linear
+    warmup_steps: int = 0
+
+
+@dataclass
+class TrainerConfig:
+    """Lightning's own names for what it is asked to do."""
+
+    accelerator: str = "cpu"
+    devices: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    max_epochs: int = MISSING
+    max_steps: int = -1
+    """Optimizer steps, where fewer than ``max_epochs`` give; -1 = no limit."""
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    log_every_n_steps: int = 10
+    validate_every_n_steps: int | None = None
+    """Optimizer steps between validations; null = once an epoch."""
+    checkpoint_every_n_steps: int = 100
+    limit_eval_batches: int | None = None
+    """Stop validation and test after so many batches; null = all of them."""
+    progress_bar: bool = True
+
+
+@dataclass
+class LoggerConfig:
+    """Where curves go, and under which names."""
+
+    name: LoggerName = LoggerName.csv
+    project: str = "qpa_exp"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    peft: PeftMethodConfig = field(default_factory=PeftMethodConfig)
+    qpa: QPAConfig = field(default_factory=QPAConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = 2025
+    resume: str | None = None
+    """The directory of an interrupted run to continue, as it was configured."""
+
+
+# --- ranges -----------------------------------------------------------------------------------
+
+_AT_LEAST: dict[str, int] = {
+    "peft.r": 1,
+    "peft.lora_alpha": 1,
+    "qpa.n_mlp": 1,
+    "qpa.n_layers": 1,
+    "qpa.seed": 0,
+    "data.max_length": 2,
+    "data.batch_size": 1,
+    "data.eval_batch_size": 1,
+    "optim.warmup_steps": 0,
+    "trainer.devices": 1,
+    "trainer.max_epochs": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.validate_every_n_steps": 1,
+    "trainer.checkpoint_every_n_steps": 1,
+    "trainer.limit_eval_batches": 1,
+    "seed": 0,
+}
+_POSITIVE = ("optim.lr", "optim.eps", "trainer.gradient_clip_val")
+_ONE_OF: dict[str, tuple[str, ...]] = {
+    "optim.name": ("adamw",),
+    "trainer.accelerator": ("cpu", "gpu", "cuda", "mps", "auto"),
+    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
+}
+
+
+def validate(config: Config) -> None:
+    """Refuse the first value that is out of range.
+
+    Raises:
+        InputError: one sentence with the key, its value and what would be right.
+    """
+    for key, low in _AT_LEAST.items():
+        value = _get(config, key)
+        if value is not None and value < low:
+            raise InputError(f"{key}={value} is too small: give a whole number of at least {low}.")
+    for key in _POSITIVE:
+        value = _get(config, key)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise InputError(f"{key}={value} is out of range: give a finite number above 0.")
+    for key, choices in _ONE_OF.items():
+        value = _get(config, key)
+        if value not in choices:
+            raise InputError(f"{key}={value} is unknown: give one of {', '.join(choices)}.")
+    _validate_the_rest(config)
+
+
+def _validate_the_rest(config: Config) -> None:
+    optim, trainer = config.optim, config.trainer
+    if not 0 <= config.peft.lora_dropout < 1:
+        raise InputError(
+            f"peft.lora_dropout={config.peft.lora_dropout} is out of range: "
+            "give a probability of at least 0 and below 1."
+        )
+    if not config.peft.target_modules:
+        raise InputError(
+            "peft.target_modules=[] targets nothing: name a layer, for example [lm_head]."
+        )
+    if not (optim.weight_decay >= 0 and math.isfinite(optim.weight_decay)):
+        raise InputError(
+            f"optim.weight_decay={optim.weight_decay} is out of range: give a number from 0 up."
+        )
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        raise InputError(
+            f"optim.betas={list(optim.betas)} is out of range: give two numbers from 0 to below 1."
+        )
+    if trainer.max_steps != -1 and trainer.max_steps < 1:
+        raise InputError(
+            f"trainer.max_steps={trainer.max_steps} is out of range: give at least 1, "
+            "or -1 for no limit."
+        )
+    if config.data.name is Corpus.text and config.data.path is None:
+        raise InputError("data=text needs data.path=<a text file or a directory of them>.")
+
+
+def _get(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,230 @@
+"""The data of a run as Lightning asks for it: three loaders over token ids held in memory.
+
+Training order is a pure function of (seed, epoch), and the training loader can be put back into
+the middle of an epoch. Lightning does both through two hooks: before an epoch it calls
+``loader.sampler.set_epoch(epoch)``, and it keeps ``loader.state_dict()`` in every checkpoint and
+gives it to ``load_state_dict`` when it resumes, before it makes the first iterator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from jaxtyping import Int
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from qpa_exp.config import DataConfig
+from qpa_exp.data.corpora import CorpusText, load_corpus, split_name
+from qpa_exp.data.layouts import Examples, lay_out, mask
+from qpa_exp.errors import InputError
+
+Batch = dict[str, Tensor]
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Int[Tensor, " {n}"]:
+    """The order in which an epoch visits ``n`` examples: a permutation, the same every time.
+
+    Seed and epoch are hashed together, since their sum would give seed 1 the epochs of seed 0.
+    """
+    digest = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randperm(n, generator=generator)
+
+
+class ShuffledBatches(Sampler[list[int]]):
+    """Batches of row numbers for training, from any batch of any epoch onwards.
+
+    Every rank gets the same number of rows: the shuffled order is repeated from its start until
+    the ranks divide it, then dealt out in turn, as ``DistributedSampler`` does. The last batch of
+    an epoch may be short.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self._given = 0  # batches of this epoch handed out so far
+        self._start = 0  # the batch that the next iterator begins with
+
+    def __len__(self) -> int:
+        rows = -(-self.n // self.world_size)
+        return -(-rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # A generator: Lightning makes the first iterator before it says which epoch it is for.
+        self._given, self._start = self._start, 0
+        order = epoch_order(self.n, self.seed, self.epoch)
+        total = -(-self.n // self.world_size) * self.world_size
+        mine = order[torch.arange(total) % self.n][self.rank :: self.world_size]
+        for batch in mine.split(self.batch_size)[self._given :]:
+            self._given += 1
+            yield batch.tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turn to an epoch. A restored position holds in its own epoch only."""
+        if epoch != self.epoch:
+            self.epoch, self._given, self._start = epoch, 0, 0
+
+    def _fixed(self) -> dict[str, int]:
+        return {
+            "rows": self.n,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "world_size": self.world_size,
+        }
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and batches handed out; the same on every rank."""
+        return {"epoch": self.epoch, "batches": self._given, **self._fixed()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after the batches of ``state``; an ``InputError`` where they would not fit."""
+        for key, value in self._fixed().items():
+            if state[key] != value:
+                raise InputError(
+                    f"The checkpoint's training data has {key} {state[key]}, this run's {value}:"
+                    " it can only be resumed as it was configured."
+                )
+        self.epoch = state["epoch"]
+        self._given = self._start = state["batches"]
+
+
+class OrderedBatches(Sampler[list[int]]):
+    """Batches of row numbers for evaluation: every ``world_size``-th row, in order, none twice."""
+
+    def __init__(self, n: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        self.rows, self.batch_size = range(rank, n, world_size), batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, len(self.rows), self.batch_size):
+            yield list(self.rows[start : start + self.batch_size])
+
+
+class ExampleBatches(Dataset[Batch]):
+    """Examples by lists of row numbers: ``input_ids`` and ``attention_mask``, (b, t) int64."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, rows: list[int]) -> Batch:
+        input_ids = self.examples.input_ids[rows]
+        attention_mask = mask(self.examples.lengths[rows], input_ids.shape[1])
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A loader that can go on in the middle of an epoch.
+
+    Only with the tokens in this process: a worker would have drawn batches ahead of those handed
+    out, which is all that the sampler counts.
+    """
+
+    sampler: ShuffledBatches
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the sampler is."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Put the sampler back there."""
+        self.sampler.load_state_dict(state)
+
+
+class TextDataModule(LightningDataModule):
+    """A corpus, tokenised once, as batches for training, validation and test.
+
+    A batch is a dict of ``input_ids`` and ``attention_mask``, both (b, t) int64, the mask 1 on
+    real tokens. Batches are dealt to the ranks here, so the Trainer must be made with
+    ``use_distributed_sampler=False``. Raises ``InputError`` where the corpus or the tokenizer is
+    not usable (see ``load_corpus`` and ``lay_out``).
+    """
+
+    def __init__(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+        super().__init__()
+        self.config, self.tokenizer, self.seed = config, tokenizer, seed
+        # Evaluation repeats no row, so with more ranks than rows some have nothing to do.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    @cached_property
+    def corpus(self) -> CorpusText:
+        """The text, read at the first use."""
+        return load_corpus(self.config)
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """What a split serves for -> the name of the split that does."""
+        return {
+            "train": split_name(self.config.train_split),
+            "validation": split_name(self.config.validation_split),
+            "test": split_name(self.config.test_split),
+        }
+
+    @cached_property
+    def examples(self) -> dict[str, Examples]:
+        """The examples for ``train``, ``validation`` and ``test``, tokenised at the first use."""
+        by_split = {split: self._lay_out(split) for split in self.corpus.splits}
+        return {role: by_split[split] for role, split in self.splits.items()}
+
+    def _lay_out(self, split: str) -> Examples:
+        documents = self.corpus.splits[split]
+        try:
+            return lay_out(documents, self.tokenizer, self.config.layout, self.config.max_length)
+        except InputError as error:
+            raise InputError(f"The {split} split of {self.corpus.source}: {error}") from error
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """``documents``, ``examples`` and real ``tokens`` of what serves for each purpose."""
+        return {
+            role: {
+                "documents": len(self.corpus.splits[split]),
+                "examples": len(self.examples[role]),
+                "tokens": int(self.examples[role].lengths.sum()),
+            }
+            for role, split in self.splits.items()
+        }
+
+    def prepare_data(self) -> None:
+        """Let one process of a machine fill the hub's cache before the others read it."""
+        _ = self.corpus
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning names it
+        """Read and tokenise everything; at once if that has been done."""
+        _ = self.examples
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled by (seed, epoch); this rank's share, as many batches on every rank."""
+        rows = ExampleBatches(self.examples["train"])
+        sampler = ShuffledBatches(len(rows), self.config.batch_size, self.seed, **self._place())
+        return ResumableLoader(rows, sampler=sampler, batch_size=None, generator=torch.Generator())
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """In order; this rank's share, without repeats."""
+        return self._evaluation_loader("validation")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """In order; this rank's share, without repeats."""
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, role: str) -> DataLoader[Batch]:
+        rows = ExampleBatches(self.examples[role])
+        sampler = OrderedBatches(len(rows), self.config.eval_batch_size, **self._place())
+        return DataLoader(rows, sampler=sampler, batch_size=None, generator=torch.Generator())
+
+    def _place(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}

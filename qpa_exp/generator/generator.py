@@ -1,0 +1,140 @@
+"""The generator: () -> the m parameters of a PEFT method, from a circuit and a mapping model."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from qpa_exp.circuits import Circuit
+from qpa_exp.config import Activation, Ansatz, Backend, BasisOrder, QPAConfig
+from qpa_exp.generator.chunking import Chunking
+from qpa_exp.generator.mapping import MappingModel
+
+# The released code's squashing of the probabilities (its beta, gamma and alpha).
+_BETA, _GAMMA, _ALPHA = 0.6, 0.1, 0.15
+
+
+class Generator(nn.Module):
+    """Generates ``m`` parameters from few trainable ones (Eq. 5 to 8).
+
+    Chunk i holds ``n_mlp`` of them: the mapping model's output for the pair of basis state i, as
+    N bits, and its probability. The bits are written -1 and +1 in every variant; the first layer
+    has a bias, so it can express the same with 0 and 1.
+
+    ``config.anchor`` subtracts what the generator gave at its start, G(theta) - G(theta_0), so
+    that the first vector is exactly zero. The start is rebuilt from ``config.seed``, so it costs
+    no trainable parameter and no space in a checkpoint.
+
+    Attributes:
+        circuit: the circuit, with its angles ``theta``.
+        mapping: the mapping model.
+        states: the basis state of each chunk where the order is fixed.
+        chunking: m, n_mlp, n_chunks and n_qubits.
+    """
+
+    states: Tensor
+
+    def __init__(self, m: int, config: QPAConfig) -> None:
+        """Raises InputError where the circuit would need more qubits than its back end takes."""
+        super().__init__()
+        self.config = config
+        self.chunking = Chunking(m, config.n_mlp)
+        n_qubits = self.chunking.n_qubits
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.circuit = Circuit(
+                n_qubits, config.n_layers, Ansatz(config.ansatz), Backend(config.backend)
+            )
+            self.mapping = MappingModel(n_qubits, config.n_mlp, Activation(config.activation))
+            sample = torch.randperm(2**n_qubits)[: self.chunking.n_chunks]
+        # In evaluation a random order is one fixed sample: what is tested is what is exported.
+        fixed = torch.arange(self.chunking.n_chunks)
+        states = sample if self._draws_states else fixed
+        self.register_buffer("states", states, persistent=False)
+        self._origin = [self._frozen_copy()] if config.anchor else []
+        self._start: Tensor | None = None
+
+    @property
+    def n_trainable(self) -> int:
+        """Angles of the circuit, weights and biases of the mapping model."""
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self) -> Float[Tensor, " m"]:
+        """The generated parameters, in chunk order; under ``anchor`` their change since the start.
+
+        A random basis order is drawn afresh at every call in training mode, from torch's global
+        random stream.
+        """
+        states = self._draw_states()
+        generated = self._generate(states)
+        return generated - self._start_at(states) if self.config.anchor else generated
+
+    def _generate(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, " m"]:
+        chunks = self.mapping(self._features(states))
+        generated = chunks.flatten()[: self.chunking.m]
+        return generated - generated.mean() if self.config.center else generated
+
+    def _features(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, "chunks features"]:
+        probabilities = self.circuit()
+        if self.config.squash:
+            probabilities = squash(probabilities)
+        bits = basis_bits(states, self.circuit.n_qubits).to(probabilities.dtype)
+        # Under a random order too, row i reads the i-th probability: the released code's pairing.
+        return torch.cat([bits, probabilities[: self.chunking.n_chunks, None]], dim=1)
+
+    @property
+    def _draws_states(self) -> bool:
+        return self.config.basis_order == BasisOrder.random
+
+    def _draw_states(self) -> Int[Tensor, " chunks"]:
+        if not (self.training and self._draws_states):
+            return self.states
+        drawn = torch.randperm(2**self.circuit.n_qubits, device=self.states.device)
+        return drawn[: self.chunking.n_chunks]
+
+    # --- the anchor ---------------------------------------------------------------------------
+
+    def _frozen_copy(self) -> Generator:
+        """The generator as it is now, never trained. Kept in a list: it is no submodule."""
+        frozen = copy.deepcopy(self)
+        frozen.requires_grad_(False)
+        return frozen
+
+    @torch.no_grad()
+    def _start_at(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, " m"]:
+        """G(theta_0) for these basis states; computed once where their order is fixed."""
+        device = states.device
+        if self._start is None or self._start.device != device or states is not self.states:
+            origin = self._origin[0].to(device)
+            start = origin._generate(states)
+            if states is not self.states:
+                return start
+            self._start = start
+        return self._start
+
+    def start_norm(self) -> float:
+        """The Euclidean norm of G(theta_0), a fingerprint of the start; 0 without an anchor."""
+        if not self.config.anchor:
+            return 0.0
+        return float(self._start_at(self.states).double().norm())
+
+
+def basis_bits(states: Int[Tensor, " chunks"], n_qubits: int) -> Float[Tensor, "chunks qubits"]:
+    """The basis states' N bits as -1 and +1, qubit 1 (the most significant) first."""
+    places = torch.arange(n_qubits - 1, -1, -1, device=states.device)
+    bits = (states[:, None] >> places) & 1
+    return (2 * bits - 1).float()
+
+
+def squash(probabilities: Float[Tensor, " states"]) -> Float[Tensor, " states"]:
+    """(beta tanh(gamma 2^(N-1) p))^alpha minus its mean over all 2^N states: the released code.
+
+    The power's slope is infinite at p = 0; the smallest normal number stands in for zero, which
+    keeps the gradient finite, and moves that value by 2e-6.
+    """
+    scaled = _GAMMA * (probabilities.numel() / 2) * probabilities
+    squashed = (_BETA * torch.tanh(scaled)).clamp_min(torch.finfo(scaled.dtype).tiny) ** _ALPHA
+    return squashed - squashed.mean()

@@ -1,0 +1,1 @@
+"""The frozen language model: loading it, and the losses of its predictions."""

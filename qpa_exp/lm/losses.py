@@ -1,0 +1,61 @@
+"""From logits to the losses that training and testing report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """The negative log-likelihood in nats of each predicted token, and which tokens are text.
+
+    Token t + 1 is predicted from tokens 1 to t, so a row of T tokens has T - 1 predictions and
+    its first token is never predicted.
+    """
+
+    nats: Float[Tensor, "rows predictions"]
+    is_text: Bool[Tensor, "rows predictions"]
+
+    @property
+    def text_sum(self) -> Tensor:
+        """Nats over the real tokens."""
+        return self.nats.masked_fill(~self.is_text, 0.0).sum()
+
+    @property
+    def text_count(self) -> Tensor:
+        """How many real tokens are predicted."""
+        return self.is_text.sum()
+
+    @property
+    def text_mean(self) -> Tensor:
+        """Nats a real token; its exponential is ``perplexity``."""
+        return self.text_sum / self.text_count.clamp_min(1)
+
+    @property
+    def padded_mean(self) -> Tensor:
+        """Nats a position, padding included; its exponential is ``perplexity_padded``."""
+        return self.nats.mean()
+
+
+def token_losses(
+    logits: Float[Tensor, "rows tokens vocab"],
+    input_ids: Int[Tensor, "rows tokens"],
+    attention_mask: Int[Tensor, "rows tokens"],
+) -> TokenLosses:
+    """The loss of every prediction in a batch, in float32 whatever the logits' type.
+
+    Args:
+        logits: the language model's output.
+        input_ids: the tokens, right-padded.
+        attention_mask: 1 where a token is text, 0 where it is padding.
+    """
+    predictions = logits[:, :-1].float()
+    nats = F.cross_entropy(
+        predictions.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none"
+    ).view(predictions.shape[:2])
+    return TokenLosses(nats, attention_mask[:, 1:].to(torch.bool))

@@ -1,0 +1,1 @@
+"""A run: the LightningModule, checkpoints, loggers, and what is left behind."""

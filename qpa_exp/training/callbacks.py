@@ -1,0 +1,76 @@
+"""Lightning callbacks: how long training took, and where checkpoints go."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+
+class StepTimes(Callback):
+    """Seconds of training, over all the parts of a resumed run, and seconds of one step.
+
+    Attributes:
+        train_seconds: wall time in training, validation during it included.
+    """
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._began: float | None = None
+        self._batch_began = 0.0
+        self._steps: list[float] = []
+
+    @property
+    def train_seconds(self) -> float:
+        """Wall time in training so far."""
+        running = 0.0 if self._began is None else time.perf_counter() - self._began
+        return self._before + running
+
+    @property
+    def step_seconds_median(self) -> float | None:
+        """The median over this process' training batches; None before the first."""
+        return statistics.median(self._steps) if self._steps else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Stop the clock."""
+        self._before, self._began = self.train_seconds, None
+
+    def on_train_batch_start(self, *args: Any) -> None:  # noqa: ARG002
+        """A batch begins."""
+        self._batch_began = time.perf_counter()
+
+    def on_train_batch_end(self, *args: Any) -> None:  # noqa: ARG002
+        """A batch ends; on a GPU its last kernels may still run, which the next one waits for."""
+        self._steps.append(time.perf_counter() - self._batch_began)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning keeps this in the checkpoint."""
+        return {"train_seconds": self.train_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting from there."""
+        self._before = float(state_dict["train_seconds"])
+
+
+def checkpoints(run_dir: Path, every_n_steps: int) -> ModelCheckpoint:
+    """Keep the newest checkpoint: the next is whole on disk before the last one is removed."""
+    return ModelCheckpoint(
+        dirpath=run_dir / "checkpoints",
+        filename="{step:08d}",
+        every_n_train_steps=every_n_steps,
+        save_top_k=1,
+    )
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint that a run would go on from; None where it has none yet."""
+    found = sorted((run_dir / "checkpoints").glob("*.ckpt"))
+    return found[-1] if found else None

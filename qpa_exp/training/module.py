@@ -1,0 +1,201 @@
+"""What Lightning trains: the loss of a batch, the optimizer, the perplexities."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any, Self
+
+import torch
+from peft import PeftModel
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from transformers import get_scheduler
+
+from qpa_exp.adapters import QPAModel, train_adapter_only
+from qpa_exp.config import Config, Layout, Schedule
+from qpa_exp.errors import InputError
+from qpa_exp.lm.losses import TokenLosses, token_losses
+
+Batch = dict[str, Tensor]
+
+_SCHEDULERS = {Schedule.linear: "linear", Schedule.constant: "constant_with_warmup"}
+
+
+class Divergence(InputError):
+    """Training produced a loss or a gradient that is not a finite number."""
+
+
+class Perplexities(nn.Module):
+    """Running means of the loss in nats, over real tokens and over all positions.
+
+    Sums are kept in float64 and joined over the processes of a run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = MeanMetric().set_dtype(torch.float64)
+        self.padded = MeanMetric().set_dtype(torch.float64)
+
+    def update(self, losses: TokenLosses) -> None:
+        """Count one batch."""
+        self.text.update(losses.nats[losses.is_text])
+        self.padded.update(losses.nats)
+
+    def compute(self, prefix: str, layout: Layout) -> dict[str, float]:
+        """``<prefix>loss``, ``<prefix>perplexity`` and, in lines, ``<prefix>perplexity_padded``."""
+        loss = float(self.text.compute())
+        values = {f"{prefix}loss": loss, f"{prefix}perplexity": _exp(loss)}
+        if layout == Layout.lines:
+            values[f"{prefix}perplexity_padded"] = _exp(float(self.padded.compute()))
+        return values
+
+    def reset(self) -> None:
+        """Start again."""
+        self.text.reset()
+        self.padded.reset()
+
+
+def _exp(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+class AdapterModule(LightningModule):
+    """Trains the generator of a :class:`QPAModel`, or the tensors of a PEFT model (``qpa=off``).
+
+    Under ``layout=lines`` the training loss is the paper's, a mean over all positions, padding
+    included. Each training step draws its random numbers (dropout, a random basis order) from a
+    stream of its own, so a resumed run draws what an uninterrupted one would.
+    """
+
+    model: QPAModel | PeftModel
+
+    def __init__(self, model: QPAModel | PeftModel, config: Config) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.validation = Perplexities()
+        self.adapted = Perplexities()
+        self.base = Perplexities()
+        # What a checkpoint holds has fewer names than the model: the trained ones alone.
+        self.strict_loading = False
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> TokenLosses:
+        """The loss of every prediction in a batch of ``input_ids`` and ``attention_mask``."""
+        logits = self.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        ).logits
+        return token_losses(logits, batch["input_ids"], batch["attention_mask"])
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Give the step its own random stream."""
+        torch.manual_seed(
+            _step_seed(self.config.seed, self.current_epoch, batch_idx, self.global_rank)
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """The loss that is minimised; a loss that is not finite ends the run."""
+        losses = self(batch)
+        loss = losses.padded_mean if self.config.data.layout == Layout.lines else losses.text_mean
+        self._require_finite(loss.detach(), "loss")
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
+        """A gradient that is not finite would spoil the weights: end the run before it does."""
+        if self.trainer.precision == "16-mixed":  # the loss scaler steps over those by itself
+            return
+        for parameter in self.trained().values():
+            if parameter.grad is not None:
+                self._require_finite(parameter.grad, "gradient")
+
+    def _require_finite(self, values: Tensor, what: str) -> None:
+        if not torch.isfinite(values).all():
+            raise Divergence(
+                f"The {what} at step {self.global_step + 1} is not a finite number: training "
+                f"stops there; optim.lr={self.config.optim.lr:g} may be too large."
+            )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Count one batch of the validation split."""
+        self.validation.update(self(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation split's loss and perplexities."""
+        values = self.validation.compute("validation/", self.config.data.layout)
+        self.validation.reset()
+        self.log_dict(values, prog_bar=True, rank_zero_only=False)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Count one batch of the test split, for the adapted model and for the base model."""
+        self.adapted.update(self(batch))
+        with self.model.disable_adapter():
+            self.base.update(self(batch))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test split's loss and perplexities."""
+        layout = self.config.data.layout
+        values = self.adapted.compute("test/", layout) | self.base.compute("test/base_", layout)
+        self.adapted.reset()
+        self.base.reset()
+        self.log_dict(values)
+
+    # --- what is trained ----------------------------------------------------------------------
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name: the generator's, or the method's own."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a warmup and a decay over the steps that the run will take."""
+        optim = self.config.optim
+        optimizer = torch.optim.AdamW(
+            self.trained().values(),
+            lr=optim.lr,
+            betas=(optim.betas[0], optim.betas[1]),
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+        )
+        scheduler = get_scheduler(
+            _SCHEDULERS[Schedule(optim.schedule)],
+            optimizer,
+            num_warmup_steps=optim.warmup_steps,
+            num_training_steps=int(self.trainer.estimated_stepping_batches),
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def train(self, mode: bool = True) -> Self:
+        """The frozen backbone stays in evaluation mode: its hidden states are constants."""
+        super().train(mode)
+        if not isinstance(self.model, QPAModel):
+            train_adapter_only(self.model, mode)
+        return self
+
+    # --- checkpoints --------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trained parameters; the language model is where it came from."""
+        trained = self.trained()
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if name in trained
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose parameters are not this run's."""
+        own = {name: p.shape for name, p in self.trained().items()}
+        if {name: value.shape for name, value in checkpoint["state_dict"].items()} != own:
+            raise InputError("The checkpoint's trained parameters are not those of this run.")
+
+
+def _step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
+    digest = hashlib.sha256(f"{seed} {epoch} {batch} {rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

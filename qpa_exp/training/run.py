@@ -1,0 +1,235 @@
+"""One run, from a config to its ``metrics.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+
+from qpa_exp.adapters import QPAModel
+from qpa_exp.adapters.build import adapt, count
+from qpa_exp.config import Config
+from qpa_exp.data import TextDataModule
+from qpa_exp.errors import InputError
+from qpa_exp.lm.loading import check_length, load_architecture, load_model, load_tokenizer
+from qpa_exp.plan import describe
+from qpa_exp.training import directory, results
+from qpa_exp.training.callbacks import StepTimes, checkpoints, newest_checkpoint
+from qpa_exp.training.loggers import log_summary, make_loggers
+from qpa_exp.training.module import AdapterModule, Divergence
+
+log = logging.getLogger(__name__)
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    config: Config
+    run_dir: Path
+    module: AdapterModule
+    data: TextDataModule
+    times: StepTimes
+    trainer: Trainer
+
+
+def run(config: Config, run_dir: Path) -> Metrics:
+    """Train and test as configured; everything that is written lies in ``run_dir``.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        InputError: something that was given cannot be used; then nothing has been written.
+        Divergence: the loss or a gradient became NaN or infinite; ``metrics.json`` then says
+            ``status: diverged``, and the last checkpoint is kept.
+    """
+    module, data = load(config)
+    rank_zero_only(directory.claim)(run_dir, config)
+    log.info("Run directory: %s", run_dir)
+    parts = _assemble(config, run_dir, module, data)
+    # The curves begin with the loss before the first step.
+    parts.trainer.validate(module, data, verbose=False)
+    return _train_and_test(parts, checkpoint=None)
+
+
+def resume(run_dir: Path) -> Metrics:
+    """Continue an interrupted run from its newest checkpoint; a complete one is only read.
+
+    On a CPU the result is the same, bit for bit, as that of a run that was never interrupted.
+
+    Raises:
+        InputError: no run directory, a run that diverged, or a damaged checkpoint.
+    """
+    config = directory.read_config(run_dir)
+    finished = results.read_metrics(run_dir)
+    if finished is not None and finished["status"] == "complete":
+        log.info("%s is complete.", run_dir)
+        return finished
+    if finished is not None:
+        raise InputError(f"{run_dir} cannot be continued: {finished['error']}")
+    checkpoint = newest_checkpoint(run_dir)
+    check_checkpoint(checkpoint)
+    module, data = load(config)
+    log.info("Continuing %s from %s", run_dir, checkpoint.name if checkpoint else "its start")
+    return _train_and_test(_assemble(config, run_dir, module, data), checkpoint)
+
+
+def load(config: Config) -> tuple[AdapterModule, TextDataModule]:
+    """The model and the data of a run, loaded and checked; nothing is written."""
+    _quiet()
+    architecture = load_architecture(config.model)
+    check_length(config.model, architecture, config.data.max_length)
+    data = TextDataModule(config.data, load_tokenizer(config.model), config.seed)
+    data.setup()
+    model = adapt(load_model(config.model), config)
+    return AdapterModule(model, config), data
+
+
+def _assemble(config: Config, run_dir: Path, module: AdapterModule, data: TextDataModule) -> Parts:
+    times = StepTimes()
+    return Parts(config, run_dir, module, data, times, make_trainer(config, run_dir, times))
+
+
+def _train_and_test(parts: Parts, checkpoint: Path | None) -> Metrics:
+    trainer, module, data = parts.trainer, parts.module, parts.data
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except Divergence as error:
+        _record_divergence(parts, error)
+        raise
+    save_trained(module.model, parts.run_dir)
+    metrics = _metrics(parts, trainer.test(module, data, verbose=False)[0])
+    if trainer.is_global_zero:
+        _finish(parts, metrics)
+    return metrics
+
+
+def make_trainer(config: Config, run_dir: Path, times: StepTimes) -> Trainer:
+    """Lightning's Trainer as the config asks for it."""
+    ours = config.trainer
+    callbacks: list[Callback] = [times, checkpoints(run_dir, ours.checkpoint_every_n_steps)]
+    if ours.progress_bar:
+        terminal = Console().is_terminal
+        callbacks.append(RichProgressBar(leave=True) if terminal else TQDMProgressBar(50))
+    try:
+        return Trainer(
+            default_root_dir=run_dir,
+            accelerator=ours.accelerator,
+            devices=ours.devices,
+            strategy=ours.strategy,
+            precision=ours.precision,  # type: ignore[arg-type]
+            max_epochs=ours.max_epochs,
+            max_steps=ours.max_steps,
+            accumulate_grad_batches=ours.accumulate_grad_batches,
+            gradient_clip_val=ours.gradient_clip_val,
+            log_every_n_steps=ours.log_every_n_steps,
+            check_val_every_n_epoch=1 if ours.validate_every_n_steps is None else None,
+            val_check_interval=_batches(ours.validate_every_n_steps, ours.accumulate_grad_batches),
+            limit_val_batches=ours.limit_eval_batches,
+            limit_test_batches=ours.limit_eval_batches,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the data module deals the rows out itself
+            enable_progress_bar=ours.progress_bar,
+            enable_model_summary=False,
+            logger=make_loggers(config, run_dir),
+            callbacks=callbacks,
+        )
+    except (ValueError, RuntimeError) as error:  # MisconfigurationException is a RuntimeError
+        reason = " ".join(str(error).split())
+        raise InputError(f"The trainer cannot be set up as configured: {reason}") from error
+
+
+def _batches(steps: int | None, accumulate: int) -> int | None:
+    return None if steps is None else steps * accumulate
+
+
+def check_checkpoint(path: Path | None) -> None:
+    """Refuse a checkpoint that is cut short or is not one, before anything else is loaded."""
+    if path is None:
+        return
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        complete = {"state_dict", "optimizer_states", "loops"} <= set(saved)
+    except (RuntimeError, EOFError, OSError, ValueError, TypeError, pickle.UnpicklingError):
+        complete = False
+    if not complete:
+        raise InputError(
+            f"{path} is damaged, cut short or no checkpoint: take it away to continue "
+            "from the one before it, or from the start where there is none."
+        )
+
+
+@rank_zero_only
+def save_trained(model: QPAModel | PeftModel, run_dir: Path) -> None:
+    """Save what was trained: the generator, or under ``qpa=off`` the adapter in PEFT's format."""
+    if isinstance(model, QPAModel):
+        model.save_pretrained(run_dir / "generator")
+    else:
+        # PEFT would add a copy of the embedding to an adapter on lm_head: it is not trained.
+        model.save_pretrained(str(run_dir / "adapter"), save_embedding_layers=False)
+
+
+def _metrics(parts: Parts, tested: Mapping[str, float]) -> Metrics:
+    """The record of a run; the figures of a test that has not been made are None."""
+    trainer = parts.trainer
+    batches = max(1, len(parts.data.train_dataloader()))
+    perplexities = {
+        key: tested.get(f"test/{key}")
+        for base in ("", "base_")
+        for key in (f"{base}perplexity", f"{base}perplexity_padded")
+    }
+    return {
+        "status": "complete",
+        **perplexities,
+        "loss": tested.get("test/loss"),
+        **dataclasses.asdict(count(parts.module.model)),
+        "epochs": trainer.global_step * trainer.accumulate_grad_batches / batches,
+        "steps": trainer.global_step,
+        "train_seconds": parts.times.train_seconds,
+        "step_seconds_median": parts.times.step_seconds_median,
+        "seed": parts.config.seed,
+        "versions": results.versions(),
+        "data_sha256": parts.data.corpus.sha256,
+    }
+
+
+def _record_divergence(parts: Parts, error: Divergence) -> None:
+    checkpoint = newest_checkpoint(parts.run_dir)
+    kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was due"
+    error.args = (f"{str(error).rstrip('.')}; {kept}.",)
+    if parts.trainer.is_global_zero:
+        failed = {"status": "diverged", "error": str(error)}
+        results.write_metrics(parts.run_dir, _metrics(parts, {}) | failed)
+
+
+def _finish(parts: Parts, metrics: Metrics) -> None:
+    """Write the results, last of all ``metrics.json``, and show them."""
+    log_summary(parts.trainer.loggers, metrics)
+    results.draw_curves(parts.run_dir)
+    results.write_metrics(parts.run_dir, metrics)
+    sizes = describe(parts.config, count(parts.module.model))
+    Console().print(results.summary(sizes, metrics))
+    log.info("Written to %s", parts.run_dir)
+
+
+def _quiet() -> None:
+    """Lightning's advice on workers, loggers and tips is about choices that are made here."""
+    for library in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    for advice in (".*does not have many workers.*", ".*num_workers.*", ".*Checkpoint directory.*"):
+        warnings.filterwarnings("ignore", message=advice)
