@@ -10,10 +10,14 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from qpa_exp.cli import compose_config, conf_dir, register_schema, run_command, to_config
 from qpa_exp.errors import InputError
+
+
+_refused: list[InputError] = []
 
 
 def task(composed: DictConfig) -> float | None:
@@ -23,11 +27,14 @@ def task(composed: DictConfig) -> float | None:
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        metrics = run(to_config(composed), run_dir)
-    except BaseException:
+        perplexity: float | None = run(to_config(composed), run_dir)["perplexity"]
+    except InputError as error:
+        if HydraConfig.get().mode != RunMode.RUN:
+            raise
+        _refused.append(error)  # raised after Hydra, which would print a line of its own
+        return None
+    finally:
         discard(run_dir)
-        raise
-    perplexity: float | None = metrics["perplexity"]
     return perplexity
 
 
@@ -42,6 +49,8 @@ def main(arguments: list[str]) -> None:
             return
     register_schema()
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    if _refused:
+        raise _refused.pop()
 
 
 def continue_run(directory: str, arguments: list[str]) -> None:

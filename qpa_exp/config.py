@@ -269,6 +269,7 @@ _AT_LEAST: dict[str, int] = {
     "trainer.limit_eval_batches": 1,
     "seed": 0,
 }
+_AT_MOST: dict[str, float] = {"optim.lr": 100.0, "qpa.n_layers": 10_000}
 _POSITIVE = ("optim.lr", "optim.eps", "trainer.gradient_clip_val")
 _ONE_OF: dict[str, tuple[str, ...]] = {
     "optim.name": ("adamw",),
@@ -291,6 +292,9 @@ def validate(config: Config) -> None:
         value = _get(config, key)
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise InputError(f"{key}={value} is out of range: give a finite number above 0.")
+    for key, high in _AT_MOST.items():
+        if _get(config, key) > high:
+            raise InputError(f"{key}={_get(config, key)} is too large: give at most {high:g}.")
     for key, choices in _ONE_OF.items():
         value = _get(config, key)
         if value not in choices:

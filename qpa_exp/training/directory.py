@@ -59,7 +59,7 @@ def read_config(run_dir: Path) -> Config:
 
 
 def discard(run_dir: Path) -> None:
-    """Take away what was made for a run that never began: its log, and the empty directories."""
+    """Take away what Hydra made for a run that never began: its log, and the empty directories."""
     if not run_dir.is_dir() or (run_dir / CONFIG).exists():
         return
     for log in run_dir.glob("*.log"):

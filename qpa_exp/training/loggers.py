@@ -11,6 +11,7 @@ from typing import Any
 
 import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from requests.utils import get_netrc_auth
 
 from qpa_exp.config import Config, LoggerName
 
@@ -30,7 +31,20 @@ def make_loggers(config: Config, run_dir: Path) -> list[Logger]:
 
 
 def _wandb_logger(config: Config, run_dir: Path) -> WandbLogger:
-    """Online where a key is set up, else offline, which needs neither key nor network."""
+    """Online where a key is set up and accepted, else offline, which needs no network."""
+    if not _is_offline():
+        online = _new_wandb_logger(config, run_dir, offline=False)
+        try:
+            _ = online.experiment  # W&B is asked here
+        except wandb.errors.Error as error:
+            log.warning("W&B cannot be reached (%s): this run is logged offline.", error)
+            os.environ["WANDB_MODE"] = "offline"
+        else:
+            return online
+    return _new_wandb_logger(config, run_dir, offline=True)
+
+
+def _new_wandb_logger(config: Config, run_dir: Path, offline: bool) -> WandbLogger:
     return WandbLogger(
         project=config.logger.project,
         entity=config.logger.entity,
@@ -38,12 +52,18 @@ def _wandb_logger(config: Config, run_dir: Path) -> WandbLogger:
         tags=list(config.logger.tags),
         name=run_dir.name,
         save_dir=str(run_dir),
-        offline=not _has_key() or os.environ.get("WANDB_MODE") == "offline",
+        offline=offline,
     )
 
 
+def _is_offline() -> bool:
+    return os.environ.get("WANDB_MODE") == "offline" or not _has_key()
+
+
 def _has_key() -> bool:
-    return bool(wandb.api.api_key)
+    """Whether ``wandb login`` or the environment has left a key; the key itself is not kept."""
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
 
 
 def log_summary(loggers: list[Logger], metrics: dict[str, Any]) -> None:
@@ -57,7 +77,6 @@ def log_summary(loggers: list[Logger], metrics: dict[str, Any]) -> None:
         rows: list[Iterable[Any]] = [[name, float(value)] for name, value in figures.items()]
         run.log({"result": wandb.Table(columns=["figure", "value"], data=rows)})
         directory = Path(run.dir).parent
-        offline = run.settings.mode == "offline" or run.offline
         wandb.finish()
-        if offline:
+        if _is_offline():
             log.info("W&B ran offline; to send this run: wandb sync %s", directory)

@@ -130,7 +130,7 @@ class AdapterModule(LightningModule):
         """Log the validation split's loss and perplexities."""
         values = self.validation.compute("validation/", self.config.data.layout)
         self.validation.reset()
-        self.log_dict(values, prog_bar=True, rank_zero_only=False)
+        self.log_dict(values, prog_bar=True, sync_dist=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Count one batch of the test split, for the adapted model and for the base model."""
@@ -144,7 +144,7 @@ class AdapterModule(LightningModule):
         values = self.adapted.compute("test/", layout) | self.base.compute("test/base_", layout)
         self.adapted.reset()
         self.base.reset()
-        self.log_dict(values)
+        self.log_dict(values, sync_dist=True)
 
     # --- what is trained ----------------------------------------------------------------------
 
@@ -166,12 +166,24 @@ class AdapterModule(LightningModule):
             _SCHEDULERS[Schedule(optim.schedule)],
             optimizer,
             num_warmup_steps=optim.warmup_steps,
-            num_training_steps=int(self.trainer.estimated_stepping_batches),
+            num_training_steps=self._total_steps(),
         )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _total_steps(self) -> int:
+        """Optimizer steps of the whole run.
+
+        Lightning's own estimate would make the training loader here, before a resumed run's place
+        in the data is restored, and the place would be lost.
+        """
+        trainer = self.trainer
+        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+        most = per_epoch * (trainer.max_epochs or 1)
+        return most if trainer.max_steps == -1 else min(most, trainer.max_steps)
 
     def train(self, mode: bool = True) -> Self:
         """The frozen backbone stays in evaluation mode: its hidden states are constants."""

@@ -60,7 +60,7 @@ def run(config: Config, run_dir: Path) -> Metrics:
     """
     module, data = load(config)
     rank_zero_only(directory.claim)(run_dir, config)
-    log.info("Run directory: %s", run_dir)
+    rank_zero_only(log.info)("Run directory: %s", run_dir)
     parts = _assemble(config, run_dir, module, data)
     # The curves begin with the loss before the first step.
     parts.trainer.validate(module, data, verbose=False)
@@ -143,6 +143,7 @@ def make_trainer(config: Config, run_dir: Path, times: StepTimes) -> Trainer:
             limit_val_batches=ours.limit_eval_batches,
             limit_test_batches=ours.limit_eval_batches,
             num_sanity_val_steps=0,
+            inference_mode=False,  # what an evaluation keeps (means, the vector) serves training too
             use_distributed_sampler=False,  # the data module deals the rows out itself
             enable_progress_bar=ours.progress_bar,
             enable_model_summary=False,
@@ -213,6 +214,7 @@ def _record_divergence(parts: Parts, error: Divergence) -> None:
     kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was due"
     error.args = (f"{str(error).rstrip('.')}; {kept}.",)
     if parts.trainer.is_global_zero:
+        results.draw_curves(parts.run_dir)
         failed = {"status": "diverged", "error": str(error)}
         results.write_metrics(parts.run_dir, _metrics(parts, {}) | failed)
 
@@ -231,5 +233,10 @@ def _quiet() -> None:
     """Lightning's advice on workers, loggers and tips is about choices that are made here."""
     for library in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    for advice in (".*does not have many workers.*", ".*num_workers.*", ".*Checkpoint directory.*"):
-        warnings.filterwarnings("ignore", message=advice)
+    for advice in (
+        "does not have many workers",
+        "Checkpoint directory",
+        "in eval mode at the start",
+        "treespec, LeafSpec",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{advice}.*")
