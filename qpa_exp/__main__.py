@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 from qpa_exp.cli import compose_config, conf_dir, register_schema, run_command, to_config
 from qpa_exp.errors import InputError
 
-
 _refused: list[InputError] = []
 
 

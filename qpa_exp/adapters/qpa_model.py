@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -115,7 +115,7 @@ class QPAModel(nn.Module):
         self._vector.refresh()
         return self.peft_model.generate(*args, **kwargs)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> QPAModel:
         """Set the training mode of the generator and the method; the backbone stays frozen."""
         super().train(mode)
         train_adapter_only(self.peft_model, mode)

@@ -64,6 +64,7 @@ def discard(run_dir: Path) -> None:
         return
     for log in run_dir.glob("*.log"):
         log.unlink()
-    for directory in (run_dir, run_dir.parent):
-        if not any(directory.iterdir()):
-            directory.rmdir()
+    for directory in (run_dir, *run_dir.parents[:2]):  # outputs/<names>/<time>
+        if any(directory.iterdir()):
+            return
+        directory.rmdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any, Self
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -185,7 +185,7 @@ class AdapterModule(LightningModule):
         most = per_epoch * (trainer.max_epochs or 1)
         return most if trainer.max_steps == -1 else min(most, trainer.max_steps)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> AdapterModule:
         """The frozen backbone stays in evaluation mode: its hidden states are constants."""
         super().train(mode)
         if not isinstance(self.model, QPAModel):

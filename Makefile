@@ -1,0 +1,56 @@
+# make help lists the targets. Everything is installed into $(VENV), with the exact versions of
+# constraints.txt; nothing outside the checkout is changed.
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+
+BIN   := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check format lock pretrain-tiny clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-15s%s\n", $$1, $$2}'
+	@echo "  ARGS is passed on: make run ARGS='qpa.n_mlp=128'   make test ARGS='-m \"not slow\"'"
+
+setup: $(READY)  ## install everything into .venv
+
+run: $(READY)  ## train and test the default, QPA LoRA on the bundled model and text
+	$(BIN)/python -m qpa_exp $(ARGS)
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## let ruff lay the code out
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pretrain-tiny: $(READY)  ## train the bundled model again (an hour on 2 cores)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pretrain]'
+	$(BIN)/python -m qpa_exp.lm.pretrain --out outputs/tiny $(ARGS)
+
+lock: $(READY)  ## write the versions installed now to constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+
+clean:  ## take away what was installed and cached; outputs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "make: $(PYTHON) is not installed: install Python 3.11 or newer, or name one with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $$($(PYTHON) --version) is too old: install Python 3.11 or newer, or name one with PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "make: this Python cannot make environments: install its venv package (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): a few minutes the first time."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]' || \
+	  { echo "make: pip could not install the packages: see its message above; PyPI must be reachable"; exit 1; }
+	@touch $@

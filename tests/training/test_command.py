@@ -1,0 +1,123 @@
+"""``python -m qpa_exp`` as a person starts it, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+
+def start(
+    arguments: list[str], cwd: Path, program: Sequence[str] = ("-m", "qpa_exp")
+) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, *program, *arguments],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+KILLED_AT_STEP_10 = """
+import os, signal, sys
+from qpa_exp.__main__ import main
+from qpa_exp.training.module import AdapterModule
+
+proper = AdapterModule.on_train_batch_start
+
+def killing(self, batch, batch_idx):
+    if self.global_step == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+    proper(self, batch, batch_idx)
+
+AdapterModule.on_train_batch_start = killing
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_run_is_resumed_to_the_same_weights(overrides: list[str], tmp_path: Path) -> None:
+    arguments = [*overrides, "peft.lora_dropout=0.1", "hydra.job.name=qpa_exp"]
+    whole = start([*arguments, "hydra.run.dir=whole"], tmp_path)
+    killed = start([*arguments, "hydra.run.dir=killed"], tmp_path, ["-c", KILLED_AT_STEP_10])
+    assert finish(killed).returncode == -signal.SIGKILL
+    assert list((tmp_path / "killed" / "checkpoints").glob("*.ckpt"))
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+
+    resumed = finish(start(["resume=killed"], tmp_path))
+    assert resumed.returncode == 0, resumed.stderr
+    assert finish(whole).returncode == 0
+
+    files = [tmp_path / run / "generator" / "generator.safetensors" for run in ("whole", "killed")]
+    expected, actual = map(load_file, files)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_two_processes_measure_what_one_does(overrides: list[str], tmp_path: Path) -> None:
+    arguments = [*overrides, "trainer.max_steps=2"]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=2"]
+    one = start([*arguments, "hydra.run.dir=one"], tmp_path)
+    two = start([*arguments, *ddp, "trainer.progress_bar=false", "hydra.run.dir=two"], tmp_path)
+    for process in (one, two):
+        done = finish(process)
+        assert done.returncode == 0, done.stderr
+    measured = [json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("one", "two")]
+    assert measured[0]["base_perplexity"] == pytest.approx(measured[1]["base_perplexity"], rel=1e-6)
+    assert measured[1]["steps"] == 2
+
+
+def test_hydra_multirun_makes_one_run_for_each_value(overrides: list[str], tmp_path: Path) -> None:
+    done = finish(
+        start(
+            ["-m", *overrides, "trainer.max_steps=1", "qpa.n_mlp=32,64", "hydra.sweep.dir=sweep"],
+            tmp_path,
+        )
+    )
+    assert done.returncode == 0, done.stderr
+    chunks = [
+        json.loads(file.read_text())["n_chunks"] for file in sorted(tmp_path.rglob("metrics.json"))
+    ]
+    assert len(chunks) == 2
+    assert chunks[0] > chunks[1]
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ("qpa.n_mpl=3", "did you mean qpa.n_mlp"),
+        ("qpa.n_mlp=0", "qpa.n_mlp=0 is too small"),
+        ("peft.target_modules=[lm_hed]", "the nearest are lm_head"),
+        ("data.path=nowhere", "nowhere"),
+        ("data.max_length=4096", "beyond the 64 positions"),
+        ("model.name_or_path=someone/nothing", "model.name_or_path=<directory"),
+        ("resume=.", "is not a run directory"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    overrides: list[str], tmp_path: Path, bad: str, says: str
+) -> None:
+    arguments = [bad] if bad.startswith("resume") else [*overrides, bad]
+    done = finish(start(arguments, tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.rglob("*")) == []
