@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -32,7 +32,10 @@ def conf_dir() -> Path:
 
 def register_schema() -> None:
     """Make the dataclasses known to Hydra as ``schema``, and the resolvers that conf/ uses."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    schema = OmegaConf.structured(Config)
+    # A method's options are checked against PEFT's own config class, not here.
+    OmegaConf.set_struct(schema.peft.options, False)
+    ConfigStore.instance().store(name="schema", node=schema)
     OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
 
 
@@ -44,11 +47,46 @@ def compose_config(overrides: Sequence[str]) -> Config:
     """
     register_schema()
     GlobalHydra.instance().clear()
+    for override in overrides:
+        if override.startswith("~"):
+            raise InputError(f"{override}: nothing can be taken away: give a value instead.")
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return to_config(compose("config", overrides=list(overrides)))
+    except InputError:
+        raise
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(error)) from error
+    except ValueError as error:  # Hydra's own, for an override of another form
+        raise InputError(_cannot_be_read(overrides, error)) from error
+
+
+Options = TypeVar("Options")
+
+
+def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
+    """The options of a command that takes no config groups: ``key=value``, typed by a dataclass.
+
+    Raises:
+        InputError: an option that does not exist, has the wrong type, or is missing.
+    """
+    structured = OmegaConf.structured(schema)
+    names = list(get_type_hints(schema))
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if not equals:
+            raise InputError(f"{argument} cannot be read as an option: write key=value.")
+        if key not in names:
+            raise InputError(f"{key} is no option of this command: it takes {', '.join(names)}.")
+    try:
+        pairs = (argument.partition("=") for argument in arguments)
+        # A value is text as it stands: no reference to another key.
+        given = {key: value.replace("${", "\\${") for key, _, value in pairs}
+        options = OmegaConf.to_object(OmegaConf.merge(structured, given))
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error)) from error
+    assert isinstance(options, schema)
+    return options
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -98,7 +136,7 @@ def explain(error: BaseException) -> str:
     if match := re.search(r"Key '(\w+)' (?:is not in struct|not in '\w+')", text):
         return _explain_unknown_key(_full_key(text) or match.group(1))
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read as an override: write key=value."
+        return _cannot_be_read([str(error.override)], error)
     return _first_line(text)
 
 
@@ -142,6 +180,12 @@ def _explain_missing_default(error: BaseException) -> str:
         f"{key} has no default for this combination of model, variant and method: "
         f"give {key}=<value>."
     )
+
+
+def _cannot_be_read(overrides: Sequence[str], error: Exception) -> str:
+    """Which override Hydra could not make sense of: the one that its message quotes, or all."""
+    named = [override for override in overrides if override in str(error)]
+    return f"{' '.join(named or overrides)} cannot be read as an override: write key=value."
 
 
 def _full_key(text: str) -> str:

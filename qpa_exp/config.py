@@ -47,6 +47,17 @@ class Activation(StrEnum):
     tanh = "tanh"
 
 
+class MappingInit(StrEnum):
+    """The mapping model's weights at the start.
+
+    ``default`` is ``torch.nn.Linear``'s own, under which a signal fades by about two thirds at
+    every layer and the chunks come out nearly alike; ``kaiming`` (He et al. 2015) keeps its size.
+    """
+
+    default = "default"
+    kaiming = "kaiming"
+
+
 class BasisOrder(StrEnum):
     """Which basis states label the chunks: the first ``n_chunks``, or a fresh random sample."""
 
@@ -55,9 +66,20 @@ class BasisOrder(StrEnum):
 
 
 class PeftMethod(StrEnum):
-    """The method whose tensors are trained (``qpa=off``) or generated."""
+    """The method whose tensors are trained (``qpa=off``) or generated: see ``conf/peft``."""
 
     lora = "lora"
+    dora = "dora"
+    prefix = "prefix"
+    ffa = "ffa"
+    prefix_tuning = "prefix_tuning"
+    ia3 = "ia3"
+    vera = "vera"
+    vblora = "vblora"
+    tinylora = "tinylora"
+    unilora = "unilora"
+    randlora = "randlora"
+    fourierft = "fourierft"
 
 
 class Dtype(StrEnum):
@@ -103,7 +125,8 @@ class LoggerName(StrEnum):
 class RecipeConfig:
     """How this model is trained unless told otherwise; the other groups point here.
 
-    ``lr`` is a table, variant by method; the rest is by method.
+    ``lr`` is a table, variant by method; the rest is by method. ``others`` is any method that a
+    table does not name.
     """
 
     n_mlp: int = MISSING
@@ -132,14 +155,16 @@ class ModelConfig:
 
 @dataclass
 class PeftMethodConfig:
-    """One PEFT method on the modules it targets."""
+    """One PEFT method on the modules it targets. A key that a method does not have is null."""
 
     method: PeftMethod = PeftMethod.lora
-    r: int = 4
-    lora_alpha: int = 8
+    r: int | None = 4
+    lora_alpha: int | None = 8
     """The update is scaled by ``lora_alpha / r``; the paper takes 2 r."""
-    lora_dropout: float = 0.0
-    target_modules: list[str] = field(default_factory=lambda: ["lm_head"])
+    lora_dropout: float | None = 0.0
+    target_modules: list[str] | None = field(default_factory=lambda: ["lm_head"])
+    options: dict[str, Any] = field(default_factory=dict)
+    """What is this method's alone: any other field of PEFT's own config class."""
 
 
 @dataclass
@@ -147,7 +172,8 @@ class QPAConfig:
     """The generator: a circuit of ``n_layers`` repetitions and a mapping model.
 
     ``QPAConfig()`` is the variant ``tuned``. Each difference between the variants is a field of
-    its own: ``anchor``, ``activation``, ``squash``, ``basis_order``, ``center``.
+    its own: ``anchor``, ``activation``, ``mapping_init``, ``scale``, ``squash``,
+    ``basis_order``, ``center``.
     """
 
     variant: Variant = Variant.tuned
@@ -160,6 +186,9 @@ class QPAConfig:
     anchor: bool = True
     """Generate init + G(theta) - G(theta_0), so that training starts where the method starts."""
     activation: Activation = Activation.gelu
+    mapping_init: MappingInit = MappingInit.kaiming
+    scale: float = 0.03
+    """A constant factor on the generated vector: how far one step of the optimizer takes it."""
     squash: bool = False
     """p -> (0.6 tanh(0.1 2^(N-1) p))^0.15 minus its mean, as the released code does."""
     basis_order: BasisOrder = BasisOrder.fixed
@@ -251,11 +280,12 @@ class Config:
 # --- ranges -----------------------------------------------------------------------------------
 
 _AT_LEAST: dict[str, int] = {
+    "seed": 0,
+    "qpa.seed": 0,
     "peft.r": 1,
     "peft.lora_alpha": 1,
     "qpa.n_mlp": 1,
     "qpa.n_layers": 1,
-    "qpa.seed": 0,
     "data.max_length": 2,
     "data.batch_size": 1,
     "data.eval_batch_size": 1,
@@ -267,10 +297,9 @@ _AT_LEAST: dict[str, int] = {
     "trainer.validate_every_n_steps": 1,
     "trainer.checkpoint_every_n_steps": 1,
     "trainer.limit_eval_batches": 1,
-    "seed": 0,
 }
 _AT_MOST: dict[str, float] = {"optim.lr": 100.0, "qpa.n_layers": 10_000}
-_POSITIVE = ("optim.lr", "optim.eps", "trainer.gradient_clip_val")
+_POSITIVE = ("qpa.scale", "optim.lr", "optim.eps", "trainer.gradient_clip_val")
 _ONE_OF: dict[str, tuple[str, ...]] = {
     "optim.name": ("adamw",),
     "trainer.accelerator": ("cpu", "gpu", "cuda", "mps", "auto"),
@@ -284,17 +313,8 @@ def validate(config: Config) -> None:
     Raises:
         InputError: one sentence with the key, its value and what would be right.
     """
-    for key, low in _AT_LEAST.items():
-        value = _get(config, key)
-        if value is not None and value < low:
-            raise InputError(f"{key}={value} is too small: give a whole number of at least {low}.")
-    for key in _POSITIVE:
-        value = _get(config, key)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise InputError(f"{key}={value} is out of range: give a finite number above 0.")
-    for key, high in _AT_MOST.items():
-        if _get(config, key) > high:
-            raise InputError(f"{key}={_get(config, key)} is too large: give at most {high:g}.")
+    for key in (*_AT_LEAST, *_POSITIVE, *_AT_MOST):
+        _check_range(key, _get(config, key))
     for key, choices in _ONE_OF.items():
         value = _get(config, key)
         if value not in choices:
@@ -302,14 +322,34 @@ def validate(config: Config) -> None:
     _validate_the_rest(config)
 
 
+def validate_generator(config: QPAConfig) -> None:
+    """Refuse the first value of a generator's config that is out of range, as :func:`validate`."""
+    for key in (*_AT_LEAST, *_POSITIVE, *_AT_MOST):
+        if key.startswith("qpa."):
+            _check_range(key, getattr(config, key.removeprefix("qpa.")))
+
+
+def _check_range(key: str, value: float | int | None) -> None:
+    if value is None:
+        return
+    if key in _AT_LEAST and value < _AT_LEAST[key]:
+        raise InputError(
+            f"{key}={value} is too small: give a whole number of at least {_AT_LEAST[key]}."
+        )
+    if key in _POSITIVE and not (value > 0 and math.isfinite(value)):
+        raise InputError(f"{key}={value} is out of range: give a finite number above 0.")
+    if key in _AT_MOST and value > _AT_MOST[key]:
+        raise InputError(f"{key}={value} is too large: give at most {_AT_MOST[key]:g}.")
+
+
 def _validate_the_rest(config: Config) -> None:
     optim, trainer = config.optim, config.trainer
-    if not 0 <= config.peft.lora_dropout < 1:
+    if not 0 <= (config.peft.lora_dropout or 0) < 1:
         raise InputError(
             f"peft.lora_dropout={config.peft.lora_dropout} is out of range: "
             "give a probability of at least 0 and below 1."
         )
-    if not config.peft.target_modules:
+    if config.peft.target_modules == []:
         raise InputError(
             "peft.target_modules=[] targets nothing: name a layer, for example [lm_head]."
         )

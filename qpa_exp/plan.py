@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from qpa_exp.adapters.catalogue import virtual_tokens
 from qpa_exp.adapters.counts import Counts, plan_counts
 from qpa_exp.cli import compose_config, run_command
 from qpa_exp.config import Config
@@ -31,7 +32,7 @@ def plan(config: Config) -> Counts:
         InputError: a target that the model does not have, too many qubits, too long examples.
     """
     architecture = load_architecture(config.model)
-    check_length(config.model, architecture, config.data.max_length)
+    check_length(config.model, architecture, config.data.max_length, virtual_tokens(config))
     return plan_counts(config, architecture)
 
 
@@ -68,7 +69,7 @@ def as_table(config: Config, counts: Counts) -> Table:
 
 def describe(config: Config, counts: Counts) -> dict[str, str]:
     """One line for each figure: what it is, and its value."""
-    targets = ", ".join(config.peft.target_modules)
+    targets = ", ".join(config.peft.target_modules or ["the whole model"])
     lines = {
         "trainable parameters": f"{counts.trainable_params:,}",
         f"  of {targets} ({counts.target_params:,})": f"{counts.target_percent:.3f} %",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, UniLoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from qpa_exp.adapters.methods import build_peft_model, make_peft_config, trainable_tensors
+from qpa_exp.adapters.catalogue import make_peft_config
+from qpa_exp.adapters.methods import build_peft_model, trainable_tensors
 from qpa_exp.config import Config, Variant
 from qpa_exp.generator import Chunking, Generator
 
@@ -22,7 +26,8 @@ class Counts:
     Attributes:
         trainable_params: angles, weights and biases that are trained.
         generated_params: m, the size of the method's own tensors, which ``qpa=off`` trains.
-        target_params: weights and biases of the targeted layers of the language model.
+        target_params: weights and biases of the targeted layers of the language model; of all of
+            it for ``prefix_tuning``, which acts in every layer and targets none by name.
         n_chunks: chunks that the vector is generated in; None without a generator.
         n_qubits: qubits of the circuit; None without a generator.
     """
@@ -59,7 +64,7 @@ def plan_counts(config: Config, architecture: PretrainedConfig) -> Counts:
 
     The model is built without storage (torch's meta device), by the code that builds it for real.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _without_tables():
         model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
         built = build_peft_model(model, make_peft_config(config.peft), seed=0)
         if config.qpa.variant == Variant.off:
@@ -69,6 +74,20 @@ def plan_counts(config: Config, architecture: PretrainedConfig) -> Counts:
         return count_model(built, Generator(m, config.qpa))
 
 
-def _target_params(model: nn.Module) -> int:
-    layers = (m.get_base_layer() for m in model.modules() if isinstance(m, BaseTunerLayer))
+@contextmanager
+def _without_tables() -> Iterator[None]:
+    """Uni-LoRA counts how often each number is used: no tensor without storage can be counted.
+
+    Its tables are not trained, so they need not be filled to know the sizes.
+    """
+    with mock.patch.object(UniLoraModel, "_assign_unilora_indices_and_scales"):
+        yield
+
+
+def _target_params(model: PeftModel) -> int:
+    layers: list[nn.Module] = [
+        module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)
+    ]
+    if model.active_peft_config.is_prompt_learning:
+        layers = [model.get_base_model()]
     return sum(parameter.numel() for layer in layers for parameter in layer.parameters())

@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from peft import PeftConfig
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qpa_exp.config import QPAConfig
+from qpa_exp.config import QPAConfig, validate_generator
 from qpa_exp.errors import InputError
 from qpa_exp.generator import Generator
 
@@ -49,9 +50,6 @@ class SavedGenerator:
 
     def load_into(self, generator: Generator) -> None:
         """Set the generator's weights; its start must be the one that was saved with them."""
-        expected = {name: p.shape for name, p in generator.named_parameters()}
-        if {name: p.shape for name, p in self.weights.items()} != expected:
-            raise InputError(f"{self.directory / WEIGHTS} does not fit its own {CONFIG}.")
         generator.load_state_dict(self.weights)
         if not math.isclose(generator.start_norm(), self.start_norm, rel_tol=1e-4):
             raise InputError(
@@ -93,22 +91,42 @@ def read(directory: str | Path) -> SavedGenerator:
         if not (source / name).is_file():
             raise InputError(f"{source} is not a saved QPA model: it has no {name}.")
     try:
-        record = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-        qpa_config = OmegaConf.to_object(
-            OmegaConf.merge(OmegaConf.structured(QPAConfig), record["qpa_config"])
-        )
-        return SavedGenerator(
-            directory=source,
-            qpa_config=qpa_config,  # type: ignore[arg-type]
-            peft_config=PeftConfig.from_peft_type(**record["peft_config"]),
-            shapes=record["shapes"],
-            start_norm=float(record["start_norm"]),
-            weights=load_file(source / WEIGHTS),
-        )
+        saved = _read_config(source)
+    except (ValueError, LookupError, TypeError, AttributeError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise InputError(f"{source / CONFIG} is not a QPA config: {reason}") from error
+    try:
+        weights = load_file(source / WEIGHTS)
     except SafetensorError as error:
         raise InputError(f"{source / WEIGHTS} is damaged or cut short: {error}.") from error
-    except (ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
-        raise InputError(f"{source / CONFIG} is not a QPA config: {error!s}") from error
+    if {name: w.shape for name, w in weights.items()} != _expected_shapes(saved):
+        raise InputError(f"{source / WEIGHTS} does not fit its own {CONFIG}.")
+    return dataclasses.replace(saved, weights=weights)
+
+
+def _read_config(source: Path) -> SavedGenerator:
+    record = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    if record["format"] != _FORMAT:
+        raise ValueError(f"its format is {record['format']}, this version reads {_FORMAT}")
+    merged = OmegaConf.merge(OmegaConf.structured(QPAConfig), record["qpa_config"])
+    qpa_config: Any = OmegaConf.to_object(merged)
+    validate_generator(qpa_config)
+    shapes = {str(name): [int(n) for n in shape] for name, shape in record["shapes"].items()}
+    peft_config = PeftConfig.from_peft_type(**record["peft_config"])
+    targets = getattr(peft_config, "target_modules", None)
+    if not isinstance(targets, str | list | set | None):
+        raise TypeError(f"its target_modules are {targets}")
+    return SavedGenerator(
+        source, qpa_config, peft_config, shapes, float(record["start_norm"]), weights={}
+    )
+
+
+def _expected_shapes(saved: SavedGenerator) -> dict[str, torch.Size]:
+    """The shapes of the generator's weights; it is built without storage to read them off."""
+    m = sum(math.prod(shape) for shape in saved.shapes.values())
+    with torch.device("meta"):
+        generator = Generator(m, saved.qpa_config)
+    return {name: p.shape for name, p in generator.named_parameters()}
 
 
 def _peft_dict(config: PeftConfig) -> dict[str, Any]:

@@ -1,31 +1,30 @@
-"""The PEFT methods: HF PEFT's own layers, built on a frozen language model."""
+"""A PEFT method on a frozen language model: its layers, and the tensors that it trains."""
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel
 
-from qpa_exp.config import PeftMethodConfig
+from qpa_exp.adapters.catalogue import one_line
 from qpa_exp.errors import InputError, nearest
 
-# Within a layer the generated vector holds B first, then A: the released code's order.
-_TENSOR_ORDER = ("lora_B", "lora_A")
+# Within a layer the generated vector holds B first, then A: the released code's order. DoRA's
+# magnitudes come last. Other methods keep PEFT's order.
+_TENSOR_ORDER = ("lora_B", "lora_A", "lora_magnitude_vector")
 
+# Methods whose r is a rank. VeRA's r is a number of random directions, which may be larger.
+_RANKED = {
+    PeftType.LORA, PeftType.VBLORA, PeftType.TINYLORA, PeftType.UNILORA, PeftType.RANDLORA,
+}  # fmt: skip
 
-def make_peft_config(config: PeftMethodConfig) -> PeftConfig:
-    """HF PEFT's config for the method that ours names."""
-    return LoraConfig(
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.target_modules),
-        task_type="CAUSAL_LM",
-    )
+# What PEFT, and torch within it, raise for a value that they cannot use.
+_REFUSALS = (ValueError, TypeError, AttributeError, AssertionError, NotImplementedError)
 
 
 def build_peft_model(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
@@ -35,9 +34,11 @@ def build_peft_model(model: PreTrainedModel, config: PeftConfig, seed: int) -> P
     ``seed`` alone, and the caller's random stream is left as it was.
 
     Raises:
-        InputError: a target module that the model does not have.
+        InputError: a target module that the model does not have, a rank that is larger than its
+            layer, a method that trains nothing, or anything else that PEFT refuses.
     """
     check_targets(model, config)
+    check_rank(model, config)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # lm_head is tied to the embedding in most models: that concerns merging an adapter into
         # the weights. The others are PEFT's remarks on what it does by itself.
@@ -46,10 +47,18 @@ def build_peft_model(model: PreTrainedModel, config: PeftConfig, seed: int) -> P
         torch.manual_seed(seed)
         try:
             built = get_peft_model(model, config)
-        except ValueError as error:
-            raise InputError(f"PEFT refuses this configuration: {error}") from error
-    if not any(parameter.requires_grad for parameter in built.parameters()):
-        raise InputError(f"{config.peft_type} has no trainable tensors on this model.")
+        except InputError:
+            raise
+        except _REFUSALS as error:
+            raise InputError(f"PEFT refuses this configuration: {one_line(error)}") from error
+    if not any(p.requires_grad and p.numel() for p in built.parameters()):
+        raise InputError(
+            f"{PeftType(config.peft_type).value} trains no tensors of this model: "
+            "give other peft.options, or other peft.target_modules."
+        )
+    for name, module in built.named_modules():
+        if getattr(module, "lora_magnitude_vector", None):
+            _start_magnitudes(module, name.rpartition(".")[2])
     return built
 
 
@@ -64,6 +73,48 @@ def check_targets(model: nn.Module, config: PeftConfig) -> None:
             raise InputError(
                 f"peft.target_modules: {target} is no module of this model; "
                 f"the nearest are {', '.join(_nearest_layers(model, target))}."
+            )
+
+
+def check_rank(model: nn.Module, config: PeftConfig) -> None:
+    """Refuse a rank that is larger than a targeted layer's smaller side."""
+    rank, targets = getattr(config, "r", None), getattr(config, "target_modules", None)
+    if (
+        config.peft_type not in _RANKED
+        or not isinstance(rank, int)
+        or targets in (None, "all-linear")
+    ):
+        return
+    for name, module in model.named_modules():
+        if _has_weight(module) and check_target_module_exists(config, name):
+            most = min(module.weight.shape)
+            if rank > most:
+                raise InputError(
+                    f"peft.r={rank} is larger than {name}, whose weight is "
+                    f"{' x '.join(map(str, module.weight.shape))}: give at most {most}."
+                )
+
+
+def _start_magnitudes(layer: Any, name: str) -> None:
+    """Let DoRA's magnitudes start at exactly the norms that its forward pass divides by.
+
+    PEFT takes the first in the type of the weights and the second in that of the adapter, so with
+    weights of 16 bits it would start beside the base model.
+
+    Raises:
+        InputError: a row of zeros, such as a padding token's: DoRA divides by its norm.
+    """
+    for dora in layer.lora_magnitude_vector.values():
+        weight = layer.get_base_layer().weight.detach()
+        if weight.dtype != dora.weight.dtype:
+            weight = weight.to(dora.weight.dtype)
+            norms = dora.get_weight_norm(weight, torch.zeros(()).to(weight), 1.0)
+            dora.weight.data.copy_(norms)
+        zeros = 0 if weight.is_meta else int((dora.weight == 0).sum())
+        if zeros:
+            raise InputError(
+                f"{name} has rows of zeros ({zeros} of them), and DoRA divides by the norm of "
+                "each: take peft=lora, or other peft.target_modules."
             )
 
 
@@ -108,6 +159,8 @@ def train_adapter_only(model: PeftModel, mode: bool) -> None:
     Dropout then acts in the method alone: the hidden states of a frozen backbone are constants.
     """
     model.eval()
+    if hasattr(model, "prompt_encoder"):  # prefix_tuning has no layers, but an encoder beside them
+        model.prompt_encoder.train(mode)
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             for name, child in module.named_children():

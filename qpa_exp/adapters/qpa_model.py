@@ -30,8 +30,18 @@ class GeneratedVector:
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
-        self.value: Float[Tensor, " m"] = generator()
         self._made_for: object = None
+        self.value: Float[Tensor, " m"] = self.settled()
+
+    def settled(self) -> Float[Tensor, " m"]:
+        """The vector of evaluation, whatever the mode: under a random order, its one sample."""
+        mode = self.generator.training
+        self.generator.eval()
+        try:
+            with torch.no_grad():
+                return self.generator()
+        finally:
+            self.generator.train(mode)
 
     def refresh(self) -> None:
         """Bring ``value`` up to date with the generator's parameters."""
@@ -105,6 +115,11 @@ class QPAModel(nn.Module):
             parametrize.register_parametrization(module, leaf, piece, unsafe=True)
             begin += shape.numel()
 
+    def _freeze_initial(self) -> None:
+        """PEFT's own tensors are never trained; PEFT marks them when it enables its layers."""
+        for _, module, leaf in self._slots:
+            module.parametrizations[leaf].original.requires_grad_(False)  # type: ignore[union-attr, index]
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The language model's own output, with the tensors generated for this call."""
         self._vector.refresh()
@@ -124,8 +139,15 @@ class QPAModel(nn.Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within this context the model is the untouched language model."""
-        with self.peft_model.disable_adapter():
+        disabled = self.peft_model.disable_adapter()
+        with torch.no_grad():  # PEFT switches requires_grad, which a generated tensor refuses
+            disabled.__enter__()
+        try:
             yield
+        finally:
+            with torch.no_grad():
+                disabled.__exit__(None, None, None)
+            self._freeze_initial()
 
     @property
     def config(self) -> Any:
@@ -140,7 +162,7 @@ class QPAModel(nn.Module):
     def generated_tensors(self) -> dict[str, Tensor]:
         """The method's tensors by PEFT's names, as they are now; detached."""
         with torch.no_grad():
-            self._vector.refresh()
+            self._vector.value, self._vector._made_for = self._vector.settled(), None
             return {name: getattr(module, leaf).clone() for name, module, leaf in self._slots}
 
     def print_trainable_parameters(self) -> None:
@@ -177,7 +199,7 @@ class QPAModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, model: PreTrainedModel, directory: str | Path) -> QPAModel:
-        """The model that :meth:`save_pretrained` saved, on the same language model.
+        """The model that :meth:`save_pretrained` saved, on the same language model; evaluating.
 
         Raises:
             InputError: the directory holds no such model, a file is damaged, or it was saved for
@@ -187,7 +209,7 @@ class QPAModel(nn.Module):
         loaded = get_qpa_model(model, saved.peft_config, saved.qpa_config)
         saved.check_shapes(loaded._tensor_shapes())
         saved.load_into(loaded.generator)
-        return loaded
+        return loaded.eval()
 
     def _peft_config(self) -> PeftConfig:
         return self.peft_model.peft_config[self.peft_model.active_adapter]

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qpa_exp.circuits import Circuit
-from qpa_exp.config import Activation, Ansatz, Backend, BasisOrder, QPAConfig
+from qpa_exp.config import Activation, Ansatz, Backend, BasisOrder, MappingInit, QPAConfig
 from qpa_exp.generator.chunking import Chunking
 from qpa_exp.generator.mapping import MappingModel
 
@@ -48,7 +48,12 @@ class Generator(nn.Module):
             self.circuit = Circuit(
                 n_qubits, config.n_layers, Ansatz(config.ansatz), Backend(config.backend)
             )
-            self.mapping = MappingModel(n_qubits, config.n_mlp, Activation(config.activation))
+            self.mapping = MappingModel(
+                n_qubits,
+                config.n_mlp,
+                Activation(config.activation),
+                MappingInit(config.mapping_init),
+            )
             sample = torch.randperm(2**n_qubits)[: self.chunking.n_chunks]
         # In evaluation a random order is one fixed sample: what is tested is what is exported.
         fixed = torch.arange(self.chunking.n_chunks)
@@ -74,7 +79,7 @@ class Generator(nn.Module):
 
     def _generate(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, " m"]:
         chunks = self.mapping(self._features(states))
-        generated = chunks.flatten()[: self.chunking.m]
+        generated = self.config.scale * chunks.flatten()[: self.chunking.m]
         return generated - generated.mean() if self.config.center else generated
 
     def _features(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, "chunks features"]:

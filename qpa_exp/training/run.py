@@ -19,6 +19,7 @@ from rich.console import Console
 
 from qpa_exp.adapters import QPAModel
 from qpa_exp.adapters.build import adapt, count
+from qpa_exp.adapters.catalogue import virtual_tokens
 from qpa_exp.config import Config
 from qpa_exp.data import TextDataModule
 from qpa_exp.errors import InputError
@@ -28,6 +29,7 @@ from qpa_exp.training import directory, results
 from qpa_exp.training.callbacks import StepTimes, checkpoints, newest_checkpoint
 from qpa_exp.training.loggers import log_summary, make_loggers
 from qpa_exp.training.module import AdapterModule, Divergence
+from qpa_exp.training.trained import ADAPTER, GENERATOR
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ def load(config: Config) -> tuple[AdapterModule, TextDataModule]:
     """The model and the data of a run, loaded and checked; nothing is written."""
     _quiet()
     architecture = load_architecture(config.model)
-    check_length(config.model, architecture, config.data.max_length)
+    check_length(config.model, architecture, config.data.max_length, virtual_tokens(config))
     data = TextDataModule(config.data, load_tokenizer(config.model), config.seed)
     data.setup()
     model = adapt(load_model(config.model), config)
@@ -178,10 +180,10 @@ def check_checkpoint(path: Path | None) -> None:
 def save_trained(model: QPAModel | PeftModel, run_dir: Path) -> None:
     """Save what was trained: the generator, or under ``qpa=off`` the adapter in PEFT's format."""
     if isinstance(model, QPAModel):
-        model.save_pretrained(run_dir / "generator")
+        model.save_pretrained(run_dir / GENERATOR)
     else:
         # PEFT would add a copy of the embedding to an adapter on lm_head: it is not trained.
-        model.save_pretrained(str(run_dir / "adapter"), save_embedding_layers=False)
+        model.save_pretrained(str(run_dir / ADAPTER), save_embedding_layers=False)
 
 
 def _metrics(parts: Parts, tested: Mapping[str, float]) -> Metrics:

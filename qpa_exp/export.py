@@ -1,0 +1,44 @@
+"""``python -m qpa_exp.export``: turn a run into an adapter, a merged model, or a generator file.
+
+``python -m qpa_exp.export run=outputs/... out=adapter format=peft``
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from qpa_exp.adapters.export import Format, export
+from qpa_exp.cli import parse_options, run_command
+from qpa_exp.lm.loading import load_tokenizer
+from qpa_exp.training.card import model_card
+from qpa_exp.training.trained import load_run
+
+
+@dataclass
+class ExportOptions:
+    """What the command takes."""
+
+    run: str = MISSING
+    out: str = MISSING
+    format: Format = Format.peft
+    overwrite: bool = False
+
+
+def main(arguments: list[str]) -> None:
+    """Export the run that these options name."""
+    options = parse_options(ExportOptions, arguments)
+    out, form = Path(options.out), Format(options.format)
+    trained = load_run(Path(options.run))
+    card = model_card(trained.config, trained.metrics, form)
+    base = trained.config.model.name_or_path
+    export(trained.model, out, form, base, card, overwrite=options.overwrite)
+    if form is Format.merged:
+        load_tokenizer(trained.config.model).save_pretrained(out)
+    print(f"Written to {out}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,71 @@
+"""A small random language model in the hub's format, and the variants as conf/ defines them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
+
+# qpa_exp is imported inside the fixtures: the type-checking import hook comes after this file.
+
+torch.set_num_threads(1)
+disable_progress_bar()
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
+settings.load_profile("repeatable")
+
+VOCABULARY, WIDTH, POSITIONS = 61, 16, 32
+
+
+@pytest.fixture(scope="session")
+def small_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of two layers, 16 wide, with random weights, and a tokenizer of whole words."""
+    directory = tmp_path_factory.mktemp("small_gpt2")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = GPT2Config(
+            vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=2, n_head=2, n_positions=POSITIONS,
+            bos_token_id=0, eos_token_id=0, initializer_range=0.2,
+        )  # fmt: skip
+        GPT2LMHeadModel(shape).save_pretrained(directory)
+    words = {"<|endoftext|>": 0} | {f"w{i}": i for i in range(1, VOCABULARY)}
+    word_level = Tokenizer(models.WordLevel(words, unk_token="<|endoftext|>"))
+    word_level.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=word_level, eos_token="<|endoftext|>", model_max_length=POSITIONS
+    ).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def make_gpt2(small_directory: Path) -> Callable[[], GPT2LMHeadModel]:
+    """The small model, a new one at each call: PEFT changes the one that it is given."""
+    return lambda: GPT2LMHeadModel.from_pretrained(small_directory).eval()
+
+
+@pytest.fixture(scope="session")
+def batch() -> dict[str, torch.Tensor]:
+    """Right-padded examples of 12, 7 and 0 tokens, and labels that leave the padding out."""
+    mask = (torch.arange(12) < torch.tensor([[12], [7], [0]])).long()
+    ids = torch.randint(1, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(1)) * mask
+    labels = ids.masked_fill(mask == 0, -100)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.fixture(scope="session")
+def qpa_config() -> Callable[..., Any]:
+    """``qpa_config("released", n_mlp=16)``: a variant as conf/qpa defines it, fields replaced."""
+    from qpa_exp.cli import compose_config
+
+    shipped = {
+        variant: compose_config([f"qpa={variant}"]).qpa
+        for variant in ("paper", "released", "tuned", "off")
+    }
+    return lambda variant, **changed: dataclasses.replace(shipped[variant], **changed)

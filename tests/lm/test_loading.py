@@ -1,0 +1,198 @@
+"""Models from a directory, the package or the hub, and what is refused or never run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from qpa_exp.config import Dtype, ModelConfig
+from qpa_exp.errors import InputError
+from qpa_exp.lm.loading import (
+    BUNDLED,
+    check_length,
+    load_architecture,
+    load_model,
+    load_tokenizer,
+    n_positions,
+)
+
+LOADERS = [load_model, load_tokenizer, load_architecture]
+
+
+def at(place: object, **fields: object) -> ModelConfig:
+    return ModelConfig(name="hf", name_or_path=str(place), **fields)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No network: the hub client refuses before it opens a connection."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def refusal(load, config: ModelConfig) -> str:
+    with pytest.raises(InputError) as caught:
+        load(config)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+# --- what loads -------------------------------------------------------------------------------
+
+
+def test_a_directory_in_the_hubs_format_loads_frozen_and_in_evaluation_mode(small_directory):
+    model = load_model(at(small_directory))
+    assert isinstance(model, GPT2LMHeadModel)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_loaded_directory_has_the_weights_that_were_saved(small_directory, make_gpt2, batch):
+    ids = batch["input_ids"]
+    assert torch.equal(load_model(at(small_directory))(ids).logits, make_gpt2()(ids).logits)
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+def test_weights_are_of_the_type_that_is_asked_for(small_directory, dtype):
+    assert load_model(at(small_directory, dtype=dtype)).dtype == getattr(torch, dtype)
+
+
+def test_the_tokenizer_of_a_directory_loads(small_directory):
+    assert load_tokenizer(at(small_directory))("w3 w60").input_ids == [3, 60]
+
+
+def test_the_shapes_of_a_directory_are_read_from_its_config(small_directory):
+    architecture = load_architecture(at(small_directory))
+    assert (architecture.vocab_size, architecture.n_embd) == (61, 16)
+
+
+def test_shapes_that_the_config_names_need_no_files_at_all():
+    named = {"model_type": "gpt2", "vocab_size": 7, "n_embd": 4}
+    architecture = load_architecture(at("nobody/nothing", architecture=named))
+    assert (architecture.vocab_size, architecture.n_embd) == (7, 4)
+    assert named == {"model_type": "gpt2", "vocab_size": 7, "n_embd": 4}
+
+
+@pytest.mark.skipif(
+    not (BUNDLED["qpa_exp/tiny"] / "model.safetensors").is_file(), reason="no bundled model"
+)
+def test_the_bundled_model_loads_by_its_name_without_network(offline):
+    config = ModelConfig(name="tiny", name_or_path="qpa_exp/tiny")
+    model, tokenizer = load_model(config), load_tokenizer(config)
+    assert model.get_output_embeddings().weight.shape == (16384, 128)
+    assert len(tokenizer) == model.config.vocab_size
+
+
+# --- what does not ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("name", ["/no/such/place", "./nowhere", "a/b/c", "~/no_such_model"])
+def test_a_directory_that_is_not_there_is_named(load, name):
+    assert f"model.name_or_path={name} is not a directory" in refusal(load, at(name))
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_a_directory_that_holds_no_model_is_named(load, tmp_path):
+    assert f"{tmp_path} does not hold a model" in refusal(load, at(tmp_path))
+
+
+@pytest.mark.parametrize("load", [load_model, load_architecture])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "no_such_architecture"}'])
+def test_a_config_file_that_is_none_is_refused(load, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    assert str(tmp_path) in refusal(load, at(tmp_path))
+
+
+def test_weights_that_are_cut_short_are_refused(small_directory, tmp_path):
+    copy = shutil.copytree(small_directory, tmp_path / "copy")
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert str(copy) in refusal(load_model, at(copy))
+
+
+def test_a_model_that_writes_no_text_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    assert str(tmp_path) in refusal(load_model, at(tmp_path))
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_a_hub_out_of_reach_leads_to_a_directory_or_the_bundled_model(load, offline):
+    sentence = refusal(load, at("nobody-at-all/no-such-model"))
+    assert "nobody-at-all/no-such-model" in sentence
+    assert "model.name_or_path=<directory" in sentence
+    assert "model=tiny" in sentence
+
+
+# --- what must never run ----------------------------------------------------------------------
+
+
+class WritesAMarker:
+    """A pickle that touches a file when it is loaded."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (self.marker,))
+
+
+def with_code(directory: Path, marker: Path, model_type: str) -> Path:
+    """Let every file of the directory ask for the classes of a module that writes a marker."""
+    body = "\n".join(f"class {name}: ..." for name in ("Config", "Model", "Tokenizer"))
+    (directory / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n{body}\n")
+    classes = {
+        "config.json": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+        "tokenizer_config.json": {"AutoTokenizer": ["evil.Tokenizer", None]},
+    }
+    for name, auto_map in classes.items():
+        record = json.loads((directory / name).read_text()) | {"auto_map": auto_map}
+        if name == "config.json":
+            record["model_type"] = model_type
+        (directory / name).write_text(json.dumps(record))
+    return directory
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("model_type", ["gpt2", "evil"])
+def test_code_that_came_with_a_model_is_never_run(load, model_type, small_directory, tmp_path):
+    marker = tmp_path / "marker"
+    copy = shutil.copytree(small_directory, tmp_path / "copy")
+    with contextlib.suppress(InputError):
+        load(at(with_code(copy, marker, model_type)))
+    assert not marker.exists()
+
+
+def test_a_pickle_in_place_of_weights_is_never_run(small_directory, tmp_path):
+    marker = tmp_path / "marker"
+    copy = shutil.copytree(small_directory, tmp_path / "copy")
+    (copy / "model.safetensors").unlink()
+    torch.save({"weight": WritesAMarker(marker)}, copy / "pytorch_model.bin")
+    assert str(copy) in refusal(load_model, at(copy))
+    assert not marker.exists()
+
+
+# --- positions --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [2, 31, 32])
+def test_examples_within_the_positions_are_allowed(small_directory, length):
+    config = at(small_directory)
+    check_length(config, load_architecture(config), length)
+
+
+def test_examples_beyond_the_positions_are_refused_with_the_limit(small_directory):
+    config = at(small_directory)
+    with pytest.raises(InputError, match=r"data\.max_length=33 .* 32 positions .*at most 32"):
+        check_length(config, load_architecture(config), 33)
+
+
+def test_the_limit_is_the_models_number_of_positions():
+    assert n_positions(GPT2Config(n_positions=77)) == 77

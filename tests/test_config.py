@@ -1,0 +1,333 @@
+"""Every option composes, the paper's hyperparameters are there, and mistakes get one sentence."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+
+from qpa_exp.cli import compose_config, conf_dir, known_keys
+from qpa_exp.config import Config, QPAConfig, validate
+from qpa_exp.errors import InputError
+
+OPTIONS = sorted(
+    (path.parent.name, path.stem)
+    for path in conf_dir().glob("*/*.yaml")
+    if not path.stem.startswith("_")
+)
+NEEDS = {("model", "hf"): "model.name_or_path=some/model", ("data", "text"): "data.path=some.txt"}
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        compose_config(overrides)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+def with_value(config: Config, key: str, value: object) -> Config:
+    """A copy with the value of one dotted key replaced."""
+    changed = copy.deepcopy(config)
+    group, _, name = key.rpartition(".")
+    setattr(getattr(changed, group) if group else changed, name, value)
+    return changed
+
+
+# --- options ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_composes(group, option):
+    needed = [NEEDS[group, option]] if (group, option) in NEEDS else []
+    assert isinstance(compose_config([f"{group}={option}", *needed]), Config)
+
+
+@pytest.mark.parametrize("model", ["tiny", "gpt2_xl", "hf"])
+@pytest.mark.parametrize("variant", ["paper", "released", "off"])
+def test_every_variant_has_a_recipe_on_every_model(model, variant):
+    needed = [NEEDS["model", "hf"]] if model == "hf" else []
+    config = compose_config([f"model={model}", f"qpa={variant}", *needed])
+    assert config.qpa.variant == variant
+    assert 0 < config.optim.lr < 1
+    assert config.trainer.max_epochs >= 1
+
+
+@pytest.mark.parametrize(
+    ("experiment", "model", "corpus"),
+    [
+        ("gpt2_wikitext2", "gpt2", "wikitext2"),
+        ("gpt2_ptb", "gpt2", "ptb"),
+        ("gemma_wikitext2", "gemma", "wikitext2"),
+        ("gemma_ptb", "gemma", "ptb"),
+    ],
+)
+def test_an_experiment_is_the_papers_protocol(experiment, model, corpus):
+    config = compose_config([f"experiment={experiment}"])
+    assert (config.model.name, config.data.name) == (model, corpus)
+    assert (config.qpa.variant, config.peft.method) == ("paper", "lora")
+    assert (config.data.layout, config.data.max_length) == ("lines", 512)
+
+
+def test_an_experiment_can_be_overridden():
+    assert compose_config(["experiment=gpt2_ptb", "qpa=off"]).qpa.variant == "off"
+
+
+def test_the_default_is_the_tuned_variant_on_the_bundled_model():
+    config = compose_config([])
+    assert (config.model.name, config.qpa.variant, config.data.name) == ("tiny", "tuned", "pydoc")
+
+
+def test_python_and_the_command_line_mean_the_same_by_tuned():
+    assert compose_config([]).qpa == QPAConfig()
+
+
+def test_the_seed_of_the_run_is_the_generators():
+    assert compose_config(["seed=7"]).qpa.seed == 7
+    assert compose_config(["seed=7", "qpa.seed=8"]).qpa.seed == 8
+
+
+def test_composing_does_not_depend_on_the_working_directory(tmp_path, monkeypatch):
+    here = compose_config(["model=gpt2"])
+    monkeypatch.chdir(tmp_path)
+    assert compose_config(["model=gpt2"]) == here
+    assert not list(Path(tmp_path).iterdir())
+
+
+# --- the paper's hyperparameters --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "epochs", "dropout"), [("gpt2", 3, 0.05), ("gemma", 5, 0.0), ("gemma2", 5, 0.0)]
+)
+@pytest.mark.parametrize("variant", ["paper", "released", "off"])
+def test_lora_is_trained_as_table_4_says(model, epochs, dropout, variant):
+    config = compose_config([f"model={model}", f"qpa={variant}", "data=wikitext2"])
+    assert config.trainer.max_epochs == epochs
+    assert config.peft.lora_dropout == dropout
+    assert config.peft.lora_alpha == 2 * config.peft.r == 8
+    assert config.data.batch_size == 1
+    assert config.optim.name == "adamw"
+    assert config.optim.schedule == "linear"
+    assert config.optim.lr == 1e-5
+    assert config.optim.warmup_steps == 0
+
+
+@pytest.mark.parametrize("r", [1, 2, 16])
+def test_alpha_follows_the_rank(r):
+    assert compose_config([f"peft.r={r}"]).peft.lora_alpha == 2 * r
+
+
+@pytest.mark.parametrize(
+    ("model", "n_mlp"),
+    [("tiny", 64), ("gpt2", 2048), ("gpt2_xl", 2048), ("gemma", 8192), ("gemma2", 8192)],
+)
+def test_the_chunk_size_follows_the_model(model, n_mlp):
+    config = compose_config([f"model={model}"])
+    assert config.qpa.n_mlp == n_mlp
+    assert (config.qpa.n_layers, config.peft.target_modules) == (8, ["lm_head"])
+
+
+@pytest.mark.parametrize("corpus", ["wikitext2", "ptb"])
+def test_the_papers_corpora_are_lines_of_512_tokens(corpus):
+    data = compose_config([f"data={corpus}"]).data
+    assert (data.layout, data.max_length) == ("lines", 512)
+
+
+@pytest.mark.parametrize(
+    ("variant", "switches"),
+    [
+        ("paper", (False, "relu", False, "fixed", False)),
+        ("released", (False, "none", True, "random", True)),
+        ("tuned", (True, "gelu", False, "fixed", False)),
+    ],
+)
+def test_the_variants_differ_in_their_switches(variant, switches):
+    qpa = compose_config([f"qpa={variant}"]).qpa
+    assert (qpa.anchor, qpa.activation, qpa.squash, qpa.basis_order, qpa.center) == switches
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_the_published_variants_start_as_torch_does_and_scale_nothing(variant):
+    qpa = compose_config([f"qpa={variant}"]).qpa
+    assert (qpa.mapping_init, qpa.scale) == ("default", 1.0)
+
+
+# --- mistakes ---------------------------------------------------------------------------------
+
+NAN, INF = math.nan, math.inf
+OUT_OF_RANGE = {
+    "peft.r": [0, -1],
+    "peft.lora_alpha": [0],
+    "peft.lora_dropout": [1.0, -0.1, NAN],
+    "peft.target_modules": [[]],
+    "qpa.n_mlp": [0, -5],
+    "qpa.n_layers": [0, 10_001],
+    "qpa.scale": [0.0, -1.0, NAN, INF],
+    "qpa.seed": [-1],
+    "data.max_length": [1],
+    "data.batch_size": [0],
+    "data.eval_batch_size": [0],
+    "optim.name": ["sgd"],
+    "optim.lr": [0.0, -1.0, 101.0, NAN, INF],
+    "optim.eps": [0.0, -1.0, NAN, INF],
+    "optim.weight_decay": [-1.0, NAN, INF],
+    "optim.betas": [[0.9], [0.9, 1.0], [-0.1, 0.9], [0.9, NAN]],
+    "optim.warmup_steps": [-1],
+    "trainer.accelerator": ["tpu"],
+    "trainer.precision": ["64"],
+    "trainer.devices": [0],
+    "trainer.max_epochs": [0],
+    "trainer.max_steps": [0, -2],
+    "trainer.accumulate_grad_batches": [0],
+    "trainer.gradient_clip_val": [0.0, -1.0, NAN, INF],
+    "trainer.log_every_n_steps": [0],
+    "trainer.validate_every_n_steps": [0],
+    "trainer.checkpoint_every_n_steps": [0],
+    "trainer.limit_eval_batches": [0],
+    "seed": [-1],
+}
+
+
+@pytest.fixture(scope="module")
+def in_range():
+    return compose_config([])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in OUT_OF_RANGE.items() for value in values]
+)
+def test_a_value_out_of_range_is_refused_with_its_key_and_what_would_be_right(in_range, key, value):
+    config = with_value(in_range, key, value)
+    with pytest.raises(InputError) as caught:
+        validate(config)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{key}={value}")
+    assert "give" in sentence or "for example" in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=-1", "qpa.n_mlp=0", "peft.r=0", "optim.lr=nan", "trainer.max_steps=0", "qpa.seed=-1"],
+)
+def test_a_value_out_of_range_is_refused_under_the_key_that_was_given(override):
+    assert refusal(override).startswith(override)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seed", 0), ("qpa.n_layers", 1), ("qpa.n_layers", 10_000), ("optim.lr", 100.0)],
+)
+def test_the_ends_of_a_range_are_allowed(in_range, key, value):
+    validate(with_value(in_range, key, value))
+
+
+@pytest.mark.parametrize(
+    ("override", "right"),
+    [
+        ("qpa.n_mlp=abc", "a whole number"),
+        ("qpa.n_mlp=1.5", "a whole number"),
+        ("seed=x", "a whole number"),
+        ("trainer.devices=auto", "a whole number"),
+        ("data.max_length=1e9", "a whole number"),
+        ("optim.lr=fast", "a number"),
+        ("qpa.anchor=maybe", "bool"),
+        ("peft.target_modules=lm_head", "list"),
+        ("optim.betas=0.9", "list"),
+        ("qpa.activation=swish", "none, relu, gelu, tanh"),
+        ("qpa.variant=other", "paper, released, tuned, off"),
+        ("qpa.ansatz=other", "ry"),
+        ("qpa.backend=other", "statevector"),
+        ("qpa.basis_order=other", "fixed, random"),
+        ("peft.method=other", "lora"),
+        ("model.dtype=float8", "float32, bfloat16, float16"),
+        ("data.layout=grid", "lines, blocks"),
+        ("optim.schedule=cosine", "linear, constant"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_with_the_right_kind(override, right):
+    sentence = refusal(override)
+    assert sentence.startswith(override)
+    assert right in sentence
+
+
+@pytest.mark.parametrize(
+    ("override", "right"),
+    [
+        ("model=gpt3", "gemma, gemma2, gpt2, gpt2_xl, hf, tiny"),
+        ("peft=adapter", "lora"),
+        ("qpa=ours", "off, paper, released, tuned"),
+        ("data=imdb", "ptb, pydoc, text, wikitext2"),
+        ("optim=sgd", "adamw"),
+        ("trainer=tpu", "cpu, ddp, gpu"),
+        ("logger=print", "csv, tensorboard, wandb"),
+        ("experiment=other", "gemma_ptb, gemma_wikitext2, gpt2_ptb, gpt2_wikitext2"),
+    ],
+)
+def test_an_option_that_no_group_has_is_refused_with_those_it_has(override, right):
+    sentence = refusal(override)
+    assert sentence.startswith(f"{override} ")
+    assert right in sentence
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("qpa.nmlp=4", "qpa.n_mlp"),
+        ("qpa.n_layer=4", "qpa.n_layers"),
+        ("peft.rank=4", "peft."),
+        ("optim.learning_rate=1", "optim"),
+        ("trainer.max_epoch=1", "trainer.max_epochs"),
+        ("modle=gpt2", "model"),
+        ("sed=1", "seed"),
+    ],
+)
+def test_a_misspelt_key_is_refused_with_the_nearest(override, nearest):
+    sentence = refusal(override)
+    assert sentence.startswith(f"{override.split('=')[0]} is not a key")
+    assert nearest in sentence
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("+new.key=1", "new"),
+        ("+new=1", "new"),
+        ("++new=1", "new"),
+        ("+qpa.new=1", "qpa.new"),
+        ("++qpa.new=1", "qpa.new"),
+        ("+model.recipe.new=1", "model.recipe.new"),
+    ],
+)
+def test_keys_cannot_be_added(override, key):
+    assert refusal(override).startswith(f"{key} is not a key of the configuration")
+
+
+@pytest.mark.parametrize("override", ["qpa=3", "model=null", "=3", "qpa.n_mlp", "{", "a b"])
+def test_an_override_that_cannot_be_read_is_refused_by_name(override):
+    assert override in refusal(override)
+
+
+@pytest.mark.parametrize("override", ["qpa.n_mlp=null", "seed=null", "optim.lr=null"])
+def test_a_value_that_must_be_there_cannot_be_null(override):
+    assert refusal(override).startswith(f"{override} is not allowed")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [(["model=hf"], "model.name_or_path=<"), (["data=text"], "data.path=<")],
+)
+def test_a_value_that_is_missing_is_asked_for(overrides, key):
+    assert f"{key}" in refusal(*overrides)
+
+
+@pytest.mark.parametrize("override", ["~qpa", "~qpa.n_mlp", "~model"])
+def test_nothing_can_be_taken_away(override):
+    assert override.lstrip("~") in refusal(override)
+
+
+def test_known_keys_reach_every_level():
+    assert {"seed", "qpa", "qpa.n_mlp", "model.recipe.lr", "trainer.precision"} <= set(known_keys())

@@ -1,0 +1,47 @@
+"""What is installed works from any directory: the configs and the bundled model travel along."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.slow
+def test_the_wheel_is_complete_and_runs_from_an_empty_directory(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    assert (site / "qpa_exp" / "conf" / "config.yaml").is_file()
+
+    # -P keeps the checkout out of the path: only what the wheel holds can be found.
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    short = ["trainer.max_steps=1", "trainer.limit_eval_batches=1", "hydra.run.dir=run"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _RUN_FROM.format(site=str(site)), *short],
+        cwd=empty, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((empty / "run" / "metrics.json").read_text())
+    assert metrics["status"] == "complete"
+
+
+_RUN_FROM = """
+import sys
+sys.path.insert(0, {site!r})
+import qpa_exp
+assert qpa_exp.__file__.startswith({site!r}), qpa_exp.__file__
+from qpa_exp.__main__ import main
+main(sys.argv[1:])
+"""

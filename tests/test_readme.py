@@ -1,0 +1,68 @@
+"""The README's commands do what it says they do."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qpa_exp.cli import compose_config
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# A run of the README's is cut short here; all else of it is as printed.
+SHORT = ["trainer.max_steps=2", "trainer.limit_eval_batches=1", "trainer.progress_bar=false"]
+NEEDS_A_DOWNLOAD = re.compile(
+    r"model=(gpt2|gemma)|experiment=|data=(wikitext2|ptb)(?!.*data\.path)"
+)
+
+
+def commands() -> list[str]:
+    """Every line of every ``bash`` block, comments off, continued lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    bare = [line.split("  #")[0].strip() for line in lines]
+    return [line for line in bare if line and not line.startswith("#")]
+
+
+MAKE = [c for c in commands() if c.startswith("make ")]
+PYTHON = [c for c in commands() if c.startswith("python -m ")]
+
+
+def test_every_command_is_one_that_is_tested_here() -> None:
+    others = set(commands()) - set(MAKE) - set(PYTHON)
+    assert others <= {"pip install .", "wandb sync <directory>", "tensorboard --logdir outputs"}
+    assert MAKE
+    assert PYTHON
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_knows_the_target(command: str) -> None:
+    done = subprocess.run(
+        [*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", PYTHON)
+def test_the_command_runs(command: str, tmp_path: Path) -> None:
+    _, _, module, *arguments = shlex.split(command)
+    if "<" in command:  # a path of the reader's own
+        pytest.skip("names a directory of the reader's")
+    if module == "qpa_exp" and NEEDS_A_DOWNLOAD.search(command):
+        compose_config([a for a in arguments if a != "-m"])
+        return
+    short = SHORT if module == "qpa_exp" else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments, *short],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
