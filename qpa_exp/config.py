@@ -187,7 +187,7 @@ class QPAConfig:
     """Generate init + G(theta) - G(theta_0), so that training starts where the method starts."""
     activation: Activation = Activation.gelu
     mapping_init: MappingInit = MappingInit.kaiming
-    scale: float = 0.03
+    scale: float = 0.02
     """A constant factor on the generated vector: how far one step of the optimizer takes it."""
     squash: bool = False
     """p -> (0.6 tanh(0.1 2^(N-1) p))^0.15 minus its mean, as the released code does."""

@@ -10,6 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+_NO_TARGET = -100
+
+
 @dataclass(frozen=True)
 class TokenLosses:
     """The negative log-likelihood in nats of each predicted token, and which tokens are text.
@@ -54,8 +57,10 @@ def token_losses(
         input_ids: the tokens, right-padded.
         attention_mask: 1 where a token is text, 0 where it is padding.
     """
-    predictions = logits[:, :-1].float()
+    # The targets are shifted, not the logits: a slice of those would be copied, and its gradient
+    # copied back. The last token's prediction has no target.
+    targets = F.pad(input_ids[:, 1:], (0, 1), value=_NO_TARGET).flatten()
     nats = F.cross_entropy(
-        predictions.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none"
-    ).view(predictions.shape[:2])
-    return TokenLosses(nats, attention_mask[:, 1:].to(torch.bool))
+        logits.flatten(0, 1).float(), targets, ignore_index=_NO_TARGET, reduction="none"
+    ).view(input_ids.shape)
+    return TokenLosses(nats[:, :-1], attention_mask[:, 1:].to(torch.bool))

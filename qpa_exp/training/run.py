@@ -28,6 +28,7 @@ from qpa_exp.plan import describe
 from qpa_exp.training import directory, results
 from qpa_exp.training.callbacks import StepTimes, checkpoints, newest_checkpoint
 from qpa_exp.training.loggers import log_summary, make_loggers
+from qpa_exp.training.memory import keep_freed_memory
 from qpa_exp.training.module import AdapterModule, Divergence
 from qpa_exp.training.trained import ADAPTER, GENERATOR
 
@@ -93,6 +94,7 @@ def resume(run_dir: Path) -> Metrics:
 def load(config: Config) -> tuple[AdapterModule, TextDataModule]:
     """The model and the data of a run, loaded and checked; nothing is written."""
     _quiet()
+    keep_freed_memory()
     architecture = load_architecture(config.model)
     check_length(config.model, architecture, config.data.max_length, virtual_tokens(config))
     data = TextDataModule(config.data, load_tokenizer(config.model), config.seed)
