@@ -10,10 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
 METRICS = "metrics.json"
+
+# Blue and vermilion of Okabe and Ito: told apart by colour-blind readers and in grey.
+_BLUE, _ORANGE = "#0072B2", "#D55E00"
 
 _PACKAGES = ("torch", "transformers", "peft", "pytorch-lightning", "datasets", "numpy")
 
@@ -63,24 +67,26 @@ def _part_number(file: Path) -> int:
     return int(file.parent.name.removeprefix("version_"))
 
 
-def draw_curves(run_dir: Path, base_loss: float | None = None) -> Path:
-    """Draw training and validation loss against steps as ``curves.png``; return its path."""
+def draw_curves(run_dir: Path) -> Path:
+    """Draw training and validation loss against steps as ``curves.png``; return its path.
+
+    The training loss of single batches is drawn faint, and its running mean over it.
+    """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for name, label, color, marker in (
-        ("train/loss", "training", "#56B4E9", ""),
-        ("validation/loss", "validation", "#D55E00", "o"),
-    ):
-        steps, values = read_curve(run_dir, name)
-        axes.plot(steps, values, label=label, color=color, marker=marker, markersize=4)
-    if base_loss is not None:
-        axes.axhline(base_loss, color="0.4", linestyle="--", linewidth=1, label="base model, test")
+    steps, values = read_curve(run_dir, "train/loss")
+    window = max(1, len(values) // 20)
+    axes.plot(steps, values, color=_BLUE, alpha=0.35, linewidth=0.8)
+    mean = np.full(window, 1 / window)
+    smooth = np.convolve(values, mean, "valid") if values else np.empty(0)
+    axes.plot(steps[window - 1 :], smooth, color=_BLUE, label="training, running mean")
+    steps, values = read_curve(run_dir, "validation/loss")
+    axes.plot(steps, values, color=_ORANGE, marker="o", markersize=4, label="validation")
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("loss (nats a token)")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     path = run_dir / "curves.png"
     figure.savefig(path, dpi=150)
     return path

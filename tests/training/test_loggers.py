@@ -17,7 +17,7 @@ Configure = Callable[..., Config]
 
 def test_tensorboard_shows_the_numbers_of_the_csv(configure: Configure, tmp_path: Path) -> None:
     run(configure("logger=tensorboard", "trainer.max_steps=4"), tmp_path / "run")
-    (events,) = (tmp_path / "run" / "tensorboard").rglob("events.out.*")
+    events = tmp_path / "run" / "tensorboard" / "version_0"
     accumulated = EventAccumulator(str(events)).Reload()
     seen = {event.step: event.value for event in accumulated.Scalars("train/loss")}
     steps, values = results.read_curve(tmp_path / "run", "train/loss")

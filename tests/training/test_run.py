@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 from qpa_exp.adapters import QPAModel
 from qpa_exp.config import Config
@@ -132,6 +132,22 @@ def test_the_other_variants_run_to_the_end(
 ) -> None:
     metrics = run(configure(f"qpa={variant}", "trainer.max_steps=3"), tmp_path / "run")
     assert math.isfinite(metrics["perplexity"])
+
+
+def test_a_gemma2_of_random_weights_runs_to_the_end(
+    configure: Configure, small_model_dir: Path, tmp_path: Path
+) -> None:
+    shape = Gemma2Config(
+        vocab_size=16384, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, max_position_embeddings=64,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "gemma2")
+    AutoTokenizer.from_pretrained(small_model_dir).save_pretrained(tmp_path / "gemma2")
+    metrics = run(configure(f"model.name_or_path={tmp_path / 'gemma2'}"), tmp_path / "run")
+    assert metrics["status"] == "complete"
+    assert metrics["perplexity"] < metrics["base_perplexity"]
 
 
 # --- interruption ---------------------------------------------------------------------------
