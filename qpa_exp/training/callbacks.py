@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+
+log = logging.getLogger(__name__)
 
 
 class StepTimes(Callback):
@@ -58,6 +61,23 @@ class StepTimes(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting from there."""
         self._before = float(state_dict["train_seconds"])
+
+
+class SayHowToResume(Callback):
+    """Ctrl-C ends a run; say how to go on with it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def on_exception(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        exception: BaseException,
+    ) -> None:
+        """Lightning leaves with status 1 after this."""
+        if isinstance(exception, KeyboardInterrupt):
+            log.info("Interrupted. To continue: python -m qpa_exp resume=%s", self.run_dir)
 
 
 def checkpoints(run_dir: Path, every_n_steps: int) -> ModelCheckpoint:

@@ -26,7 +26,12 @@ from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import check_length, load_architecture, load_model, load_tokenizer
 from qpa_exp.plan import describe
 from qpa_exp.training import directory, results
-from qpa_exp.training.callbacks import StepTimes, checkpoints, newest_checkpoint
+from qpa_exp.training.callbacks import (
+    SayHowToResume,
+    StepTimes,
+    checkpoints,
+    newest_checkpoint,
+)
 from qpa_exp.training.loggers import log_summary, make_loggers
 from qpa_exp.training.memory import keep_freed_memory
 from qpa_exp.training.module import AdapterModule, Divergence
@@ -125,7 +130,11 @@ def _train_and_test(parts: Parts, checkpoint: Path | None) -> Metrics:
 def make_trainer(config: Config, run_dir: Path, times: StepTimes) -> Trainer:
     """Lightning's Trainer as the config asks for it."""
     ours = config.trainer
-    callbacks: list[Callback] = [times, checkpoints(run_dir, ours.checkpoint_every_n_steps)]
+    callbacks: list[Callback] = [
+        times,
+        checkpoints(run_dir, ours.checkpoint_every_n_steps),
+        SayHowToResume(run_dir),
+    ]
     if ours.progress_bar:
         terminal = Console().is_terminal
         callbacks.append(RichProgressBar(leave=True) if terminal else TQDMProgressBar(50))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -185,6 +186,25 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
     assert resumed["perplexity"] == results.read_metrics(tmp_path / "whole")["perplexity"]
     steps, losses = results.read_curve(tmp_path / "crashed", "train/loss")
     assert (steps, losses) == results.read_curve(tmp_path / "whole", "train/loss")
+
+
+def test_ctrl_c_ends_a_run_and_says_how_to_go_on(
+    configure: Configure,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def pressed(self: AdapterModule, batch: object, batch_idx: int) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    proper = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch, caplog.at_level("INFO", logger="qpa_exp"):
+        patch.setattr(AdapterModule, "training_step", pressed)
+        with pytest.raises(SystemExit):
+            run(configure(), tmp_path / "run")
+    signal.signal(signal.SIGINT, proper)  # Lightning has switched it off
+    assert f"resume={tmp_path / 'run'}" in caplog.text
+    assert resume(tmp_path / "run")["status"] == "complete"
 
 
 def test_a_complete_run_is_only_read(configure: Configure, tmp_path: Path) -> None:
