@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qpa_exp.adapters.catalogue import virtual_tokens
-from qpa_exp.adapters.counts import Counts, plan_counts
+from qpa_exp.adapters.counts import Counts, describe, plan_counts
 from qpa_exp.cli import compose_config, run_command
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
@@ -65,22 +65,6 @@ def as_table(config: Config, counts: Counts) -> Table:
     for label, value in describe(config, counts).items():
         table.add_row(label, value)
     return table
-
-
-def describe(config: Config, counts: Counts) -> dict[str, str]:
-    """One line for each figure: what it is, and its value."""
-    targets = ", ".join(config.peft.target_modules or ["the whole model"])
-    lines = {
-        "trainable parameters": f"{counts.trainable_params:,}",
-        f"  of {targets} ({counts.target_params:,})": f"{counts.target_percent:.3f} %",
-        f"classical {config.peft.method} needs (m)": f"{counts.generated_params:,}",
-    }
-    if counts.n_chunks is not None:
-        share = 100 * counts.trainable_params / counts.generated_params
-        lines["  trainable of that"] = f"{share:.2f} %"
-        lines["chunks"] = f"{counts.n_chunks:,} of n_mlp = {config.qpa.n_mlp:,}"
-        lines["qubits"] = f"{counts.n_qubits}, L = {config.qpa.n_layers}"
-    return lines
 
 
 if __name__ == "__main__":

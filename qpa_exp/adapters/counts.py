@@ -74,6 +74,22 @@ def plan_counts(config: Config, architecture: PretrainedConfig) -> Counts:
         return count_model(built, Generator(m, config.qpa))
 
 
+def describe(config: Config, counts: Counts) -> dict[str, str]:
+    """One line for each figure: what it is, and its value."""
+    targets = ", ".join(config.peft.target_modules or ["the whole model"])
+    lines = {
+        "trainable parameters": f"{counts.trainable_params:,}",
+        f"  of {targets} ({counts.target_params:,})": f"{counts.target_percent:.3f} %",
+        f"classical {config.peft.method} needs (m)": f"{counts.generated_params:,}",
+    }
+    if counts.n_chunks is not None:
+        share = 100 * counts.trainable_params / counts.generated_params
+        lines["  trainable of that"] = f"{share:.2f} %"
+        lines["chunks"] = f"{counts.n_chunks:,} of n_mlp = {config.qpa.n_mlp:,}"
+        lines["qubits"] = f"{counts.n_qubits}, L = {config.qpa.n_layers}"
+    return lines
+
+
 @contextmanager
 def _without_tables() -> Iterator[None]:
     """Uni-LoRA counts how often each number is used: no tensor without storage can be counted.

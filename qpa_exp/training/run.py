@@ -20,11 +20,11 @@ from rich.console import Console
 from qpa_exp.adapters import QPAModel
 from qpa_exp.adapters.build import adapt, count
 from qpa_exp.adapters.catalogue import virtual_tokens
+from qpa_exp.adapters.counts import describe
 from qpa_exp.config import Config
 from qpa_exp.data import TextDataModule
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import check_length, load_architecture, load_model, load_tokenizer
-from qpa_exp.plan import describe
 from qpa_exp.training import directory, results
 from qpa_exp.training.callbacks import (
     SayHowToResume,
