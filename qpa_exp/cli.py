@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from qpa_exp.config import Config, validate
-from qpa_exp.errors import InputError, nearest
+from qpa_exp.errors import InputError, first_line, nearest
 
 USAGE_ERROR = 2
 
@@ -137,7 +137,7 @@ def explain(error: BaseException) -> str:
         return _explain_unknown_key(_full_key(text) or match.group(1))
     if isinstance(error, OverrideParseException):
         return _cannot_be_read([str(error.override)], error)
-    return _first_line(text)
+    return first_line(text)
 
 
 def _refuse_appended_keys(node: DictConfig, prefix: str = "") -> None:
@@ -164,7 +164,7 @@ def _explain_bad_value(key: str, value: str, reason: str) -> str:
     if match := re.search(r"could not be converted to (\w+)", reason):
         wanted = match.group(1)
         return f"{key}={value} has the wrong type: give {_ARTICLED.get(wanted, wanted)}."
-    return f"{key}={value} is not allowed: {_lower_first(_first_line(reason)).rstrip('.')}."
+    return f"{key}={value} is not allowed: {_lower_first(first_line(reason)).rstrip('.')}."
 
 
 _ARTICLED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
@@ -191,10 +191,6 @@ def _cannot_be_read(overrides: Sequence[str], error: Exception) -> str:
 def _full_key(text: str) -> str:
     match = re.search(r"(?:full_key|Missing mandatory value): (\S+)", text)
     return match.group(1) if match else ""
-
-
-def _first_line(text: str) -> str:
-    return " ".join(text.strip().split("\n")[0].split())
 
 
 def run_command(main: Callable[[list[str]], None]) -> NoReturn:

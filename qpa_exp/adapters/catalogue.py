@@ -26,7 +26,7 @@ from peft import (
 from qpa_exp.adapters.ffa import FFAConfig
 from qpa_exp.adapters.prefix import PrefixConfig
 from qpa_exp.config import Config, PeftMethod, PeftMethodConfig
-from qpa_exp.errors import InputError, nearest
+from qpa_exp.errors import InputError, nearest, sentence_end
 
 _LORA_KEYS = ("r", "lora_alpha", "lora_dropout", "target_modules")
 _KEYS = _LORA_KEYS
@@ -88,7 +88,9 @@ def make_peft_config(config: PeftMethodConfig) -> PeftConfig:
             task_type="CAUSAL_LM", **values, **method.fixed, **config.options
         )
     except (ValueError, TypeError, AssertionError) as error:
-        raise InputError(f"peft={name} refuses this configuration: {one_line(error)}") from error
+        raise InputError(
+            f"peft={name} refuses this configuration: {sentence_end(error)}"
+        ) from error
 
 
 def virtual_tokens(config: Config) -> int:
@@ -104,11 +106,6 @@ def virtual_tokens(config: Config) -> int:
             f"data.max_length={length}: give at least {length}."
         )
     return getattr(make_peft_config(peft), "num_virtual_tokens", None) or 0
-
-
-def one_line(error: BaseException) -> str:
-    """What an error of PEFT says, as the end of a sentence."""
-    return " ".join(str(error).split()).rstrip(".") + "."
 
 
 def _check_key(name: PeftMethod, key: str, value: object) -> None:

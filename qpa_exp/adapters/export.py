@@ -65,8 +65,13 @@ def _write_generator(model: Adapted, out: Path) -> None:
 def _write_adapter(model: Adapted, out: Path) -> None:
     plain = _plain(model)
     _require_pefts_own(plain, Format.peft)
+    save_adapter(plain, out)
+
+
+def save_adapter(model: PeftModel, directory: Path) -> None:
+    """Write an adapter in PEFT's format, and nothing of the language model."""
     # PEFT would add a copy of the embedding to an adapter on lm_head: it is not trained.
-    plain.save_pretrained(str(out), save_embedding_layers=False)
+    model.save_pretrained(str(directory), save_embedding_layers=False)
 
 
 def _write_merged(model: Adapted, out: Path) -> None:

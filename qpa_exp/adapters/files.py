@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qpa_exp.config import QPAConfig, validate_generator
-from qpa_exp.errors import InputError
+from qpa_exp.errors import InputError, first_line
 from qpa_exp.generator import Generator
 
 WEIGHTS, CONFIG = "generator.safetensors", "qpa_config.json"
@@ -93,8 +93,7 @@ def read(directory: str | Path) -> SavedGenerator:
     try:
         saved = _read_config(source)
     except (ValueError, LookupError, TypeError, AttributeError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise InputError(f"{source / CONFIG} is not a QPA config: {reason}") from error
+        raise InputError(f"{source / CONFIG} is not a QPA config: {first_line(error)}") from error
     try:
         weights = load_file(source / WEIGHTS)
     except SafetensorError as error:

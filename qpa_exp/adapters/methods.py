@@ -11,8 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel
 
-from qpa_exp.adapters.catalogue import one_line
-from qpa_exp.errors import InputError, nearest
+from qpa_exp.errors import InputError, nearest, sentence_end
 
 # Within a layer the generated vector holds B first, then A: the released code's order. DoRA's
 # magnitudes come last. Other methods keep PEFT's order.
@@ -50,7 +49,7 @@ def build_peft_model(model: PreTrainedModel, config: PeftConfig, seed: int) -> P
         except InputError:
             raise
         except _REFUSALS as error:
-            raise InputError(f"PEFT refuses this configuration: {one_line(error)}") from error
+            raise InputError(f"PEFT refuses this configuration: {sentence_end(error)}") from error
     if not any(p.requires_grad and p.numel() for p in built.parameters()):
         raise InputError(
             f"{PeftType(config.peft_type).value} trains no tensors of this model: "

@@ -30,16 +30,17 @@ class GeneratedVector:
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
+        self.value: Float[Tensor, " m"]
         self._made_for: object = None
-        self.value: Float[Tensor, " m"] = self.settled()
+        self.settle()
 
-    def settled(self) -> Float[Tensor, " m"]:
-        """The vector of evaluation, whatever the mode: under a random order, its one sample."""
+    def settle(self) -> None:
+        """Make ``value`` that of evaluation, whatever the mode: a random order's one sample."""
         mode = self.generator.training
         self.generator.eval()
         try:
             with torch.no_grad():
-                return self.generator()
+                self.value, self._made_for = self.generator(), None
         finally:
             self.generator.train(mode)
 
@@ -161,8 +162,8 @@ class QPAModel(nn.Module):
 
     def generated_tensors(self) -> dict[str, Tensor]:
         """The method's tensors by PEFT's names, as they are now; detached."""
+        self._vector.settle()
         with torch.no_grad():
-            self._vector.value, self._vector._made_for = self._vector.settled(), None
             return {name: getattr(module, leaf).clone() for name, module, leaf in self._slots}
 
     def print_trainable_parameters(self) -> None:

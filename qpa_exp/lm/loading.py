@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from qpa_exp.config import ModelConfig
-from qpa_exp.errors import InputError
+from qpa_exp.errors import InputError, one_line
 
 BUNDLED = {"qpa_exp/tiny": Path(__file__).resolve().parent / "tiny"}
 """Names that stand for a model inside this package."""
@@ -108,7 +108,7 @@ def _source(name_or_path: str) -> Path | str:
 
 def _explain(source: Path | str, error: Exception) -> str:
     if isinstance(source, Path):
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         return f"{source} does not hold a model that transformers can load: {reason}"
     return (
         f"{source} could not be had from the model hub ({type(error).__name__}): give "

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qpa_exp.config import Config, validate
-from qpa_exp.errors import InputError
+from qpa_exp.errors import InputError, first_line
 from qpa_exp.training.results import METRICS
 
 CONFIG = "config.yaml"
@@ -51,8 +51,7 @@ def read_config(run_dir: Path) -> Config:
         merged = OmegaConf.merge(OmegaConf.structured(Config), saved)
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise InputError(f"{path} is not the config of a run: {reason}") from error
+        raise InputError(f"{path} is not the config of a run: {first_line(error)}") from error
     assert isinstance(config, Config)
     validate(config)
     return config

@@ -21,9 +21,10 @@ from qpa_exp.adapters import QPAModel
 from qpa_exp.adapters.build import adapt, count
 from qpa_exp.adapters.catalogue import virtual_tokens
 from qpa_exp.adapters.counts import describe
+from qpa_exp.adapters.export import save_adapter
 from qpa_exp.config import Config
 from qpa_exp.data import TextDataModule
-from qpa_exp.errors import InputError
+from qpa_exp.errors import InputError, one_line
 from qpa_exp.lm.loading import check_length, load_architecture, load_model, load_tokenizer
 from qpa_exp.training import directory, results
 from qpa_exp.training.callbacks import (
@@ -163,8 +164,9 @@ def make_trainer(config: Config, run_dir: Path, times: StepTimes) -> Trainer:
             callbacks=callbacks,
         )
     except (ValueError, RuntimeError) as error:  # MisconfigurationException is a RuntimeError
-        reason = " ".join(str(error).split())
-        raise InputError(f"The trainer cannot be set up as configured: {reason}") from error
+        raise InputError(
+            f"The trainer cannot be set up as configured: {one_line(error)}"
+        ) from error
 
 
 def _batches(steps: int | None, accumulate: int) -> int | None:
@@ -193,8 +195,7 @@ def save_trained(model: QPAModel | PeftModel, run_dir: Path) -> None:
     if isinstance(model, QPAModel):
         model.save_pretrained(run_dir / GENERATOR)
     else:
-        # PEFT would add a copy of the embedding to an adapter on lm_head: it is not trained.
-        model.save_pretrained(str(run_dir / ADAPTER), save_embedding_layers=False)
+        save_adapter(model, run_dir / ADAPTER)
 
 
 def _metrics(parts: Parts, tested: Mapping[str, float]) -> Metrics:

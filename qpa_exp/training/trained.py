@@ -11,7 +11,7 @@ from peft import PeftModel
 from qpa_exp.adapters import QPAModel
 from qpa_exp.adapters.build import Adapted
 from qpa_exp.config import Config, Variant
-from qpa_exp.errors import InputError
+from qpa_exp.errors import InputError, one_line
 from qpa_exp.lm.loading import load_model
 from qpa_exp.training.directory import read_config
 from qpa_exp.training.results import read_metrics
@@ -56,5 +56,4 @@ def _load_adapter(base: Any, directory: Path) -> PeftModel:
     try:
         return PeftModel.from_pretrained(base, str(directory), use_safetensors=True)
     except Exception as error:  # PEFT, safetensors and torch have errors of their own for damage
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{directory} cannot be loaded: {reason}") from error
+        raise InputError(f"{directory} cannot be loaded: {one_line(error)[:300]}") from error
