@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+SCALE  ?= tiny
 
 BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
@@ -19,6 +20,12 @@ setup: $(READY)  ## install everything into .venv
 
 run: $(READY)  ## train and test the default, QPA LoRA on the bundled model and text
 	$(BIN)/python -m qpa_exp $(ARGS)
+
+reproduce-all: $(READY)  ## every study of sweeps/, its figures and tables; SCALE=tiny, smoke or paper
+	$(BIN)/python -m qpa_exp.reproduce studies=all scale=$(SCALE) $(ARGS)
+
+reproduce-%: $(READY)  ## one study: make reproduce-fig2
+	$(BIN)/python -m qpa_exp.reproduce studies=$* scale=$(SCALE) $(ARGS)
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
@@ -51,6 +58,6 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "make: this Python cannot make environments: install its venv package (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a few minutes the first time."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]' || \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check,sweeps]' || \
 	  { echo "make: pip could not install the packages: see its message above; PyPI must be reachable"; exit 1; }
 	@touch $@

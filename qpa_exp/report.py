@@ -32,19 +32,29 @@ def main(arguments: list[str]) -> None:
     """Report the runs that these options name."""
     options = parse_options(ReportOptions, arguments)
     places = [place for place in options.runs.split(",") if place]
-    command = shlex.join(["python", "-m", "qpa_exp.report", *arguments])
+    report(places, options.study, Path(options.out))
+
+
+def report(places: list[str], study: str | None, out: Path) -> None:
+    """Write the report of every study in these places, and say what is left out.
+
+    Raises:
+        InputError: a place that does not exist, or nothing complete in any of them.
+    """
+    options = [f"runs={','.join(places)}", *([f"study={study}"] if study else []), f"out={out}"]
+    command = shlex.join(["python", "-m", "qpa_exp.report", *options])
     written = 0
-    for collected in collect(places, options.study):
+    for collected in collect(places, study):
         for item in collected.skipped:
             print(f"left out: {item.why}")
         if collected.runs.empty:
             print(f"{collected.study}: no complete run: nothing is written.")
             continue
-        page = write_report(collected, Path(options.out), command)
+        page = write_report(collected, out, command)
         written += 1
         print(f"{collected.study}: {len(collected.runs)} runs, written to {page}")
     if not written:
-        raise InputError(f"runs={options.runs}: there is no complete run to report.")
+        raise InputError(f"runs={','.join(places)}: there is no complete run to report.")
 
 
 if __name__ == "__main__":

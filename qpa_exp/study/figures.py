@@ -29,6 +29,8 @@ _WIDTH, _HEIGHT = 4.2, 3.4
 _MOST_LABELLED = 2
 """With more QPA series than that in one panel, labels would lie over each other."""
 
+_FEWEST_TICKS = 3
+
 _STYLE = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "legend.fontsize": 8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
@@ -48,12 +50,12 @@ class Panel:
 # --- kinds ------------------------------------------------------------------------------------
 
 
-def parameters(runs: pd.DataFrame, hue: str | None = None) -> Figure:
+def parameters(runs: pd.DataFrame, hue: str | Sequence[str] | None = None) -> Figure:
     """Perplexity against trainable parameters: the classical curve, and QPA's points.
 
     Args:
         runs: rows of runs.
-        hue: a key whose values are QPA series of their own, for example ``qpa.shots``.
+        hue: the key, or keys, whose values are QPA series of their own: ``qpa.shots``.
     """
     panels = list(_panels(aggregate(runs)))
     figure, axes = _grid(panels)
@@ -61,8 +63,10 @@ def parameters(runs: pd.DataFrame, hue: str | None = None) -> Figure:
         _classical_curve(axis, panel)
         series = list(_series(panel.table, hue))
         for (name, points), style in zip(series, _styles(), strict=False):
+            labelled = len(series) <= _MOST_LABELLED
+            name += ", by n_mlp" if labelled else ""
             _curve(axis, points, "trainable_params", panel.metric, label=name, **style)
-            if len(series) <= _MOST_LABELLED:
+            if labelled:
                 _annotate(axis, points, panel.metric, "qpa.n_mlp", up=False)
         _reported_marks(axis, panel)
         _log_parameters(axis)
@@ -280,24 +284,21 @@ def _many_styles() -> Iterator[dict[str, Any]]:
             yield {"color": colour, "marker": marker, "linestyle": line}
 
 
-def _series(table: pd.DataFrame, hue: str | None) -> Iterator[tuple[str, pd.DataFrame]]:
+def _series(
+    table: pd.DataFrame, hue: str | Sequence[str] | None
+) -> Iterator[tuple[str, pd.DataFrame]]:
     """QPA's settings, in one series for each variant, and for each value of ``hue``."""
     generated = table[table["qpa.variant"] != "off"]
-    if generated.empty:
-        return
-    keys = ["qpa.variant"]
-    if hue is not None and hue in generated:
-        generated = generated.assign(**{hue: generated[hue].astype(object).where(generated[hue].notna(), "exact")})
-        keys.append(hue)
-    for values, points in generated.groupby(keys, sort=False):
+    keys = [hue] if isinstance(hue, str) else list(hue or [])
+    keys = [key for key in keys if key in generated]
+    # Shots that are null are exact probabilities.
+    filled = {key: generated[key].astype(object).where(generated[key].notna(), "exact") for key in keys}
+    for values, points in generated.assign(**filled).groupby(["qpa.variant", *keys], sort=False):
         name = f"{family(points.iloc[0])} ({values[0]})"
-        if len(values) > 1:
-            name = f"QPA, {str(hue).split('.')[-1]} = {_short(values[1])}"
+        if keys:
+            parts = [f"{k.split('.')[-1]} = {_short(v)}" for k, v in zip(keys, values[1:], strict=True)]
+            name = f"QPA, {', '.join(parts)}"
         yield name, points.sort_values("trainable_params")
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _classical_curve(axis: Axes, panel: Panel) -> None:
@@ -314,10 +315,12 @@ def _curve(
     axis: Axes, points: pd.DataFrame, x: str, y: str, *, label: str, join: bool = True, **style: Any
 ) -> None:
     points = points.sort_values(x)
-    spread = points[f"{y}_std"].fillna(0.0) if f"{y}_std" in points else 0.0
     if not join:
         style["linestyle"] = "none"
-    axis.errorbar(points[x], points[y], yerr=spread, label=label, capsize=3, **style)
+    spread = points[f"{y}_std"].fillna(0.0) if f"{y}_std" in points else pd.Series(dtype=float)
+    if spread.any():
+        style |= {"yerr": spread, "capsize": 3}
+    axis.errorbar(points[x], points[y], label=label, **style)
 
 
 def _bar(spread: float) -> float:
@@ -356,9 +359,11 @@ def _log_parameters(axis: Axes) -> None:
     axis.set_xscale("log")
     axis.set_xlabel("trainable parameters")
     low, high = axis.get_xlim()
-    if high / low < 30:  # less than two decades: name more than the powers of ten
-        ticks = [t * 10**e for e in range(2, 10) for t in (1, 2, 3, 5) if low <= t * 10**e <= high]
-        _plain_ticks(axis, ticks)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        ticks = [t * 10**e for e in range(2, 10) for t in steps if low <= t * 10**e <= high]
+        if len(ticks) >= _FEWEST_TICKS:
+            break
+    _plain_ticks(axis, ticks)
 
 
 def _plain_ticks(axis: Axes, ticks: Sequence[float]) -> None:

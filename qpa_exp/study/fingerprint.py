@@ -100,7 +100,8 @@ def _relevant(config: Config) -> dict[str, Any]:
     """The config without what has no effect on the numbers."""
     values = dataclasses.asdict(config) | _WITHOUT_EFFECT
     values["trainer"] = values["trainer"] | {"progress_bar": None}
-    values["data"] = values["data"] | {"path": None}  # the text itself is in the hash
+    # The text itself is in the hash; where and how much is cached does not change it.
+    values["data"] = values["data"] | dict.fromkeys(("path", "cache_dir", "cache_gib"))
     if config.qpa.variant == Variant.off:
         values["qpa"] = {"variant": "off", "seed": config.qpa.seed}
     return values

@@ -16,6 +16,7 @@ from qpa_exp.study.prepare import Job
 from qpa_exp.study.states import read_json, write_json
 
 MANIFEST = "sweep.json"
+_OF_THE_STUDY = ("study", "title", "paper", "work", "figures", "tables", "notes", "differs")
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Manifest:
     work: str
     figures: list[dict[str, Any]]
     tables: list[str]
+    notes: list[str]
     differs: list[str]
     runs: list[dict[str, Any]] = field(default_factory=list)
 
@@ -53,7 +55,7 @@ def make_manifest(config: DictConfig, jobs: Sequence[Job]) -> tuple[Manifest, Pa
         }
         for job in jobs
     ]
-    plain = {k: study[k] for k in ("study", "title", "paper", "work", "figures", "tables", "differs")}
+    plain = {key: study[key] for key in _OF_THE_STUDY}
     scale = str(study["scale"].get("name", ""))
     return Manifest(**plain, scale=scale, command=command_of(config), runs=runs), directory
 

@@ -49,6 +49,7 @@ def render(
         else [],
         figures=[{"alt": name, "svg": _embedded(figure)} for name, figure in figures.items()],
         tables=[_cells(table) for table in tables],
+        notes=list(dict.fromkeys(line for m in manifests for line in m.notes)),
         differs=list(dict.fromkeys(line for m in manifests for line in m.differs)),
         skipped=[f"{item.path}: {item.why}" for item in collected.skipped],
         commands=[*(manifest.command for manifest in manifests), report],

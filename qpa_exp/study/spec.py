@@ -60,6 +60,8 @@ class StudyConfig:
     """Where a named study keeps the list of its runs, and its report."""
     figures: list[dict[str, Any]] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a reader of this study should know, in sentences."""
     differs: list[str] = field(default_factory=list)
     """How the setting differs from the paper's, in sentences."""
     only_plan: bool = False
