@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,7 @@ class Comparison:
         n: runs of each that take part.
         paired: whether the runs are compared seed by seed.
         candidates: settings that ``second`` was chosen from.
+        chosen_by: by what.
     """
 
     first: pd.Series
@@ -77,7 +78,8 @@ class Comparison:
     high: float
     n: tuple[int, int]
     paired: bool
-    candidates: int
+    candidates: int = 1
+    chosen_by: str = ""
 
     def sentence(self) -> str:
         """The result in words, with its uncertainty."""
@@ -90,7 +92,7 @@ class Comparison:
             f"({two[self.metric]:.4g} against {one[self.metric]:.4g}; {self._uncertainty()})."
         )
         if self.candidates > 1:
-            words += f" Chosen from {self.candidates} settings by the validation split."
+            words += f" Chosen from {self.candidates} settings by {self.chosen_by}."
         return words
 
     def _uncertainty(self) -> str:
@@ -125,9 +127,12 @@ def comparisons(runs: pd.DataFrame) -> Iterator[Comparison]:
                 rivals = rivals[rivals["peft.r"] == rank]
             if rivals.empty:
                 continue
-            chosen = rivals.loc[selector(rivals).idxmin()]
+            by = selector(rivals)
+            names = {"validation_perplexity": "the validation split"}
+            chosen_by = names.get(str(by.name), "their trainable parameters, the fewest")
             for metric in present(runs):
-                yield compare(runs, first, chosen, metric, len(rivals))
+                found = compare(runs, first, rivals.loc[by.idxmin()], metric)
+                yield replace(found, candidates=len(rivals), chosen_by=chosen_by)
 
 
 def selector(table: pd.DataFrame) -> pd.Series:
@@ -138,7 +143,7 @@ def selector(table: pd.DataFrame) -> pd.Series:
 
 
 def compare(
-    runs: pd.DataFrame, first: pd.Series, second: pd.Series, metric: str, candidates: int = 1
+    runs: pd.DataFrame, first: pd.Series, second: pd.Series, metric: str
 ) -> Comparison:
     """The perplexity of ``second``'s runs against ``first``'s, on a logarithmic scale.
 
@@ -160,7 +165,7 @@ def compare(
     percent = [100 * math.expm1(x) for x in (change, change - half, change + half)]
     share = float(second["trainable_params"] / first["trainable_params"])
     sizes = (len(one), len(two))
-    return Comparison(first, second, metric, share, *percent, sizes, paired, candidates)
+    return Comparison(first, second, metric, share, *percent, sizes, paired)
 
 
 def pareto(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -173,16 +178,29 @@ def pareto(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return table.loc[front]
 
 
+PROTOCOL = {
+    "data.name": ("wikitext2", "ptb"),
+    "data.layout": ("lines",),
+    "data.max_length": (512,),
+    "data.batch_size": (1,),
+    "trainer.max_steps": (-1,),
+    "model.name": ("gpt2", "gpt2_xl", "gemma"),
+    "qpa.variant": ("off", "paper", "released"),
+}
+"""The paper's protocol: for each key the values under which our perplexity is of the same kind."""
+
+
 def protocol_differences(row: pd.Series) -> list[str]:
-    """What keeps a run's perplexity from being compared with the paper's on WikiText-2."""
-    expected = {
-        "data.name": "wikitext2", "data.layout": "lines", "data.max_length": 512,
-        "data.batch_size": 1, "trainer.max_steps": -1,
-    }  # fmt: skip
-    reasons = []
-    if row["model.name"] not in ("gpt2", "gpt2_xl", "gemma"):
-        reasons.append(f"model {row['model.name']}")
-    reasons += [f"{key}={row[key]}" for key, value in expected.items() if row[key] != value]
-    if row["qpa.variant"] not in ("off", "paper", "released"):
-        reasons.append(f"qpa={row['qpa.variant']}")
-    return reasons
+    """What keeps a run's perplexity from being compared with the paper's."""
+    return [f"{key}={row[key]}" for key, values in PROTOCOL.items() if row[key] not in values]
+
+
+def differences(runs: pd.DataFrame) -> list[str]:
+    """How these runs' settings differ from the paper's protocol, in sentences."""
+    sentences = []
+    for key, values in PROTOCOL.items():
+        other = [str(value) for value in dict.fromkeys(runs[key]) if value not in values]
+        if other:
+            paper = " or ".join(map(str, values))
+            sentences.append(f"{key} is {', '.join(other)}; the paper's is {paper}.")
+    return sentences

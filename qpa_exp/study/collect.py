@@ -144,7 +144,7 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     return {
         **flat,
         **metrics,
-        "validation_perplexity": _last_of(path, "validation/perplexity"),
+        "validation_perplexity": validation_perplexity(path),
         "path": str(path),
         "study": manifest.study if manifest else NO_STUDY,
         "scale": manifest.scale if manifest else "",
@@ -180,12 +180,13 @@ def _why_not(path: Path, state: State) -> str:
     return f"{path} {state}: {reason}"
 
 
-def _last_of(path: Path, name: str) -> float | None:
+def validation_perplexity(run_dir: Path) -> float | None:
+    """The last one that was measured after training began; None where there is none."""
     try:
-        _, values = results.read_curve(path, name)
-    except (ValueError, KeyError, OSError, UnicodeDecodeError):
+        steps, values = results.read_curve(run_dir, "validation/perplexity")
+    except (ValueError, KeyError, OSError):
         return None
-    return values[-1] if values else None
+    return values[-1] if values and steps[-1] > 0 else None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -67,7 +67,7 @@ def parameters(runs: pd.DataFrame, hue: str | Sequence[str] | None = None) -> Fi
             name += ", by n_mlp" if labelled else ""
             _curve(axis, points, "trainable_params", panel.metric, label=name, **style)
             if labelled:
-                _annotate(axis, points, panel.metric, "qpa.n_mlp", up=False)
+                _annotate(axis, points, panel.metric, "qpa.n_mlp", colour=style["color"])
         _reported_marks(axis, panel)
         _log_parameters(axis)
         axis.set_ylabel(METRIC_NAMES[panel.metric])
@@ -108,10 +108,9 @@ def over(runs: pd.DataFrame, key: str, label: str | None = None, log: bool = Fal
     panels = list(_panels(aggregate(runs)))
     figure, axes = _grid(panels)
     for axis, panel in zip(axes, panels, strict=True):
-        classical = panel.table[panel.table["qpa.variant"] == "off"]
-        for _, row in classical.iterrows():
-            axis.axhline(row[panel.metric], color="black", linestyle="--", label=_named(row))
         generated = panel.table[panel.table["qpa.variant"] != "off"].sort_values(key)
+        for _, row in _levels(panel.table, generated).iterrows():
+            axis.axhline(row[panel.metric], color="black", linestyle="--", label=_named(row))
         for (name, points), style in zip(_series(generated, None), _styles(), strict=False):
             _curve(axis, points, key, panel.metric, label=name, **style)
             best = points.loc[points[panel.metric].idxmin()]
@@ -121,7 +120,7 @@ def over(runs: pd.DataFrame, key: str, label: str | None = None, log: bool = Fal
             )  # fmt: skip
         if log and not generated.empty:
             axis.set_xscale("log", base=2)
-            _plain_ticks(axis, sorted(generated[key].unique()))
+            _plain_ticks(axis, sorted(generated[key].unique()), "{:g}".format)
         axis.set_xlabel(label or key)
         axis.set_ylabel(METRIC_NAMES[panel.metric])
         axis.legend()
@@ -136,6 +135,8 @@ def qubits(runs: pd.DataFrame) -> Figure:
     for ((model, method), points), style in zip(groups, _styles(), strict=False):
         points = points.sort_values("trainable_params")
         label = f"QPA {NAMES.get(str(method), method)}, {model}"
+        if axis.lines:  # the same points, often: hollow, so that both are seen
+            style |= {"markerfacecolor": "none", "markersize": 10, "linestyle": "--"}
         axis.plot(points["trainable_params"], points["n_qubits"], label=label, **style)
     _log_parameters(axis)
     axis.set_ylabel("qubits N")
@@ -156,7 +157,7 @@ def time(runs: pd.DataFrame) -> Figure:
         _log_parameters(axis)
         axis.set_ylim(bottom=0)
         axis.set_ylabel(label)
-        axis.legend()
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -164,8 +165,9 @@ def categories(runs: pd.DataFrame) -> Figure:
     """One line for each setting: every seed as a dot, the mean and its standard deviation."""
     table = aggregate(runs)
     panels = list(_panels(table, by_method=False))
-    n = table["label"].nunique()
-    figure, axes = _grid(panels, width=6.4, height=1.2 + 0.28 * n)
+    longest = max(map(len, table["label"]))
+    height = 1.2 + 0.28 * table["label"].nunique()
+    figure, axes = _grid(panels, width=4.2 + 0.07 * longest, height=height)
     for axis, panel in zip(axes, panels, strict=True):
         ordered = panel.table.sort_values(panel.metric, ascending=False).reset_index(drop=True)
         for place, row in ordered.iterrows():
@@ -199,7 +201,7 @@ def gradient_variance(runs: pd.DataFrame) -> Figure:
             axis.set_yscale("log")
             if x == "qpa.n_layers":
                 axis.set_xscale("log", base=2)
-                _plain_ticks(axis, sorted(table[x].unique()))
+                _plain_ticks(axis, sorted(table[x].unique()), "{:g}".format)
             else:
                 axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.set_xlabel(label)
@@ -308,7 +310,7 @@ def _classical_curve(axis: Axes, panel: Panel) -> None:
     name = family(classical.iloc[0])
     _curve(axis, classical, "trainable_params", panel.metric, label=name, **CLASSICAL)
     if "peft.r" in classical and classical["peft.r"].notna().any():
-        _annotate(axis, classical, panel.metric, "peft.r", prefix="r=", up=True)
+        _annotate(axis, classical, panel.metric, "peft.r", prefix="r=", colour="black")
 
 
 def _curve(
@@ -328,13 +330,16 @@ def _bar(spread: float) -> float:
 
 
 def _annotate(
-    axis: Axes, points: pd.DataFrame, y: str, key: str, *, up: bool, prefix: str = ""
+    axis: Axes, points: pd.DataFrame, y: str, key: str, *, colour: str, prefix: str = ""
 ) -> None:
-    for _, row in points.iterrows():
+    """Name each point beyond its error bar, above and below in turn: neighbours may be close."""
+    for place, (_, row) in enumerate(points.iterrows()):
+        up = 1 if place % 2 else -1
+        end = row[y] + up * _bar(row.get(f"{y}_std", 0.0))
         axis.annotate(
-            f"{prefix}{row[key]:g}", (row["trainable_params"], row[y]),
-            textcoords="offset points", xytext=(0, 6 if up else -6),
-            ha="center", va="bottom" if up else "top", fontsize=7, color="0.25",
+            f"{prefix}{row[key]:g}", (row["trainable_params"], end),
+            textcoords="offset points", xytext=(0, 5 * up), ha="center",
+            va="bottom" if up == 1 else "top", fontsize=7, color=colour,
         )  # fmt: skip
 
 
@@ -366,8 +371,10 @@ def _log_parameters(axis: Axes) -> None:
     _plain_ticks(axis, ticks)
 
 
-def _plain_ticks(axis: Axes, ticks: Sequence[float]) -> None:
-    axis.set_xticks(ticks, [_thousands(t) for t in ticks])
+def _plain_ticks(
+    axis: Axes, ticks: Sequence[float], name: Callable[[float], str] | None = None
+) -> None:
+    axis.set_xticks(ticks, [(name or _thousands)(tick) for tick in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
 
@@ -377,6 +384,13 @@ def _thousands(number: float) -> str:
         if number >= unit:
             return f"{number / unit:g}{name}"
     return f"{number:g}"
+
+
+def _levels(table: pd.DataFrame, generated: pd.DataFrame) -> pd.DataFrame:
+    """The classical settings to compare with: those of a rank that is generated, if any."""
+    classical = table[table["qpa.variant"] == "off"]
+    same = classical[classical["peft.r"].isin(generated["peft.r"])]
+    return classical if same.empty else same
 
 
 def _named(row: pd.Series) -> str:

@@ -15,7 +15,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from qpa_exp.study.analysis import comparisons
+from qpa_exp.study.analysis import comparisons, differences
 from qpa_exp.study.collect import Collected
 from qpa_exp.study.tables import Table
 
@@ -50,7 +50,10 @@ def render(
         figures=[{"alt": name, "svg": _embedded(figure)} for name, figure in figures.items()],
         tables=[_cells(table) for table in tables],
         notes=list(dict.fromkeys(line for m in manifests for line in m.notes)),
-        differs=list(dict.fromkeys(line for m in manifests for line in m.differs)),
+        differs=[
+            *dict.fromkeys(line for m in manifests for line in m.differs),
+            *differences(runs),
+        ],
         skipped=[f"{item.path}: {item.why}" for item in collected.skipped],
         commands=[*(manifest.command for manifest in manifests), report],
         run_commands=[command for command in runs["command"] if command],

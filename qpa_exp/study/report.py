@@ -61,8 +61,7 @@ def _specs(collected: Collected) -> list[dict[str, Any]]:
 
 def _figures(collected: Collected) -> Iterator[tuple[str, Figure]]:
     for spec in _specs(collected):
-        detail = [str(value).replace(".", "_") for key, value in spec.items() if key in ("key", "hue")]
-        yield "_".join([str(spec.get("kind")), *detail]), draw(collected.runs, spec)
+        yield str(spec.get("kind")), draw(collected.runs, spec)
 
 
 def _tables(collected: Collected) -> Iterator[Table]:

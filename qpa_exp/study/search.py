@@ -17,13 +17,13 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from qpa_exp.errors import InputError
+from qpa_exp.study.collect import validation_perplexity
 from qpa_exp.study.expand import expand, spell
 from qpa_exp.study.manifest import make_manifest, write_manifest
 from qpa_exp.study.prepare import Job, Preparation
 from qpa_exp.study.progress import say
 from qpa_exp.study.states import State, error_of
 from qpa_exp.study.sweep import Runner, SweepFailed, announce
-from qpa_exp.training import results
 
 if TYPE_CHECKING:
     import optuna
@@ -159,8 +159,11 @@ class Trials:
         if job.state is not State.complete:
             self._fail(trial, f"{job.label}: {error_of(job.run_dir) or 'ended without a result'}")
             return
-        _, validation = results.read_curve(job.run_dir, "validation/perplexity")
-        self._study.tell(trial, [validation[-1], float(job.counts.trainable_params)])
+        validation = validation_perplexity(job.run_dir)
+        if validation is None:
+            self._fail(trial, f"{job.label}: it ended before the validation split was looked at")
+            return
+        self._study.tell(trial, [validation, float(job.counts.trainable_params)])
 
     def front(self) -> list[str]:
         """The trials that no other beats in both, fewest parameters first, in words."""
