@@ -30,6 +30,7 @@ _MOST_LABELLED = 2
 """With more QPA series than that in one panel, labels would lie over each other."""
 
 _FEWEST_TICKS = 3
+_MOST_LINEAR = 20.0
 
 _STYLE = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "legend.fontsize": 8,
@@ -70,7 +71,7 @@ def parameters(runs: pd.DataFrame, hue: str | Sequence[str] | None = None) -> Fi
                 _annotate(axis, points, panel.metric, "qpa.n_mlp", colour=style["color"])
         _reported_marks(axis, panel)
         _log_parameters(axis)
-        axis.set_ylabel(METRIC_NAMES[panel.metric])
+        _perplexity_axis(axis, panel)
         axis.legend()
     return figure
 
@@ -91,7 +92,7 @@ def pareto_front(runs: pd.DataFrame) -> Figure:
             points = panel.table[names == name]
             _curve(axis, points, "trainable_params", panel.metric, label=name, join=False, **style)
         _log_parameters(axis)
-        axis.set_ylabel(METRIC_NAMES[panel.metric])
+        _perplexity_axis(axis, panel)
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -122,7 +123,7 @@ def over(runs: pd.DataFrame, key: str, label: str | None = None, log: bool = Fal
             axis.set_xscale("log", base=2)
             _plain_ticks(axis, sorted(generated[key].unique()), "{:g}".format)
         axis.set_xlabel(label or key)
-        axis.set_ylabel(METRIC_NAMES[panel.metric])
+        _perplexity_axis(axis, panel)
         axis.legend()
     return figure
 
@@ -182,6 +183,8 @@ def categories(runs: pd.DataFrame) -> Figure:
             for label, count in zip(ordered["label"], ordered["trainable_params"], strict=True)
         ]
         axis.set_yticks(range(len(names)), names)
+        if _spread_out(ordered[panel.metric]):
+            axis.set_xscale("log")
         axis.set_xlabel(METRIC_NAMES[panel.metric])
         axis.set_ylabel("setting (trainable parameters)")
     return figure
@@ -369,6 +372,17 @@ def _log_parameters(axis: Axes) -> None:
         if len(ticks) >= _FEWEST_TICKS:
             break
     _plain_ticks(axis, ticks)
+
+
+def _perplexity_axis(axis: Axes, panel: Panel) -> None:
+    axis.set_ylabel(METRIC_NAMES[panel.metric])
+    if _spread_out(panel.table[panel.metric]):
+        axis.set_yscale("log")
+
+
+def _spread_out(values: pd.Series) -> bool:
+    """Whether runs that went wrong would press the others together on a linear axis."""
+    return bool(values.min() > 0 and values.max() / values.min() > _MOST_LINEAR)
 
 
 def _plain_ticks(

@@ -23,13 +23,13 @@ _NUMBER = re.compile(r"[-+\d.,e± ]*")
 
 
 def render(
-    collected: Collected, figures: Mapping[str, Figure], tables: Sequence[Table], report: str
+    collected: Collected, figures: Mapping[str, bytes], tables: Sequence[Table], report: str
 ) -> str:
     """The page as text.
 
     Args:
         collected: the study's runs.
-        figures: by name.
+        figures: SVG files by name.
         tables: in the order in which they stand.
         report: the command that wrote the page.
     """
@@ -47,7 +47,7 @@ def render(
         sentences=[comparison.sentence() for comparison in comparisons(runs)]
         if "perplexity" in runs
         else [],
-        figures=[{"alt": name, "svg": _embedded(figure)} for name, figure in figures.items()],
+        figures=[{"alt": name, "svg": base64.b64encode(file).decode()} for name, file in figures.items()],
         tables=[_cells(table) for table in tables],
         notes=list(dict.fromkeys(line for m in manifests for line in m.notes)),
         differs=[
@@ -67,10 +67,6 @@ def svg(figure: Figure) -> bytes:
     with mpl.rc_context({"svg.hashsalt": "qpa_exp", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
-
-
-def _embedded(figure: Figure) -> str:
-    return base64.b64encode(svg(figure)).decode()
 
 
 def _cells(table: Table) -> dict[str, Any]:

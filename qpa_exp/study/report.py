@@ -29,15 +29,16 @@ def write_report(collected: Collected, out: Path, command: str) -> Path:
         InputError: the study asks for a figure or a table that does not exist.
     """
     figures = dict(_figures(collected))
+    vectors = {name: svg(figure) for name, figure in figures.items()}
     tables = list(_tables(collected))
-    page = render(collected, figures, tables, command)
+    page = render(collected, vectors, tables, command)
     scales = [manifest.scale for manifest in collected.manifests if manifest.scale]
     directory = out / "-".join([collected.study, *dict.fromkeys(scales)])
     directory.mkdir(parents=True, exist_ok=True)
     _write_runs(collected.runs, directory)
     for name, figure in figures.items():
         figure.savefig(directory / f"{name}.png", dpi=300)
-        (directory / f"{name}.svg").write_bytes(svg(figure))
+        (directory / f"{name}.svg").write_bytes(vectors[name])
     for table in tables:
         table.rows.to_csv(directory / f"{table.name}_table.csv", index=False)
     (directory / PAGE).write_text(page, encoding="utf-8")
