@@ -74,7 +74,10 @@ def _record(study: str, scale: str, out: Path) -> Path:
 
 
 def _sweep(study: str, scale: str, out: Path, rest: list[str]) -> bool:
-    places = [f"hydra.sweep.dir={out / 'runs'}", f"hydra.sweeper.record={_record(study, scale, out)}"]
+    places = [
+        f"hydra.sweep.dir={out / 'runs'}",
+        f"hydra.sweeper.record={_record(study, scale, out)}",
+    ]
     try:
         run_hydra(["-m", f"sweep={study}", f"scale={scale}", *places, *rest])
     except InputError as error:

@@ -41,11 +41,9 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
 
     Adds ``n`` (runs), and ``<figure>_std``, the sample standard deviation (NaN for one run).
     """
-    figures = [
-        column
-        for column in runs.select_dtypes("number")
-        if column not in ("seed", "qpa.seed", "n_qubits", "n_chunks") and "." not in column
-    ]
+    numbers = map(str, runs.select_dtypes("number"))
+    constant = ("seed", "n_qubits", "n_chunks")
+    figures = [name for name in numbers if name not in constant and "." not in name]
     grouped = runs.groupby("setting", sort=False)
     table = grouped.first()
     table[figures] = grouped[figures].mean()
@@ -66,7 +64,7 @@ class Comparison:
         n: runs of each that take part.
         paired: whether the runs are compared seed by seed.
         candidates: settings that ``second`` was chosen from.
-        chosen_by: by what.
+        chosen_by: by the lowest value of which column.
     """
 
     first: pd.Series
@@ -92,7 +90,7 @@ class Comparison:
             f"({two[self.metric]:.4g} against {one[self.metric]:.4g}; {self._uncertainty()})."
         )
         if self.candidates > 1:
-            words += f" Chosen from {self.candidates} settings by {self.chosen_by}."
+            words += f" Chosen from {self.candidates} settings by the lowest {self.chosen_by}."
         return words
 
     def _uncertainty(self) -> str:
@@ -127,24 +125,25 @@ def comparisons(runs: pd.DataFrame) -> Iterator[Comparison]:
                 rivals = rivals[rivals["peft.r"] == rank]
             if rivals.empty:
                 continue
-            by = selector(rivals)
-            names = {"validation_perplexity": "the validation split"}
-            chosen_by = names.get(str(by.name), "their trainable parameters, the fewest")
+            by = chosen_by(rivals)
             for metric in present(runs):
-                found = compare(runs, first, rivals.loc[by.idxmin()], metric)
-                yield replace(found, candidates=len(rivals), chosen_by=chosen_by)
+                found = compare(runs, first, lowest(rivals, by), metric)
+                yield replace(found, candidates=len(rivals), chosen_by=by)
 
 
-def selector(table: pd.DataFrame) -> pd.Series:
-    """What a setting is chosen by, smallest first: never the test split."""
+def chosen_by(table: pd.DataFrame) -> str:
+    """The column that a setting is chosen by, smallest first: never the test split's."""
     column = "validation_perplexity"
     usable = column in table and table[column].notna().all()
-    return table[column] if usable else table["trainable_params"]
+    return column if usable else "trainable_params"
 
 
-def compare(
-    runs: pd.DataFrame, first: pd.Series, second: pd.Series, metric: str
-) -> Comparison:
+def lowest(table: pd.DataFrame, column: str) -> pd.Series:
+    """The row with the smallest value in a column."""
+    return table.sort_values(column).iloc[0]
+
+
+def compare(runs: pd.DataFrame, first: pd.Series, second: pd.Series, metric: str) -> Comparison:
     """The perplexity of ``second``'s runs against ``first``'s, on a logarithmic scale.
 
     Student's t on log perplexities: of their differences where both have the same seeds, else
@@ -162,20 +161,24 @@ def compare(
         test = test if test is not None else stats.ttest_ind(two, one, equal_var=False)
         interval = test.confidence_interval(0.95)
         half = float(interval.high - interval.low) / 2
-    percent = [100 * math.expm1(x) for x in (change, change - half, change + half)]
-    share = float(second["trainable_params"] / first["trainable_params"])
-    sizes = (len(one), len(two))
-    return Comparison(first, second, metric, share, *percent, sizes, paired)
+    return Comparison(
+        first,
+        second,
+        metric,
+        share=float(second["trainable_params"] / first["trainable_params"]),
+        change=100 * math.expm1(change),
+        low=100 * math.expm1(change - half),
+        high=100 * math.expm1(change + half),
+        n=(len(one), len(two)),
+        paired=paired,
+    )
 
 
 def pareto(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The settings that no other beats in both parameters and perplexity, fewest first."""
-    front, best = [], math.inf
-    for index, row in table.sort_values(["trainable_params", metric]).iterrows():
-        if row[metric] < best:
-            front.append(index)
-            best = row[metric]
-    return table.loc[front]
+    ordered = table.sort_values(["trainable_params", metric])
+    best_before = ordered[metric].cummin().shift(fill_value=math.inf)
+    return ordered[ordered[metric] < best_before]
 
 
 PROTOCOL = {

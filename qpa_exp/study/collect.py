@@ -98,7 +98,7 @@ def _collected(
 def _directories(places: Iterable[str]) -> list[Path]:
     directories: dict[Path, None] = {}
     for place in places:
-        matches = sorted(glob.glob(str(Path(place).expanduser()), recursive=True))
+        matches = sorted(glob.glob(str(Path(place).expanduser()), recursive=True))  # noqa: PTH207
         inside = [Path(match) for match in matches if Path(match).is_dir()]
         if not inside:
             raise InputError(f"runs={place} matches no directory: give one, or a pattern of them.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.study.analysis import METRICS
@@ -45,10 +45,10 @@ def build(entity: str, project: str, study: str | None) -> Workspace:
 def _results() -> Section:
     """Figures 2 to 9: each perplexity against trainable parameters, and qubits."""
     from wandb_workspaces import workspaces
-    from wandb_workspaces.reports.v2 import ScatterPlot, SummaryMetric
+    from wandb_workspaces.reports.v2.interface import ScatterPlot, SummaryMetric
 
     size = SummaryMetric("trainable_params")
-    panels = [
+    panels: list[Any] = [
         ScatterPlot(
             title=f"{metric} against trainable parameters",
             x=size, y=SummaryMetric(metric), log_x=True, running_ymin=True,
@@ -73,7 +73,7 @@ def _results() -> Section:
 def _settings() -> Section:
     """Figure 4: rank and depth; and the ansatz, shots and noise of Figures 7 to 9."""
     from wandb_workspaces import workspaces
-    from wandb_workspaces.reports.v2 import BarPlot, Config, ScatterPlot, SummaryMetric
+    from wandb_workspaces.reports.v2.interface import BarPlot, Config, ScatterPlot, SummaryMetric
 
     perplexity = SummaryMetric("perplexity")
     scatters = [
@@ -92,10 +92,10 @@ def _settings() -> Section:
 
 def _curves() -> Section:
     from wandb_workspaces import workspaces
-    from wandb_workspaces.reports.v2 import LinePlot
+    from wandb_workspaces.reports.v2.interface import LinePlot
 
     names = ("train/loss", "validation/loss", "validation/perplexity")
-    panels = [LinePlot(title=name, x="trainer/global_step", y=[name]) for name in names]
+    panels: list[Any] = [LinePlot(title=name, x="trainer/global_step", y=[name]) for name in names]
     return workspaces.Section(name="Curves", panels=panels, is_open=True)
 
 
@@ -111,11 +111,11 @@ def save(entity: str | None, project: str, study: str | None) -> str:
 
     if _is_offline():
         raise InputError(
-            "The dashboard lives in W&B, and this machine is offline there: log in with wandb login, "
+            "The dashboard lives in W&B, where this machine is offline: log in with wandb login, "
             "send the runs with wandb sync, then start this again."
         )
     try:
-        owner = entity or wandb.Api().default_entity
+        owner = entity or str(wandb.Api().default_entity)
         return str(build(owner, project, study).save().url)
     except InputError:
         raise

@@ -54,7 +54,9 @@ def labels(runs: Sequence[Mapping[str, str]]) -> list[str]:
     """What sets each run apart from the others, seeds left out: the entries that differ."""
     keys = dict.fromkeys(key for run in runs for key in run)
     differing = [
-        key for key in keys if key not in ("seed", "qpa.seed") and len({r.get(key) for r in runs}) > 1
+        key
+        for key in keys
+        if key not in ("seed", "qpa.seed") and len({r.get(key) for r in runs}) > 1
     ]
     return [" ".join(f"{key}={run[key]}" for key in differing if key in run) for run in runs]
 

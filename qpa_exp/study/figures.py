@@ -19,20 +19,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from qpa_exp.errors import InputError
-from qpa_exp.study.analysis import METRIC_NAMES, NAMES, aggregate, family, pareto, present
+from qpa_exp.study.analysis import METRIC_NAMES, NAMES, aggregate, family, lowest, pareto, present
 from qpa_exp.study.reported import reported_perplexities
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 MARKERS = "sD^vP*X"
-CLASSICAL = {"color": "black", "marker": "o"}
+CLASSICAL: dict[str, Any] = {"color": "black", "marker": "o"}
 _WIDTH, _HEIGHT = 4.2, 3.4
 _MOST_LABELLED = 2
 """With more QPA series than that in one panel, labels would lie over each other."""
 
 _FEWEST_TICKS = 3
 _MOST_LINEAR = 20.0
+_EDGE = 1.5
+"""A setting whose perplexity is beyond that many times the unadapted model's went wrong."""
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "legend.fontsize": 8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "legend.frameon": False, "svg.fonttype": "none", "lines.markersize": 5,
@@ -114,10 +116,11 @@ def over(runs: pd.DataFrame, key: str, label: str | None = None, log: bool = Fal
             axis.axhline(row[panel.metric], color="black", linestyle="--", label=_named(row))
         for (name, points), style in zip(_series(generated, None), _styles(), strict=False):
             _curve(axis, points, key, panel.metric, label=name, **style)
-            best = points.loc[points[panel.metric].idxmin()]
+            best = lowest(points, panel.metric)
             axis.plot(
                 best[key], best[panel.metric], marker="*", markersize=15, linestyle="none",
-                color=COLOURS[4], markeredgecolor="black", label=f"optimum: {best[key]:g}", zorder=5,
+                color=COLOURS[4], markeredgecolor="black", zorder=5,
+                label=f"optimum: {best[key]:g}",
             )  # fmt: skip
         if log and not generated.empty:
             axis.set_xscale("log", base=2)
@@ -150,7 +153,10 @@ def time(runs: pd.DataFrame) -> Figure:
     """Seconds of training, and of one step, against trainable parameters."""
     table = aggregate(runs)
     figure = Figure(figsize=(2 * _WIDTH, _HEIGHT), layout="constrained")
-    names = {"train_seconds": "seconds of training", "step_seconds_median": "seconds a step, median"}
+    names = {
+        "train_seconds": "seconds of training",
+        "step_seconds_median": "seconds a step, median",
+    }
     for axis, (column, label) in zip(figure.subplots(1, 2), names.items(), strict=True):
         keys = table.apply(lambda row: f"{family(row)}, {row['model.name']}", axis=1)
         for name, style in zip(dict.fromkeys(keys), _many_styles(), strict=False):
@@ -171,9 +177,13 @@ def categories(runs: pd.DataFrame) -> Figure:
     figure, axes = _grid(panels, width=4.2 + 0.07 * longest, height=height)
     for axis, panel in zip(axes, panels, strict=True):
         ordered = panel.table.sort_values(panel.metric, ascending=False).reset_index(drop=True)
-        for place, row in ordered.iterrows():
+        edge = _EDGE * max(ordered[f"base_{panel.metric}"].mean(), ordered[panel.metric].min())
+        for place, (_, row) in enumerate(ordered.iterrows()):
+            if row[panel.metric] > edge:
+                _off_the_axis(axis, edge, place, row[panel.metric])
+                continue
             single = runs[runs["setting"] == row["setting"]][panel.metric]
-            axis.plot(single, [place] * len(single), "o", color=COLOURS[0], alpha=0.35, markersize=4)
+            axis.plot(single, [place] * len(single), "o", color=COLOURS[0], alpha=0.5, markersize=4)
             axis.errorbar(
                 row[panel.metric], place, xerr=_bar(row[f"{panel.metric}_std"]),
                 marker="D", color="black", capsize=3,
@@ -183,8 +193,6 @@ def categories(runs: pd.DataFrame) -> Figure:
             for label, count in zip(ordered["label"], ordered["trainable_params"], strict=True)
         ]
         axis.set_yticks(range(len(names)), names)
-        if _spread_out(ordered[panel.metric]):
-            axis.set_xscale("log")
         axis.set_xlabel(METRIC_NAMES[panel.metric])
         axis.set_ylabel("setting (trainable parameters)")
     return figure
@@ -193,9 +201,12 @@ def categories(runs: pd.DataFrame) -> Figure:
 def gradient_variance(runs: pd.DataFrame) -> Figure:
     """Variance of the circuit's gradient against N and L: QPA's loss, and an expectation value."""
     table = aggregate(runs)
-    figure = Figure(figsize=(2 * _WIDTH, 2 * _HEIGHT), layout="constrained")
-    rows = {"gradient_variance": "QPA's loss", "expectation_variance": "an expectation value"}
-    columns = (("n_qubits", "qpa.n_layers", "qubits N", "L"), ("qpa.n_layers", "n_qubits", "L", "N"))
+    figure = Figure(figsize=(2.3 * _WIDTH, 2 * _HEIGHT), layout="constrained")
+    rows = {"gradient_variance": "QPA's loss", "expectation_variance": "the probability of |0...0>"}
+    columns = (
+        ("n_qubits", "qpa.n_layers", "qubits N", "L"),
+        ("qpa.n_layers", "n_qubits", "L", "N"),
+    )
     for axes, (measured, name) in zip(figure.subplots(2, 2), rows.items(), strict=True):
         for axis, (x, hue, label, symbol) in zip(axes, columns, strict=True):
             groups = table.sort_values(x).groupby(hue)
@@ -209,8 +220,7 @@ def gradient_variance(runs: pd.DataFrame) -> Figure:
                 axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.set_xlabel(label)
             axis.set_ylabel(f"gradient variance of\n{name}")
-        axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        axes[0].legend(loc="center right", bbox_to_anchor=(-0.25, 0.5))
+            axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -251,7 +261,7 @@ def _panels(table: pd.DataFrame, *, by_method: bool = True) -> Iterator[Panel]:
     for values, part in table.groupby(keys, sort=False):
         model, data, *method = values
         for metric in present(part):
-            name = f", {NAMES.get(method[0], method[0])}" if method else ""
+            name = "".join(f", {NAMES.get(str(m), m)}" for m in method)
             base = part[f"base_{metric}"].mean()
             title = f"{model} on {data}{name}\n(unadapted: {base:.4g})"
             yield Panel(title, part[part[metric].notna()], metric)
@@ -297,13 +307,21 @@ def _series(
     keys = [hue] if isinstance(hue, str) else list(hue or [])
     keys = [key for key in keys if key in generated]
     # Shots that are null are exact probabilities.
-    filled = {key: generated[key].astype(object).where(generated[key].notna(), "exact") for key in keys}
+    filled = {
+        key: generated[key].astype(object).where(generated[key].notna(), "exact") for key in keys
+    }
     for values, points in generated.assign(**filled).groupby(["qpa.variant", *keys], sort=False):
         name = f"{family(points.iloc[0])} ({values[0]})"
         if keys:
-            parts = [f"{k.split('.')[-1]} = {_short(v)}" for k, v in zip(keys, values[1:], strict=True)]
+            parts = [
+                f"{k.split('.')[-1]} = {_short(v)}" for k, v in zip(keys, values[1:], strict=True)
+            ]
             name = f"QPA, {', '.join(parts)}"
         yield name, points.sort_values("trainable_params")
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _classical_curve(axis: Axes, panel: Panel) -> None:
@@ -357,7 +375,7 @@ def _reported_marks(axis: Axes, panel: Panel) -> None:
         if chosen:
             axis.plot(
                 [row.trainable_params for row in chosen],
-                [row.perplexity_padded for row in chosen],  # type: ignore[misc]
+                np.array([row.perplexity_padded for row in chosen], dtype=float),
                 marker=marker, markersize=9, markerfacecolor="none", linestyle="none",
                 color=COLOURS[1], label=name,
             )  # fmt: skip
@@ -372,6 +390,15 @@ def _log_parameters(axis: Axes) -> None:
         if len(ticks) >= _FEWEST_TICKS:
             break
     _plain_ticks(axis, ticks)
+
+
+def _off_the_axis(axis: Axes, edge: float, place: Any, value: float) -> None:
+    """A setting that went wrong stands at the edge with its value, so that the others are seen."""
+    axis.plot(edge, place, marker=">", color=COLOURS[1], clip_on=False)
+    axis.annotate(
+        f"{value:.2g}", (edge, place), textcoords="offset points", xytext=(-6, 0),
+        ha="right", va="center", fontsize=7, color=COLOURS[1],
+    )  # fmt: skip
 
 
 def _perplexity_axis(axis: Axes, panel: Panel) -> None:

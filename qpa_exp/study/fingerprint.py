@@ -69,7 +69,10 @@ def code_sha256() -> str:
     part of it; a report names their versions.
     """
     digest = hashlib.sha256()
-    files = [_PACKAGE / "config.py", *(f for room in _ROOMS for f in (_PACKAGE / room).rglob("*.py"))]
+    files = [
+        _PACKAGE / "config.py",
+        *(f for room in _ROOMS for f in (_PACKAGE / room).rglob("*.py")),
+    ]
     for file in sorted(files):
         digest.update(str(file.relative_to(_PACKAGE)).encode())
         digest.update(_code_of(file).encode())

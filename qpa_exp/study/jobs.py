@@ -111,9 +111,10 @@ def _in_group(config: Config, study: str | None) -> Config:
     """In W&B the runs of a study share a group, a tag and a job type."""
     name = study or "sweep"
     os.environ.setdefault("WANDB_JOB_TYPE", "sweep")
-    logger = config.logger
-    named = {"group": logger.group or name, "tags": list({*logger.tags, name})}
-    return dataclasses.replace(config, logger=dataclasses.replace(logger, **named))
+    given = config.logger
+    tags = list(dict.fromkeys([*given.tags, name]))
+    logger = dataclasses.replace(given, group=given.group or name, tags=tags)
+    return dataclasses.replace(config, logger=logger)
 
 
 @contextlib.contextmanager

@@ -47,7 +47,9 @@ def render(
         sentences=[comparison.sentence() for comparison in comparisons(runs)]
         if "perplexity" in runs
         else [],
-        figures=[{"alt": name, "svg": base64.b64encode(file).decode()} for name, file in figures.items()],
+        figures=[
+            {"alt": name, "svg": base64.b64encode(file).decode()} for name, file in figures.items()
+        ],
         tables=[_cells(table) for table in tables],
         notes=list(dict.fromkeys(line for m in manifests for line in m.notes)),
         differs=[

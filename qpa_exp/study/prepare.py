@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hydra.errors import HydraException
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from qpa_exp.adapters.catalogue import virtual_tokens
@@ -108,8 +108,8 @@ class Preparation:
 def _refuse_processes(config: Config) -> None:
     if config.trainer.strategy.startswith("ddp"):
         raise InputError(
-            f"trainer.strategy={config.trainer.strategy} starts processes of its own, each of which "
-            "would start the sweep again: sweep with trainer=gpu or trainer=cpu."
+            f"trainer.strategy={config.trainer.strategy} starts processes of its own, and each of "
+            "them would start the sweep again: sweep with trainer=gpu or trainer=cpu."
         )
 
 

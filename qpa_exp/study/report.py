@@ -48,7 +48,7 @@ def write_report(collected: Collected, out: Path, command: str) -> Path:
 def _write_runs(runs: pd.DataFrame, directory: Path) -> None:
     runs.to_csv(directory / "runs.csv", index=False)
     plain = runs.copy()
-    for column in plain.columns[plain.dtypes == object]:  # numbers and text in one column
+    for column in plain.select_dtypes(object):  # numbers and text in one column
         plain[column] = plain[column].map(lambda value: None if value is None else str(value))
     plain.to_parquet(directory / "runs.parquet", index=False)
 

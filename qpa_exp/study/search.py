@@ -40,8 +40,7 @@ def search(preparation: Preparation, runner: Runner, given: Sequence[str]) -> No
         SweepFailed: at the end, where a run failed.
     """
     config = preparation.master
-    study = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
-    assert isinstance(study, dict)
+    study: dict[str, Any] = OmegaConf.to_container(config.hydra.sweeper, resolve=True)  # type: ignore[assignment]
     base = _base(study, given)
     options = study["search"]
     _check_space(options["space"], base, preparation)

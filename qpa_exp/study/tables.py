@@ -10,10 +10,11 @@ import pandas as pd
 from qpa_exp.errors import InputError
 from qpa_exp.study.analysis import (
     aggregate,
+    chosen_by,
     family,
+    lowest,
     present,
     protocol_differences,
-    selector,
 )
 from qpa_exp.study.reported import Reported, reported
 
@@ -74,10 +75,11 @@ def perplexity_table(name: str, runs: pd.DataFrame) -> Table:
     table = aggregate(runs)
     lines = [_perplexity_line(row, _ours(row, table)) for row in reported(name)]
     caption = (
-        f"Table {name.removeprefix('table')} of the paper beside ours. The paper prints percentages of "
-        "lm_head, some cut, some rounded, and the perplexity over padded lines. Where no run has the "
-        "paper's model, our column shows the method's setting of lowest validation perplexity, and "
-        "the last column says what differs. 'Gemma-2' has the shape of the first Gemma, model=gemma."
+        f"Table {name.removeprefix('table')} of the paper beside ours. It prints percentages of "
+        "lm_head, some cut, some rounded, and the perplexity over padded lines. Where no run has "
+        "the paper's model, our columns show the method's setting of lowest validation perplexity, "
+        "and the last column says what differs. The paper's Gemma-2 has the shape of the first "
+        "Gemma, model=gemma."
     )
     return Table(name, caption, pd.DataFrame(lines))
 
@@ -121,9 +123,9 @@ def time_table(name: str, runs: pd.DataFrame) -> Table:
             counts, seconds = ours["trainable_params"], ours["train_seconds"]
             lines.append(_time_line(ours["model.name"], family(ours), counts, None, seconds))
     caption = (
-        f"Table {name.removeprefix('table')} of the paper: seconds of training in all. Counts are exact; "
-        "times are of other machines (the paper's are V100S and H100), so only the ratio of QPA to "
-        "LoRA on one machine can be compared."
+        f"Table {name.removeprefix('table')} of the paper: seconds of training in all. Counts are "
+        "exact. The paper's times are of V100S and H100 machines, so only the ratio of QPA to LoRA "
+        "on one machine can be compared."
     )
     return Table(name, caption, pd.DataFrame(lines))
 
@@ -147,7 +149,7 @@ def _ours(row: Reported, table: pd.DataFrame) -> pd.Series | None:
     exact = same[same["model.name"] == row.model]
     if exact.empty:
         others = same[~same["model.name"].isin(["gpt2", "gpt2_xl", "gemma"])]
-        return None if others.empty else others.loc[selector(others).idxmin()]
+        return None if others.empty else lowest(others, chosen_by(others))
     for key, value in (("peft.r", row.r), ("qpa.n_mlp", row.n_mlp)):
         if value is not None:
             exact = exact[exact[key] == value]
