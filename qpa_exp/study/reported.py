@@ -33,7 +33,7 @@ class Reported:
     n_mlp: int | None = None
     percent: str | None = None
     perplexity_padded: float | None = None
-    seconds: float | None = None
+    seconds: int | None = None
 
 
 def _table2() -> list[Reported]:
@@ -76,7 +76,7 @@ def _table3() -> list[Reported]:
 
 
 _RANKS = (1, 2, 4, 8, 16, 32)
-_TIMES: dict[str, tuple[str, tuple[float, ...], dict[int, tuple[int, float]]]] = {
+_TIMES: dict[str, tuple[str, tuple[int, ...], dict[int, tuple[int, int]]]] = {
     # model -> table, seconds of LoRA by rank, n_mlp -> (parameters, seconds) of QPA
     "gpt2": (
         "table8",
