@@ -27,6 +27,7 @@ NO_STUDY = "runs"
 
 SEEDS = ["seed", "qpa.seed"]
 _NOT_SETTINGS = ("logger.", "trainer.progress_bar", "resume", *SEEDS)
+_SIZES = ("trainable_params", "target_params", "seed")
 _GRADIENTS = ("gradient_variance", "expectation_variance")
 
 
@@ -164,9 +165,10 @@ def _metrics(path: Path) -> dict[str, Any]:
     state = state_of(path)
     if state is not State.complete:
         raise InputError(_why_not(path, state))
-    metrics = read_json(path / METRICS)
-    measured = [key for key in ("perplexity", *_GRADIENTS) if key in (metrics or {})]
-    if metrics is None or not measured:
+    metrics = read_json(path / METRICS) or {}
+    measured = [key for key in ("perplexity", *_GRADIENTS) if key in metrics]
+    needed = [*measured, *_SIZES]
+    if not measured or not all(isinstance(metrics.get(key), int | float) for key in needed):
         raise InputError(f"{path / METRICS} holds no result of this program.")
     return {key: json.dumps(v) if isinstance(v, dict | list) else v for key, v in metrics.items()}
 

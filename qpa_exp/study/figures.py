@@ -29,6 +29,7 @@ _WIDTH, _HEIGHT = 4.2, 3.4
 _MOST_LABELLED = 2
 """With more QPA series than that in one panel, labels would lie over each other."""
 
+_SHOTS = "qpa.shots"
 _FEWEST_TICKS = 3
 _MOST_LINEAR = 20.0
 _EDGE = 1.5
@@ -38,6 +39,7 @@ _STYLE: Any = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "legend.fontsize": 8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "legend.frameon": False, "svg.fonttype": "none", "lines.markersize": 5,
+    "axes.formatter.useoffset": False, "axes.ymargin": 0.12,
 }  # fmt: skip
 
 
@@ -292,11 +294,12 @@ def _styles() -> Iterator[dict[str, Any]]:
 
 
 def _many_styles() -> Iterator[dict[str, Any]]:
-    """Past seven series the line style changes too."""
+    """Past eight series the markers are hollow and the lines dashed."""
     yield {**CLASSICAL, "linestyle": "-"}
-    for line in itertools.cycle(("-", "--", ":")):
+    for line, fill in itertools.cycle((("-", None), ("--", "white"))):
         for colour, marker in zip(COLOURS, MARKERS, strict=True):
-            yield {"color": colour, "marker": marker, "linestyle": line}
+            style = {"color": colour, "marker": marker, "linestyle": line}
+            yield style if fill is None else {**style, "markerfacecolor": fill}
 
 
 def _series(
@@ -305,8 +308,8 @@ def _series(
     """QPA's settings, in one series for each variant, and for each value of ``hue``."""
     generated = table[table["qpa.variant"] != "off"]
     keys = [hue] if isinstance(hue, str) else list(hue or [])
-    keys = [key for key in keys if key in generated]
-    # Shots that are null are exact probabilities.
+    # A method without a rank has no series for each; but shots that are null are exact ones.
+    keys = [k for k in keys if k in generated and (k == _SHOTS or generated[k].notna().any())]
     filled = {
         key: generated[key].astype(object).where(generated[key].notna(), "exact") for key in keys
     }
@@ -413,14 +416,14 @@ def _spread_out(values: pd.Series) -> bool:
 
 
 def _plain_ticks(
-    axis: Axes, ticks: Sequence[float], name: Callable[[float], str] | None = None
+    axis: Axes, ticks: Sequence[Any], name: Callable[[Any], str] | None = None
 ) -> None:
     axis.set_xticks(ticks, [(name or _thousands)(tick) for tick in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _thousands(number: float) -> str:
+def _thousands(number: float | int) -> str:
     for unit, name in ((1e6, "M"), (1e3, "k")):
         if number >= unit:
             return f"{number / unit:g}{name}"

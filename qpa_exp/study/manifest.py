@@ -72,6 +72,15 @@ def write_manifest(manifest: Manifest, directory: Path) -> None:
     write_json(directory / MANIFEST, asdict(manifest))
 
 
+def _is_run(run: Any) -> bool:
+    return (
+        isinstance(run, dict)
+        and isinstance(run.get("path"), str)
+        and isinstance(run.get("label"), str)
+        and isinstance(run.get("overrides"), list)
+    )
+
+
 def read_manifest(directory: Path) -> Manifest:
     """The record of the study in this directory.
 
@@ -82,9 +91,9 @@ def read_manifest(directory: Path) -> Manifest:
     saved = read_json(path)
     try:
         manifest = Manifest(**(saved or {}))
-        labelled = all({"path", "label", "overrides"} <= set(run) for run in manifest.runs)
+        sound = all(_is_run(run) for run in manifest.runs)
     except TypeError:
-        labelled = False
-    if not labelled:
+        sound = False
+    if not sound:
         raise InputError(f"{path} is not the record of a study: start its sweep again to write it.")
     return manifest

@@ -131,7 +131,7 @@ def time_table(name: str, runs: pd.DataFrame) -> Table:
 
 
 def _time_line(
-    model: str, method: str, count: float, paper: float | None, ours: float | None
+    model: str, method: str, count: float | int, paper: int | None, ours: float | None
 ) -> dict[str, str]:
     return {
         "model": model,
