@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -201,8 +200,6 @@ def _full_key(text: str) -> str:
 
 def run_command(main: Callable[[list[str]], None]) -> NoReturn:
     """Run a command on ``sys.argv``; leave with status 0, or 2 and one sentence on stderr."""
-    # Hydra then hands its errors over instead of printing them in its own way.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         main(sys.argv[1:])
     except (InputError, HydraException, OmegaConfBaseException) as error:

@@ -36,7 +36,7 @@ def measure(config: Config, run_dir: Path) -> None:
     Raises:
         InputError: a config without a circuit to train, or with an anchor.
     """
-    _check(config)
+    check(config)
     module, data = load(config)
     assert isinstance(module.model, QPAModel)
     if not (run_dir / directory.CONFIG).exists():
@@ -94,7 +94,12 @@ def _gradients(
         yield gradient.detach().flatten().cpu().clone()
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """Refuse what has no variance.
+
+    Raises:
+        InputError: a config without a circuit to train, with an anchor, or with one start.
+    """
     if config.qpa.variant == Variant.off:
         raise InputError("qpa=off has no circuit whose gradient could be measured.")
     if config.qpa.anchor:

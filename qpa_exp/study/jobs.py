@@ -121,12 +121,12 @@ def _in_group(config: Config, study: str | None) -> Config:
 def _output_to(path: Path) -> Iterator[None]:
     """What a run prints and logs goes to a file: the terminal is the sweep's."""
     root = logging.getLogger()
-    console = [h for h in root.handlers if type(h) is logging.StreamHandler]
+    before = list(root.handlers)
     with path.open("a", encoding="utf-8") as file:
-        before = [handler.setStream(file) for handler in console]
+        root.handlers = [h for h in before if type(h) is not logging.StreamHandler]
+        root.handlers.append(logging.StreamHandler(file))
         try:
             with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
                 yield
         finally:
-            for handler, stream in zip(console, before, strict=True):
-                handler.setStream(stream or handler.stream)
+            root.handlers = before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +84,7 @@ class Preparation:
         overrides = as_overrides(run)
         config = self._compose([*self.chosen, *overrides])
         _refuse_processes(config)
+        CHECKS[self.work](config)
         name = run_name(config, self.work)
         shape = _shape(config)
         if shape not in self._counts:
@@ -103,6 +104,19 @@ class Preparation:
             return to_config(composed)
         except (HydraException, OmegaConfBaseException) as error:
             raise InputError(explain(error)) from error
+
+
+def _check_gradients(config: Config) -> None:
+    from qpa_exp.study.gradients import check  # which needs torch
+
+    check(config)
+
+
+CHECKS: dict[Work, Callable[[Config], None]] = {
+    Work.train: lambda config: None,  # noqa: ARG005
+    Work.gradient_variance: _check_gradients,
+}
+"""What each kind of work refuses beyond the schema."""
 
 
 def _refuse_processes(config: Config) -> None:

@@ -39,7 +39,10 @@ BROKEN = {
     "half written": ({"config.yaml": None}, "is not complete: it is running, or was interrupted"),
     "failed": ({"config.yaml": None, "failed.json": '{"error": "out of memory"}'}, "out of memory"),
     "diverged": (
-        {"config.yaml": None, "metrics.json": '{"status": "diverged", "error": "The loss is NaN."}'},
+        {
+            "config.yaml": None,
+            "metrics.json": '{"status": "diverged", "error": "The loss is NaN."}',
+        },
         "The loss is NaN.",
     ),
     "cut metrics": ({"config.yaml": None, "metrics.json": '{"status": '}, "or is damaged"),

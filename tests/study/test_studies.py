@@ -114,7 +114,6 @@ def test_a_mistake_is_one_sentence_before_the_first_run(
     from qpa_exp.cli import explain
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(Exception) as caught:  # noqa: PT011
         run_hydra(arguments)
     error = caught.value
