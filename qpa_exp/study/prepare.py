@@ -7,17 +7,18 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from qpa_exp.adapters.catalogue import virtual_tokens
 from qpa_exp.adapters.counts import Counts, plan_counts
 from qpa_exp.cli import explain, to_config
 from qpa_exp.config import Config
-from qpa_exp.errors import InputError
+from qpa_exp.errors import InputError, first_line
 from qpa_exp.lm.loading import check_length, load_architecture
 from qpa_exp.study.expand import as_overrides, labels
 from qpa_exp.study.fingerprint import run_name
@@ -66,6 +67,23 @@ class Preparation:
         self.work = Work(master.hydra.sweeper.work)
         self.directory = Path(master.hydra.sweep.dir)
         self._counts: dict[str, Counts] = {}
+
+    def study(self) -> dict[str, Any]:
+        """What ``hydra.sweeper`` says, every reference resolved.
+
+        Raises:
+            InputError: the study refers to a value that its scale does not have.
+        """
+        try:
+            study = OmegaConf.to_container(self.master.hydra.sweeper, resolve=True)
+        except InterpolationKeyError as error:
+            name = self.master.hydra.sweeper.scale.get("name", "none")
+            missing = first_line(error)
+            raise InputError(
+                f"scale={name} does not have what this sweep needs: {missing}"
+            ) from error
+        assert isinstance(study, dict)
+        return {str(key): value for key, value in study.items()}
 
     def jobs(self, runs: Sequence[Mapping[str, str]]) -> list[Job]:
         """One job for each different run.

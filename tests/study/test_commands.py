@@ -51,7 +51,8 @@ def test_the_workspace_has_the_papers_panels() -> None:
     text = json.dumps(model)
     for expected in (
         "perplexity against trainable parameters", "perplexity_padded against trainable parameters",
-        "qubits against trainable parameters", "perplexity by qpa.ansatz", "perplexity by qpa.noise",
+        "qubits against trainable parameters", "perplexity by qpa.ansatz",
+        "perplexity by qpa.noise",
         "validation/perplexity", "qpa.n_layers", "fig2",
     ):  # fmt: skip
         assert expected in text

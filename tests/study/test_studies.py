@@ -101,6 +101,7 @@ def test_a_study_has_exactly_the_papers_counts(
     [
         (["-m", "sweep=fig22"], "sweep=fig22 is unknown: give one of"),
         (["-m", "sweep=fig2", "scale=large"], "scale=large is unknown: give one of"),
+        (["-m", "sweep=fig2", "scale=none"], "scale=none does not have what this sweep needs"),
         (["-m", "sweep=fig2", "qpa.n_mpl=3"], "did you mean qpa.n_mlp"),
         (["-m", "sweep=fig2", "qpa.n_mlp=16,0"], "qpa.n_mlp=0 is too small"),
         (["-m", "sweep=fig2", "data=text", "data.path=nowhere"], "nowhere"),
@@ -121,6 +122,14 @@ def test_a_mistake_is_one_sentence_before_the_first_run(
     assert says in sentence
     assert "\n" not in sentence
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_the_papers_own_scale_has_a_name_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_hydra(["-m", "sweep=table3_gpt2_xl", *WITHOUT_FILES_FROM_THE_HUB])
+    assert "Sweep table3, scale gpt2_xl: 4 runs of 55,616 to 106,224" in capsys.readouterr().out
 
 
 def test_a_study_without_multirun_says_how_it_is_started() -> None:

@@ -192,3 +192,13 @@ def test_keys_are_checked_before_anything_runs(sweep: Sweep) -> None:
     with pytest.raises(InputError, match=r"qpa\.n_layers=0 is too small"):
         sweep("qpa.n_layers=2,0")
     assert not Path("runs").exists()
+
+
+def test_hydras_own_sweeper_does_not_pass_one_run_off_as_another(sweep: Sweep) -> None:
+    basic = ["hydra/sweeper=basic", "scale=none", "hydra.sweep.subdir=same"]
+    sweep("seed=1", *basic)
+    (run,) = runs()
+    assert state_of(run) is State.complete
+    sweep("seed=1", *basic)
+    with pytest.raises(InputError, match="holds a run of another config"):
+        sweep("seed=2", *basic)
