@@ -12,13 +12,13 @@ from typing import Any
 from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from qpa_exp.adapters.catalogue import virtual_tokens
 from qpa_exp.adapters.counts import Counts, plan_counts
 from qpa_exp.cli import explain, to_config
 from qpa_exp.config import Config
-from qpa_exp.errors import InputError, first_line
+from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import check_length, load_architecture
 from qpa_exp.study.expand import as_overrides, labels
 from qpa_exp.study.fingerprint import run_name

@@ -101,7 +101,7 @@ def test_a_study_has_exactly_the_papers_counts(
     [
         (["-m", "sweep=fig22"], "sweep=fig22 is unknown: give one of"),
         (["-m", "sweep=fig2", "scale=large"], "scale=large is unknown: give one of"),
-        (["-m", "sweep=fig2", "scale=none"], "scale=none does not have what this sweep needs"),
+        (["-m", "sweep=fig2", "scale=none"], "This sweep needs hydra.sweeper.scale."),
         (["-m", "sweep=fig2", "qpa.n_mpl=3"], "did you mean qpa.n_mlp"),
         (["-m", "sweep=fig2", "qpa.n_mlp=16,0"], "qpa.n_mlp=0 is too small"),
         (["-m", "sweep=fig2", "data=text", "data.path=nowhere"], "nowhere"),
