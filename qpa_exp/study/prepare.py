@@ -69,19 +69,8 @@ class Preparation:
         self._counts: dict[str, Counts] = {}
 
     def study(self) -> dict[str, Any]:
-        """What ``hydra.sweeper`` says, every reference resolved.
-
-        Raises:
-            InputError: the study refers to a value that its scale does not have.
-        """
-        try:
-            study = OmegaConf.to_container(self.master.hydra.sweeper, resolve=True)
-        except InterpolationKeyError as error:
-            name = self.master.hydra.sweeper.scale.get("name", "none")
-            missing = first_line(error)
-            raise InputError(
-                f"scale={name} does not have what this sweep needs: {missing}"
-            ) from error
+        """What ``hydra.sweeper`` says, every reference resolved."""
+        study = OmegaConf.to_container(self.master.hydra.sweeper, resolve=True)
         assert isinstance(study, dict)
         return {str(key): value for key, value in study.items()}
 
