@@ -90,6 +90,14 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Quantization(StrEnum):
+    """How the frozen weights are kept: ``int8`` and ``nf4`` are bitsandbytes' own."""
+
+    none = "none"
+    int8 = "int8"
+    nf4 = "nf4"
+
+
 class Corpus(StrEnum):
     """The text that a run trains and tests on."""
 
@@ -146,7 +154,11 @@ class ModelConfig:
     name_or_path: str = MISSING
     """A hub id, a directory in the hub's format, or ``qpa_exp/tiny`` (the bundled model)."""
     revision: str | None = None
+    """The hub's commit, tag or branch; null = the newest. What was loaded is in
+    ``metrics.json``."""
     dtype: Dtype = Dtype.float32
+    quantization: Quantization = Quantization.none
+    """Of the layers of the backbone; the head and the embedding keep ``dtype``."""
     architecture: dict[str, Any] | None = None
     """``AutoConfig.for_model``'s arguments, so that ``plan`` needs neither weights nor network;
     null = read the ``config.json`` of ``name_or_path``."""
@@ -240,6 +252,8 @@ class TrainerConfig:
     max_steps: int = -1
     """Optimizer steps, where fewer than ``max_epochs`` give; -1 = no limit."""
     accumulate_grad_batches: int = 1
+    gradient_checkpointing: bool = False
+    """Keep only every layer's input, and compute the rest again in the backward pass."""
     gradient_clip_val: float | None = None
     log_every_n_steps: int = 10
     validate_every_n_steps: int | None = None

@@ -25,7 +25,13 @@ from qpa_exp.adapters.export import save_adapter
 from qpa_exp.config import Config
 from qpa_exp.data import TextDataModule
 from qpa_exp.errors import InputError, one_line
-from qpa_exp.lm.loading import check_length, load_architecture, load_model, load_tokenizer
+from qpa_exp.lm.loading import (
+    check_length,
+    load_architecture,
+    load_model,
+    load_tokenizer,
+    loaded_revision,
+)
 from qpa_exp.training import directory, results
 from qpa_exp.training.callbacks import (
     SayHowToResume,
@@ -218,6 +224,7 @@ def _metrics(parts: Parts, tested: Mapping[str, float]) -> Metrics:
         "step_seconds_median": parts.times.step_seconds_median,
         "seed": parts.config.seed,
         "versions": results.versions(),
+        "model_revision": loaded_revision(parts.module.model.get_base_model()),
         "data_sha256": parts.data.corpus.sha256,
     }
 

@@ -83,8 +83,8 @@ def make_off(make_model: Any, peft_config: Any) -> Callable[..., PeftModel]:
     return make
 
 
-def test_every_method_has_a_row_and_a_file(small_overrides: Any) -> None:
-    assert set(METHODS) == set(PeftMethod) == set(small_overrides)
+def test_every_method_has_a_row_and_a_file(method_overrides: Any) -> None:
+    assert set(METHODS) == set(PeftMethod) == set(method_overrides)
     assert {path.stem for path in (conf_dir() / "peft").glob("*.yaml")} == set(METHOD_NAMES)
 
 
@@ -248,9 +248,9 @@ def planned(*overrides: str) -> Any:
 
 @in_two_places
 def test_plan_counts_what_is_built(
-    method: str, architecture: str, make_model: Any, architectures: Any, small_overrides: Any
+    method: str, architecture: str, make_model: Any, architectures: Any, method_overrides: Any
 ) -> None:
-    config = compose_config([f"peft={method}", "qpa.n_mlp=8", *small_overrides[method]])
+    config = compose_config([f"peft={method}", "qpa.n_mlp=8", *method_overrides[method]])
     generated = get_qpa_model(make_model(architecture), make_peft_config(config.peft), config.qpa)
     assert plan_counts(config, architectures[architecture]) == count(generated)
     config.qpa.variant = Variant.off
