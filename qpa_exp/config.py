@@ -121,6 +121,22 @@ class Schedule(StrEnum):
     constant = "constant"
 
 
+class Optimizer(StrEnum):
+    """AdamW for everything, or for the mapping model beside a search of the circuit's angles."""
+
+    adamw = "adamw"
+    cobyla = "cobyla"
+    nelder_mead = "nelder_mead"
+    spsa = "spsa"
+
+
+class SearchOver(StrEnum):
+    """What a search without gradients moves: the circuit's angles, or every parameter."""
+
+    theta = "theta"
+    all = "all"
+
+
 class LoggerName(StrEnum):
     """Where curves go besides the run directory's own CSV file."""
 
@@ -229,15 +245,23 @@ class DataConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW, a warmup, and a decay (Tables 4 to 7)."""
+    """AdamW, a warmup, and a decay (Tables 4 to 7); or a search of the angles beside it."""
 
-    name: str = "adamw"
+    name: Optimizer = Optimizer.adamw
     lr: float = MISSING
+    theta_lr: float | None = None
+    """Of the circuit's angles, in radians; null = ``lr``."""
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     schedule: Schedule = Schedule.linear
     warmup_steps: int = 0
+    over: SearchOver = SearchOver.theta
+    search_every_n_steps: int = 10
+    max_evaluations: int | None = None
+    """Of the loss, in one search; null = 2 (n + 1) for n parameters, and 2 for spsa."""
+    radius: float = 0.1
+    """How far a search looks at first, in radians for the angles."""
 
 
 @dataclass
@@ -304,6 +328,8 @@ _AT_LEAST: dict[str, int] = {
     "data.batch_size": 1,
     "data.eval_batch_size": 1,
     "optim.warmup_steps": 0,
+    "optim.search_every_n_steps": 1,
+    "optim.max_evaluations": 2,
     "trainer.devices": 1,
     "trainer.max_epochs": 1,
     "trainer.accumulate_grad_batches": 1,
@@ -313,9 +339,11 @@ _AT_LEAST: dict[str, int] = {
     "trainer.limit_eval_batches": 1,
 }
 _AT_MOST: dict[str, float] = {"optim.lr": 100.0, "qpa.n_layers": 10_000}
-_POSITIVE = ("qpa.scale", "optim.lr", "optim.eps", "trainer.gradient_clip_val")
+_POSITIVE = (
+    "qpa.scale", "optim.lr", "optim.theta_lr", "optim.eps", "optim.radius",
+    "trainer.gradient_clip_val",
+)  # fmt: skip
 _ONE_OF: dict[str, tuple[str, ...]] = {
-    "optim.name": ("adamw",),
     "trainer.accelerator": ("cpu", "gpu", "cuda", "mps", "auto"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
@@ -379,6 +407,11 @@ def _validate_the_rest(config: Config) -> None:
         raise InputError(
             f"trainer.max_steps={trainer.max_steps} is out of range: give at least 1, "
             "or -1 for no limit."
+        )
+    if optim.name is not Optimizer.adamw and trainer.devices > 1:
+        raise InputError(
+            f"optim={optim.name} searches in one process: give trainer.devices=1, not "
+            f"{trainer.devices}."
         )
     if config.data.name is Corpus.text and config.data.path is None:
         raise InputError("data=text needs data.path=<a text file or a directory of them>.")

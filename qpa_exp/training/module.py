@@ -17,6 +17,7 @@ from qpa_exp.adapters import QPAModel, train_adapter_only
 from qpa_exp.config import Config, Layout, Schedule
 from qpa_exp.errors import InputError
 from qpa_exp.lm.losses import TokenLosses, token_losses
+from qpa_exp.training.optimizers import make_optimizer
 
 Batch = dict[str, Tensor]
 
@@ -101,11 +102,22 @@ class AdapterModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss that is minimised; a loss that is not finite ends the run."""
-        losses = self(batch)
-        loss = losses.padded_mean if self.config.data.layout == Layout.lines else losses.text_mean
+        self._batch = batch
+        loss = self._objective(batch)
         self._require_finite(loss.detach(), "loss")
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
+
+    def _objective(self, batch: Batch) -> Tensor:
+        losses: TokenLosses = self(batch)
+        return losses.padded_mean if self.config.data.layout == Layout.lines else losses.text_mean
+
+    @torch.no_grad()
+    def _loss_now(self) -> float:
+        """The loss of the step's batch, for a search: each time with the same random numbers."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.global_step)
+            return float(self._objective(self._batch))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
         """A gradient that is not finite would spoil the weights: end the run before it does."""
@@ -153,15 +165,9 @@ class AdapterModule(LightningModule):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a warmup and a decay over the steps that the run will take."""
+        """The optimizer, with a warmup and a decay over the steps that the run will take."""
         optim = self.config.optim
-        optimizer = torch.optim.AdamW(
-            self.trained().values(),
-            lr=optim.lr,
-            betas=(optim.betas[0], optim.betas[1]),
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-        )
+        optimizer = make_optimizer(self.trained(), optim, self._loss_now)
         scheduler = get_scheduler(
             _SCHEDULERS[Schedule(optim.schedule)],
             optimizer,

@@ -165,3 +165,23 @@ def test_attention_and_mlp_are_targets_too(
     run(config, tmp_path / "run")
     losses = read_curve(tmp_path / "run", "validation/loss")[1]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("method", ["lora", "dora", "prefix", "ffa"])
+def test_frozen_weights_of_16_bits(
+    method: str,
+    dtype: str,
+    configure_cell: Callable[..., Config],
+    family_directory: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    run(configure_cell(method, "llama", f"model.dtype={dtype}"), tmp_path / "run")
+    losses = read_curve(tmp_path / "run", "validation/loss")[1]
+    assert losses[-1] < losses[0]
+    tokens = torch.arange(1, 13)[None]
+    trained = logits_of(load_run(tmp_path / "run").model, tokens)
+    export.main([f"run={tmp_path / 'run'}", f"out={tmp_path / 'qpa'}", "format=qpa"])
+    base = AutoModelForCausalLM.from_pretrained(family_directory("llama"), dtype=dtype)
+    loaded = logits_of(QPAModel.from_pretrained(base, tmp_path / "qpa"), tokens)
+    assert torch.equal(loaded, trained)
