@@ -191,6 +191,7 @@ class PeftMethodConfig:
     """The update is scaled by ``lora_alpha / r``; the paper takes 2 r."""
     lora_dropout: float | None = 0.0
     target_modules: list[str] | None = field(default_factory=lambda: ["lm_head"])
+    """Names of linear layers, as PEFT takes them; ``[all-linear]`` is all but the head."""
     options: dict[str, Any] = field(default_factory=dict)
     """What is this method's alone: any other field of PEFT's own config class."""
 

@@ -465,3 +465,14 @@ def test_plan_prints_prefix_tunings_target(capsys: pytest.CaptureFixture[str]) -
     assert record == dataclasses.asdict(planned("peft=prefix_tuning", "qpa=off")) | {
         "target_percent": record["target_percent"]
     }
+
+
+@pytest.mark.parametrize(("architecture", "layers"), [("gpt2", 4), ("llama", 7)])
+def test_all_linear_reaches_every_layer_of_every_block(
+    architecture: str, layers: int, make_model: Any, peft_config: Any, tokens: Tensor
+) -> None:
+    config = peft_config("lora", "peft.target_modules=[all-linear]")
+    model = get_qpa_model(make_model(architecture), config, QPAConfig(n_mlp=8, scale=0.3))
+    assert len(model.generated_tensors()) == 2 * 2 * layers  # A and B, two blocks
+    losses = train(model, tokens, lr=1e-2)
+    assert losses[-1] < losses[0]
