@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -32,7 +31,7 @@ def adapts_head_alone(model: Adapted) -> bool:
     peft_model = _peft_model(model)
     if peft_model.active_peft_config.is_prompt_learning:
         return False
-    head = peft_model.get_base_model().get_output_embeddings()
+    head = language_model(model).get_output_embeddings()
     layers = [m for m in peft_model.modules() if isinstance(m, BaseTunerLayer)]
     return layers == [head] and not getattr(peft_model.active_peft_config, "modules_to_save", None)
 
@@ -52,7 +51,7 @@ class AdaptedHead:
     low: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        self.layer: Any = _peft_model(self.model).get_base_model().get_output_embeddings()
+        self.layer: Any = language_model(self.model).get_output_embeddings()
         base = self.layer.get_base_layer()
         self.frozen: FrozenHead | None = None
         if type(base) is nn.Linear and base.weight.is_floating_point():
@@ -105,7 +104,7 @@ class AdaptedHead:
         loss, nats = head_loss(self.frozen, *flat, update)
         return HeadLoss(loss, nats.view(targets.shape))
 
-    def _low_rank(self, layer: LoraLinear, name: str, hidden: Tensor) -> LowRank | None:
+    def _low_rank(self, layer: Any, name: str, hidden: Tensor) -> LowRank | None:
         """LoRA's or DoRA's tensors; None for another variant, or what has no formula here."""
         a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
         if layer.merged or layer.lora_bias.get(name) or not _is_plain(a, b):
@@ -145,7 +144,12 @@ class AdaptedHead:
         return [p for p in self.model.parameters() if p.requires_grad]
 
 
-def _peft_model(model: Adapted) -> PeftModel:
+def language_model(model: Adapted) -> Any:
+    """The language model within: transformers' own, with the method's layers in it."""
+    return _peft_model(model).get_base_model()
+
+
+def _peft_model(model: Adapted) -> Any:
     return model.peft_model if isinstance(model, QPAModel) else model
 
 

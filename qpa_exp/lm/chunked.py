@@ -68,7 +68,7 @@ class _ChunkedLoss(torch.autograd.Function):
         sought = [t for t in trained if t.requires_grad] if any(ctx.needs_input_grad) else []
         sums = {id(t): torch.zeros_like(t) for t in sought}
         nats = torch.zeros(targets.shape, device=hidden.device)
-        for rows, tokens in rectangles(*targets.shape, most):
+        for rows, tokens in rectangles(targets.shape[0], targets.shape[1], most):
             with torch.set_grad_enabled(bool(sought)):
                 logits = head(hidden[rows, tokens], tokens.start)
             nats[rows, tokens], slope = _cross_entropy(

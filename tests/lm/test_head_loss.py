@@ -84,9 +84,7 @@ class Problem:
             assert (ours.double() - theirs).abs().max() <= tolerance * scale
 
 
-finals = st.builds(
-    FinalLogits, st.sampled_from([1.0, 0.25]), st.sampled_from([None, 5.0, 30.0])
-)
+finals = st.builds(FinalLogits, st.sampled_from([1.0, 0.25]), st.sampled_from([None, 5.0, 30.0]))
 
 
 @given(
