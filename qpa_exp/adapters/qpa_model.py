@@ -61,6 +61,23 @@ class GeneratedVector:
             generated.backward(self._leaf.grad)
         self.value, self._made_for = self._leaf.detach(), None
 
+    def compile(self, mode: str) -> None:
+        """Compile the generator and try it; it stays as it was where that fails."""
+        training = self.generator.training
+        self.make = torch.compile(self.generator.train(), mode=mode)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                self.begin_step()
+                self.value.sum().backward()
+                self.end_step()
+        except Exception:
+            self.make, self._generated = self.generator, None
+            raise
+        finally:
+            self.generator.zero_grad(set_to_none=True)
+            self.generator.train(training)
+            self.settle()
+
     def _call(self) -> Float[Tensor, " m"]:
         """The generator computes in float32, also where the language model does not."""
         device = next(self.generator.parameters()).device.type
@@ -188,21 +205,12 @@ class QPAModel(nn.Module):
         Raises:
             InputError: it cannot be compiled, for want of a C++ compiler for example.
         """
-        mode = "reduce-overhead" if self.device.type == "cuda" else "default"
-        settled = self._vector.make
-        self._vector.make = torch.compile(self.generator, mode=mode)
         try:
-            with torch.random.fork_rng():
-                self._vector.begin_step()
-                self.vector.sum().backward()
-                self._vector.end_step()
+            self._vector.compile("reduce-overhead" if self.device.type == "cuda" else "default")
         except Exception as error:  # dynamo, inductor and the compiler have errors of their own
-            self._vector.make = settled
             raise InputError(
                 f"trainer.compile=true: torch cannot compile the generator: {one_line(error)[:300]}"
             ) from error
-        finally:
-            self.generator.zero_grad(set_to_none=True)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Write text: the language model's own ``generate``."""
