@@ -114,6 +114,18 @@ class Layout(StrEnum):
     blocks = "blocks"
 
 
+class CacheMode(StrEnum):
+    """Where the frozen backbone's hidden states are kept, where only the head is adapted.
+
+    ``auto`` is ``disk`` where they fit and are worth it, else ``off``.
+    """
+
+    auto = "auto"
+    disk = "disk"
+    memory = "memory"
+    off = "off"
+
+
 class Schedule(StrEnum):
     """The learning rate after the warmup."""
 
@@ -239,6 +251,12 @@ class DataConfig:
     """Tokens an example: the block, or the length that lines are padded and cut to."""
     batch_size: int = 4
     eval_batch_size: int = 8
+    cache: CacheMode = CacheMode.auto
+    """Compute the backbone's hidden states once for all epochs, and on disk for all runs."""
+    cache_dir: str | None = None
+    """null = $QPA_EXP_CACHE, or qpa_exp in the user's cache directory."""
+    cache_gib: float = 16.0
+    """The most that hidden states may take, there or in memory."""
     train_split: str = "train"
     validation_split: str = "validation"
     test_split: str = "test"
@@ -287,6 +305,8 @@ class TrainerConfig:
     limit_eval_batches: int | None = None
     """Stop validation and test after so many batches; null = all of them."""
     progress_bar: bool = True
+    compile: bool = False
+    """Compile the generator with torch.compile."""
 
 
 @dataclass
@@ -341,7 +361,7 @@ _AT_LEAST: dict[str, int] = {
 }
 _AT_MOST: dict[str, float] = {"optim.lr": 100.0, "qpa.n_layers": 10_000}
 _POSITIVE = (
-    "qpa.scale", "optim.lr", "optim.theta_lr", "optim.eps", "optim.radius",
+    "qpa.scale", "data.cache_gib", "optim.lr", "optim.theta_lr", "optim.eps", "optim.radius",
     "trainer.gradient_clip_val",
 )  # fmt: skip
 _ONE_OF: dict[str, tuple[str, ...]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def method_overrides() -> dict[str, list[str]]:
     """Command-line overrides that fit each PEFT method to the small models."""
     return OVERRIDES
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hidden states of these models are no use to anybody else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QPA_EXP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def test_the_backbone_is_quantized_and_the_head_is_not(directory, kind, bits, ba
         model(batch["input_ids"]).logits,
         unquantized(directory)(batch["input_ids"]).logits,
     )
-    assert 0 < (logits - exact).norm() / exact.norm() < 0.2
+    assert 0 < (logits - exact).norm() / exact.norm() < 0.3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,7 +76,7 @@ def test_it_starts_at_the_base_model_and_trains(directory, batch, kind, targets)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[0] == pytest.approx(expected, rel=1e-5)
+    assert losses[0] == pytest.approx(expected, rel=1e-4)
     assert losses[-1] < losses[0]
 
 
