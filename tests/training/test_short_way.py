@@ -256,31 +256,6 @@ def _train_rows(config: Config) -> torch.Tensor:
     return data.examples["train"].input_ids
 
 
-@pytest.mark.slow
-def test_a_compiled_generator_trains_alike_and_resumes_bit_for_bit(
-    configure: Configure, own_cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = configure(own_cache, "trainer.max_steps=10")
-    compiled = configure(own_cache, "trainer.max_steps=10", "trainer.compile=true")
-    run(config, tmp_path / "eager")
-    run(compiled, tmp_path / "compiled")
-    require_alike(tmp_path / "compiled", tmp_path / "eager")
-    proper = AdapterModule.training_step
-
-    def crashing(self: AdapterModule, batch: dict, batch_idx: int) -> torch.Tensor:
-        if self.global_step == 6:
-            raise RuntimeError("power cut")
-        return proper(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(AdapterModule, "training_step", crashing)
-        with pytest.raises(RuntimeError, match="power cut"):
-            run(compiled, tmp_path / "crashed")
-    resume(tmp_path / "crashed")
-    whole, crashed = trained(tmp_path / "compiled"), trained(tmp_path / "crashed")
-    assert all(torch.equal(whole[name], crashed[name]) for name in whole)
-
-
 def test_a_generator_that_cannot_be_compiled_is_one_sentence(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
