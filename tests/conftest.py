@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import OVERRIDES
 from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -22,6 +23,16 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, max_exa
 settings.load_profile("repeatable")
 
 VOCABULARY, WIDTH, POSITIONS = 61, 16, 32
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", metavar="FILE", help="write the table of methods and families")
+
+
+@pytest.fixture(scope="session")
+def method_overrides() -> dict[str, list[str]]:
+    """Command-line overrides that fit each PEFT method to the small models."""
+    return OVERRIDES
 
 
 @pytest.fixture(scope="session", autouse=True)

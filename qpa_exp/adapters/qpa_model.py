@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from qpa_exp.adapters import files
+from qpa_exp.adapters.checkpointing import checkpoint_activations
 from qpa_exp.adapters.methods import build_peft_model, train_adapter_only, trainable_tensors
 from qpa_exp.config import QPAConfig, Variant
 from qpa_exp.errors import InputError, one_line
@@ -172,10 +173,22 @@ class QPAModel(nn.Module):
         for _, module, leaf in self._slots:
             module.parametrizations[leaf].original.requires_grad_(False)  # type: ignore[union-attr, index]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The language model's own output, with the tensors generated for this call."""
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The language model's own output, with the tensors generated for this call.
+
+        Takes what the language model takes; these three are named because a Trainer reads off
+        here which columns of its data to pass on.
+        """
         self._vector.refresh()
-        return self.peft_model(*args, **kwargs)
+        return self.peft_model(
+            input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs
+        )
 
     @property
     def vector(self) -> Float[Tensor, " m"]:
@@ -223,6 +236,20 @@ class QPAModel(nn.Module):
         train_adapter_only(self.peft_model, mode)
         return self
 
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Keep only every layer's input, and compute the rest again in the backward pass.
+
+        The same name and arguments as transformers' own, so that its Trainer finds it.
+        """
+        checkpoint_activations(
+            self.get_base_model(),
+            activation_checkpointing_kwargs=activation_checkpointing_kwargs,
+            **options,
+        )
+        self.train(self.training)
+
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within this context the model is the untouched language model."""
@@ -246,6 +273,10 @@ class QPAModel(nn.Module):
         """Where the language model lies."""
         return self.peft_model.device
 
+    def get_base_model(self) -> Any:
+        """The language model, with the method's layers in it; PEFT's own name for it."""
+        return self.peft_model.get_base_model()
+
     def generated_tensors(self) -> dict[str, Tensor]:
         """The method's tensors by PEFT's names, as they are now; detached."""
         self._vector.settle()
@@ -255,7 +286,7 @@ class QPAModel(nn.Module):
     def print_trainable_parameters(self) -> None:
         """Say how much is trained, in PEFT's own words, and how much that generates."""
         trained = self.generator.n_trainable
-        total = sum(p.numel() for p in self.parameters())
+        total = self.peft_model.get_nb_trainable_parameters()[1] + trained
         print(
             f"trainable params: {trained:,} || all params: {total:,} || "
             f"trainable%: {100 * trained / total:.4f} || generated: {self.generator.chunking.m:,}"
@@ -293,8 +324,8 @@ class QPAModel(nn.Module):
                 another language model.
         """
         saved = files.read(directory)
+        saved.check_base(model)
         loaded = get_qpa_model(model, saved.peft_config, saved.qpa_config)
-        saved.check_shapes(loaded._tensor_shapes())
         saved.load_into(loaded.generator)
         return loaded.eval()
 

@@ -18,6 +18,7 @@ from qpa_exp.adapters import QPAModel, train_adapter_only
 from qpa_exp.config import Config, Layout, Schedule
 from qpa_exp.errors import InputError
 from qpa_exp.lm.losses import TokenLosses, token_losses
+from qpa_exp.training.optimizers import make_optimizer
 from qpa_exp.training.short_way import ShortWay
 from qpa_exp.training.stopwatch import Stopwatch
 
@@ -147,10 +148,19 @@ class AdapterModule(LightningModule):
         if isinstance(self.model, QPAModel):
             with self._section("generator"):
                 self.model.begin_step()
-        loss, _ = self._losses(batch, self._hidden(batch))
+        hidden = self._hidden(batch)
+        self._step = (batch, hidden)
+        loss, _ = self._losses(batch, hidden)
         self._require_finite(loss.detach(), "loss")
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
+
+    @torch.no_grad()
+    def _loss_now(self) -> float:
+        """The loss of the step's batch, for a search: each time with the same random numbers."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.global_step)
+            return float(self._losses(*self._step)[0])
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As Lightning does it, timed."""
@@ -222,15 +232,9 @@ class AdapterModule(LightningModule):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a warmup and a decay over the steps that the run will take."""
+        """The optimizer, with a warmup and a decay over the steps that the run will take."""
         optim = self.config.optim
-        optimizer = torch.optim.AdamW(
-            self.trained().values(),
-            lr=optim.lr,
-            betas=(optim.betas[0], optim.betas[1]),
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-        )
+        optimizer = make_optimizer(self.trained(), optim, self._loss_now)
         scheduler = get_scheduler(
             _SCHEDULERS[Schedule(optim.schedule)],
             optimizer,

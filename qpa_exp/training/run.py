@@ -26,7 +26,13 @@ from qpa_exp.config import CacheMode, Config
 from qpa_exp.data import TextDataModule
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.lm.cache import fingerprint
-from qpa_exp.lm.loading import check_length, load_architecture, load_model, load_tokenizer
+from qpa_exp.lm.loading import (
+    check_length,
+    load_architecture,
+    load_model,
+    load_tokenizer,
+    loaded_revision,
+)
 from qpa_exp.training import directory, results
 from qpa_exp.training.callbacks import (
     PlainBar,
@@ -256,6 +262,7 @@ def _metrics(parts: Parts, tested: Mapping[str, float]) -> Metrics:
         "time_split": parts.module.stopwatch.split(parts.times.batch_seconds),
         "seed": parts.config.seed,
         "versions": results.versions(),
+        "model_revision": loaded_revision(parts.module.model.get_base_model()),
         "data_sha256": parts.data.corpus.sha256,
     }
 
