@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from qpa_exp.lm.head import FinalLogits
 
 
-class _Reached(BaseException):
-    """Ends a forward pass where the head begins. No ``except Exception`` on the way takes it."""
+class _Reached(Exception):
+    """Ends a forward pass where the head begins."""
 
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden

@@ -48,7 +48,7 @@ class StepTimes(Callback):
     @property
     def batch_seconds(self) -> float:
         """In this process' training batches, all together."""
-        return sum(self._steps)
+        return float(sum(self._steps))
 
     @property
     def tokens_per_second(self) -> float | None:

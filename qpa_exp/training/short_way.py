@@ -101,7 +101,7 @@ class StateTables:
         directory = config.data.cache_dir
         self.shelf = Shelf(
             default_directory() if directory is None else Path(directory).expanduser(),
-            int(config.data.cache_gib * GIB),
+            config.data.cache_gib * GIB,
         )
         self.mode = mode
         if self.mode is CacheMode.off:
