@@ -90,8 +90,8 @@ def test_it_leaves_an_adapter_that_peft_loads(directory, batch, kind, targets, t
     expected = model(**batch).logits
     export(model, tmp_path / "out", Format.peft, "someone/base", "the card")
     loaded = PeftModel.from_pretrained(quantized(directory, kind), tmp_path / "out").eval()
-    # Eight-bit products round what enters them: a last bit there becomes a whole step.
-    near = 0.03 if kind is Quantization.int8 and targets != ["lm_head"] else 1e-5
+    # bitsandbytes rounds what enters its products: a last bit there becomes a whole step.
+    near = 1e-5 if targets == ["lm_head"] else 0.03
     torch.testing.assert_close(loaded(**batch).logits, expected, atol=near, rtol=near)
 
 
