@@ -4,21 +4,32 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+SCALE  ?= tiny
 
 BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format lock pretrain-tiny clean
+.PHONY: help setup run reproduce-all wandb-dashboard test check format lock pretrain-tiny clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-15s%s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-17s%s\n", $$1, $$2}'
+	@echo "  make reproduce-<study>: $$(ls sweeps/*.yaml | xargs -n 1 basename -s .yaml | tr '\n' ' ')"
 	@echo "  ARGS is passed on: make run ARGS='qpa.n_mlp=128'   make test ARGS='-m \"not slow\"'"
 
 setup: $(READY)  ## install everything into .venv
 
 run: $(READY)  ## train and test the default, QPA LoRA on the bundled model and text
 	$(BIN)/python -m qpa_exp $(ARGS)
+
+reproduce-all: $(READY)  ## every study of sweeps/, its figures and tables; SCALE=tiny, smoke or paper
+	$(BIN)/python -m qpa_exp.reproduce studies=all scale=$(SCALE) $(ARGS)
+
+reproduce-%: $(READY)  ## one study: make reproduce-fig2
+	$(BIN)/python -m qpa_exp.reproduce studies=$* scale=$(SCALE) $(ARGS)
+
+wandb-dashboard: $(READY)  ## a W&B workspace with the paper's panels; ARGS='study=fig2'
+	$(BIN)/python -m qpa_exp.dashboard $(ARGS)
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

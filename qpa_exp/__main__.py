@@ -1,40 +1,18 @@
 """``python -m qpa_exp``: train and test a run, or continue one with ``resume=<directory>``.
 
-Takes Hydra's overrides and flags: ``qpa.n_mlp=128``, ``-m`` for a sweep, ``--cfg job`` to see the
-config, ``--help``.
+Takes Hydra's overrides and flags: ``qpa.n_mlp=128``, ``-m`` for a sweep (``-m sweep=fig2`` for one
+of ``sweeps/``), ``--cfg job`` to see the config, ``--help``.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
 
-from qpa_exp.cli import compose_config, conf_dir, register_schema, run_command, to_config
+from qpa_exp.cli import compose_config, conf_dir, register_schema, run_command
 from qpa_exp.errors import InputError
-
-_refused: list[InputError] = []
-
-
-def task(composed: DictConfig) -> float | None:
-    """One run of Hydra's; returns the test perplexity, for sweepers that minimise it."""
-    from qpa_exp.training.directory import discard
-    from qpa_exp.training.run import run
-
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    try:
-        perplexity: float | None = run(to_config(composed), run_dir)["perplexity"]
-    except InputError as error:
-        if HydraConfig.get().mode != RunMode.RUN:
-            raise
-        _refused.append(error)  # raised after Hydra, which would print a line of its own
-        return None
-    finally:
-        discard(run_dir)
-    return perplexity
 
 
 def main(arguments: list[str]) -> None:
@@ -42,14 +20,35 @@ def main(arguments: list[str]) -> None:
     flags = any(argument.startswith("-") for argument in arguments)
     if not flags:
         # Before Hydra makes a directory for the run, and before torch is imported.
+        refuse_sweeps(arguments)
         config = compose_config(arguments)
         if config.resume is not None:
             continue_run(config.resume, arguments)
             return
+    run_hydra(arguments)
+
+
+def run_hydra(arguments: list[str]) -> None:
+    """Let Hydra run or sweep, as it would from a shell with these arguments."""
+    from qpa_exp.study.jobs import refused, task
+
     register_schema()
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
-    if _refused:
-        raise _refused.pop()
+    given, sys.argv = sys.argv, [sys.argv[0], *arguments]  # where Hydra looks
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    finally:
+        sys.argv = given
+    if refused:
+        raise refused.pop()
+
+
+def refuse_sweeps(arguments: list[str]) -> None:
+    """A study is many runs: it needs Hydra's ``-m``."""
+    for argument in arguments:
+        if argument.startswith(("sweep=", "scale=")):
+            raise InputError(
+                f"{argument} is about many runs: python -m qpa_exp -m {' '.join(arguments)}"
+            )
 
 
 def continue_run(directory: str, arguments: list[str]) -> None:

@@ -125,10 +125,11 @@ def explain(error: BaseException) -> str:
         return f"{_full_key(text)} has no value: give {_full_key(text)}=<value>."
     if isinstance(error, InterpolationKeyError):
         return _explain_missing_default(error)
-    if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
+    if match := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
         group, option = match.groups()
         options = re.findall(r"^\t([a-z]\w*)$", text, flags=re.MULTILINE)
-        return f"{group}={option} is unknown: give one of {', '.join(options)}."
+        hint = _LAUNCHERS if group == "hydra/launcher" else ""
+        return f"{group}={option} is unknown: give one of {', '.join(options)}{hint}."
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^'=]*)", text):
         return _explain_unknown_key(match.group(1))
     if match := re.search(r"Error merging override '?\+*([^=]+)=(.*?)'?$", text, re.MULTILINE):
@@ -138,6 +139,9 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         return _cannot_be_read([str(error.override)], error)
     return first_line(text)
+
+
+_LAUNCHERS = "; others come with pip install 'qpa-exp[sweeps]'"
 
 
 def _refuse_appended_keys(node: DictConfig, prefix: str = "") -> None:
@@ -154,6 +158,8 @@ def _refuse_appended_keys(node: DictConfig, prefix: str = "") -> None:
 
 def _explain_unknown_key(key: str) -> str:
     key = key.lstrip("+~").split("@")[0]
+    if key.startswith("hydra."):
+        return f"{key} is not a key of Hydra's: python -m qpa_exp --cfg hydra shows them all."
     close = nearest(key, known_keys()) or [f"one of {', '.join(f.name for f in fields(Config))}"]
     return f"{key} is not a key of the configuration: did you mean {' or '.join(close)}?"
 

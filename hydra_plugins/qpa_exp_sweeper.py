@@ -1,0 +1,34 @@
+"""The sweeper behind ``python -m qpa_exp -m``, in the namespace where Hydra looks for plugins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from qpa_exp.study.spec import register_studies
+
+register_studies()
+
+
+class StudySweeper(Sweeper):
+    """Runs the parts of a study, or of the command line; see :mod:`qpa_exp.study.sweep`."""
+
+    def __init__(self, **study: Any) -> None:
+        """``study`` is what :class:`qpa_exp.study.spec.StudyConfig` describes."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what Hydra hands over."""
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run everything that is not complete yet."""
+        from qpa_exp.study.sweep import sweep
+
+        sweep(self.hydra_context, self.task_function, self.config, arguments)
