@@ -62,6 +62,6 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "make: this Python cannot make environments: install its venv package (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a few minutes the first time."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check,sweeps]' || \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]' || \
 	  { echo "make: pip could not install the packages: see its message above; PyPI must be reachable"; exit 1; }
 	@touch $@

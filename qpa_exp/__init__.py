@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from qpa_exp.errors import InputError
 
 __version__ = "0.1.0"
+
+# PEFT imports bitsandbytes where it is installed, which then remarks on kernels it would like.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _HOMES = {
     "QPAConfig": "qpa_exp.config",

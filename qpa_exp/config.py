@@ -90,6 +90,14 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Quantization(StrEnum):
+    """How the frozen weights are kept: ``int8`` and ``nf4`` are bitsandbytes' own."""
+
+    none = "none"
+    int8 = "int8"
+    nf4 = "nf4"
+
+
 class Corpus(StrEnum):
     """The text that a run trains and tests on."""
 
@@ -106,11 +114,39 @@ class Layout(StrEnum):
     blocks = "blocks"
 
 
+class CacheMode(StrEnum):
+    """Where the frozen backbone's hidden states are kept, where only the head is adapted.
+
+    ``auto`` is ``disk`` where they fit and are worth it, else ``off``.
+    """
+
+    auto = "auto"
+    disk = "disk"
+    memory = "memory"
+    off = "off"
+
+
 class Schedule(StrEnum):
     """The learning rate after the warmup."""
 
     linear = "linear"
     constant = "constant"
+
+
+class Optimizer(StrEnum):
+    """AdamW for everything, or for the mapping model beside a search of the circuit's angles."""
+
+    adamw = "adamw"
+    cobyla = "cobyla"
+    nelder_mead = "nelder_mead"
+    spsa = "spsa"
+
+
+class SearchOver(StrEnum):
+    """What a search without gradients moves: the circuit's angles, or every parameter."""
+
+    theta = "theta"
+    all = "all"
 
 
 class LoggerName(StrEnum):
@@ -146,7 +182,11 @@ class ModelConfig:
     name_or_path: str = MISSING
     """A hub id, a directory in the hub's format, or ``qpa_exp/tiny`` (the bundled model)."""
     revision: str | None = None
+    """The hub's commit, tag or branch; null = the newest. What was loaded is in
+    ``metrics.json``."""
     dtype: Dtype = Dtype.float32
+    quantization: Quantization = Quantization.none
+    """Of the layers of the backbone; the head and the embedding keep ``dtype``."""
     architecture: dict[str, Any] | None = None
     """``AutoConfig.for_model``'s arguments, so that ``plan`` needs neither weights nor network;
     null = read the ``config.json`` of ``name_or_path``."""
@@ -163,6 +203,7 @@ class PeftMethodConfig:
     """The update is scaled by ``lora_alpha / r``; the paper takes 2 r."""
     lora_dropout: float | None = 0.0
     target_modules: list[str] | None = field(default_factory=lambda: ["lm_head"])
+    """Names of linear layers, as PEFT takes them; ``[all-linear]`` is all but the head."""
     options: dict[str, Any] = field(default_factory=dict)
     """What is this method's alone: any other field of PEFT's own config class."""
 
@@ -210,6 +251,12 @@ class DataConfig:
     """Tokens an example: the block, or the length that lines are padded and cut to."""
     batch_size: int = 4
     eval_batch_size: int = 8
+    cache: CacheMode = CacheMode.auto
+    """Compute the backbone's hidden states once for all epochs, and on disk for all runs."""
+    cache_dir: str | None = None
+    """null = $QPA_EXP_CACHE, or qpa_exp in the user's cache directory."""
+    cache_gib: float = 16.0
+    """The most that hidden states may take, there or in memory."""
     train_split: str = "train"
     validation_split: str = "validation"
     test_split: str = "test"
@@ -217,15 +264,23 @@ class DataConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW, a warmup, and a decay (Tables 4 to 7)."""
+    """AdamW, a warmup, and a decay (Tables 4 to 7); or a search of the angles beside it."""
 
-    name: str = "adamw"
+    name: Optimizer = Optimizer.adamw
     lr: float = MISSING
+    theta_lr: float | None = None
+    """Of the circuit's angles, in radians; null = ``lr``."""
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     schedule: Schedule = Schedule.linear
     warmup_steps: int = 0
+    over: SearchOver = SearchOver.theta
+    search_every_n_steps: int = 10
+    max_evaluations: int | None = None
+    """Of the loss, in one search; null = 2 (n + 1) for n parameters, and 2 for spsa."""
+    radius: float = 0.1
+    """How far a search looks at first, in radians for the angles."""
 
 
 @dataclass
@@ -240,6 +295,8 @@ class TrainerConfig:
     max_steps: int = -1
     """Optimizer steps, where fewer than ``max_epochs`` give; -1 = no limit."""
     accumulate_grad_batches: int = 1
+    gradient_checkpointing: bool = False
+    """Keep only every layer's input, and compute the rest again in the backward pass."""
     gradient_clip_val: float | None = None
     log_every_n_steps: int = 10
     validate_every_n_steps: int | None = None
@@ -248,6 +305,8 @@ class TrainerConfig:
     limit_eval_batches: int | None = None
     """Stop validation and test after so many batches; null = all of them."""
     progress_bar: bool = True
+    compile: bool = False
+    """Compile the generator with torch.compile."""
 
 
 @dataclass
@@ -290,6 +349,8 @@ _AT_LEAST: dict[str, int] = {
     "data.batch_size": 1,
     "data.eval_batch_size": 1,
     "optim.warmup_steps": 0,
+    "optim.search_every_n_steps": 1,
+    "optim.max_evaluations": 2,
     "trainer.devices": 1,
     "trainer.max_epochs": 1,
     "trainer.accumulate_grad_batches": 1,
@@ -299,9 +360,11 @@ _AT_LEAST: dict[str, int] = {
     "trainer.limit_eval_batches": 1,
 }
 _AT_MOST: dict[str, float] = {"optim.lr": 100.0, "qpa.n_layers": 10_000}
-_POSITIVE = ("qpa.scale", "optim.lr", "optim.eps", "trainer.gradient_clip_val")
+_POSITIVE = (
+    "qpa.scale", "data.cache_gib", "optim.lr", "optim.theta_lr", "optim.eps", "optim.radius",
+    "trainer.gradient_clip_val",
+)  # fmt: skip
 _ONE_OF: dict[str, tuple[str, ...]] = {
-    "optim.name": ("adamw",),
     "trainer.accelerator": ("cpu", "gpu", "cuda", "mps", "auto"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
@@ -365,6 +428,11 @@ def _validate_the_rest(config: Config) -> None:
         raise InputError(
             f"trainer.max_steps={trainer.max_steps} is out of range: give at least 1, "
             "or -1 for no limit."
+        )
+    if optim.name is not Optimizer.adamw and trainer.devices > 1:
+        raise InputError(
+            f"optim={optim.name} searches in one process: give trainer.devices=1, not "
+            f"{trainer.devices}."
         )
     if config.data.name is Corpus.text and config.data.path is None:
         raise InputError("data=text needs data.path=<a text file or a directory of them>.")

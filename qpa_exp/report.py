@@ -2,7 +2,7 @@
 
 ``python -m qpa_exp.report runs=outputs/studies/tiny/fig2`` reads a study, a run, or any directory
 above them; several are separated by commas, and may be patterns. ``study=fig2`` takes that study
-alone. What is read is never run.
+alone. What is read is never run. ``counts=true`` prints the paper's parameter counts beside ours.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import MISSING
-
 from qpa_exp.cli import parse_options, run_command
 from qpa_exp.errors import InputError
 from qpa_exp.study.collect import collect
+from qpa_exp.study.counts import counts_page
 from qpa_exp.study.report import write_report
 
 
@@ -23,14 +22,20 @@ from qpa_exp.study.report import write_report
 class ReportOptions:
     """What the command takes."""
 
-    runs: str = MISSING
+    runs: str | None = None
     study: str | None = None
     out: str = "outputs/reports"
+    counts: bool = False
 
 
 def main(arguments: list[str]) -> None:
     """Report the runs that these options name."""
     options = parse_options(ReportOptions, arguments)
+    if options.counts:
+        print(counts_page(), end="")
+        return
+    if options.runs is None:
+        raise InputError("runs is missing: give runs=<a study, a run, or a directory of them>.")
     places = [place for place in options.runs.split(",") if place]
     report(places, options.study, Path(options.out))
 

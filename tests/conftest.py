@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from families import OVERRIDES
 from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -28,6 +29,24 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, max_exa
 settings.load_profile("repeatable")
 
 VOCABULARY, WIDTH, POSITIONS = 61, 16, 32
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", metavar="FILE", help="write the table of methods and families")
+
+
+@pytest.fixture(scope="session")
+def method_overrides() -> dict[str, list[str]]:
+    """Command-line overrides that fit each PEFT method to the small models."""
+    return OVERRIDES
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hidden states of these models are no use to anybody else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QPA_EXP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from qpa_exp.adapters.catalogue import make_peft_config
+from qpa_exp.adapters.checkpointing import checkpoint_activations
 from qpa_exp.adapters.counts import Counts, count_model
 from qpa_exp.adapters.methods import build_peft_model
 from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
@@ -21,9 +22,14 @@ def adapt(model: PreTrainedModel, config: Config) -> Adapted:
         InputError: a target that does not exist, or more qubits than the back end takes.
     """
     peft_config = make_peft_config(config.peft)
+    adapted: Adapted
     if config.qpa.variant == Variant.off:
-        return build_peft_model(model, peft_config, config.qpa.seed)
-    return get_qpa_model(model, peft_config, config.qpa)
+        adapted = build_peft_model(model, peft_config, config.qpa.seed)
+    else:
+        adapted = get_qpa_model(model, peft_config, config.qpa)
+    if config.trainer.gradient_checkpointing:
+        checkpoint_activations(model)
+    return adapted
 
 
 def count(model: Adapted) -> Counts:

@@ -69,6 +69,9 @@ METHODS: dict[PeftMethod, Method] = {
     PeftMethod.fourierft: Method(FourierFTConfig),
 }
 
+ALL_LINEAR = "all-linear"
+"""As the only target: every linear layer but the output head."""
+
 
 def make_peft_config(config: PeftMethodConfig) -> PeftConfig:
     """PEFT's config for the method that ours names.
@@ -83,6 +86,8 @@ def make_peft_config(config: PeftMethodConfig) -> PeftConfig:
     for option, value in config.options.items():
         _check_option(name, option, value)
     values = {key: getattr(config, key) for key in method.keys}
+    if values.get("target_modules") == [ALL_LINEAR]:  # PEFT takes this word by itself
+        values["target_modules"] = ALL_LINEAR
     try:
         return method.config_class(
             task_type="CAUSAL_LM", **values, **method.fixed, **config.options

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from unittest import mock
 
 import torch
-from peft import PeftModel, UniLoraModel
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from qpa_exp.adapters.catalogue import make_peft_config
-from qpa_exp.adapters.methods import build_peft_model, trainable_tensors
+from qpa_exp.adapters.methods import build_without_storage, trainable_tensors, true_shape
 from qpa_exp.config import Config, Variant
 from qpa_exp.generator import Chunking, Generator
 
@@ -64,9 +61,9 @@ def plan_counts(config: Config, architecture: PretrainedConfig) -> Counts:
 
     The model is built without storage (torch's meta device), by the code that builds it for real.
     """
-    with torch.device("meta"), _without_tables():
+    with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
-        built = build_peft_model(model, make_peft_config(config.peft), seed=0)
+        built = build_without_storage(model, make_peft_config(config.peft))
         if config.qpa.variant == Variant.off:
             return count_model(built, None)
         m = sum(p.numel() for _, p in trainable_tensors(built))
@@ -90,20 +87,10 @@ def describe(config: Config, counts: Counts) -> dict[str, str]:
     return lines
 
 
-@contextmanager
-def _without_tables() -> Iterator[None]:
-    """Uni-LoRA counts how often each number is used: no tensor without storage can be counted.
-
-    Its tables are not trained, so they need not be filled to know the sizes.
-    """
-    with mock.patch.object(UniLoraModel, "_assign_unilora_indices_and_scales"):
-        yield
-
-
 def _target_params(model: PeftModel) -> int:
     layers: list[nn.Module] = [
         module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)
     ]
     if model.active_peft_config.is_prompt_learning:
         layers = [model.get_base_model()]
-    return sum(parameter.numel() for layer in layers for parameter in layer.parameters())
+    return sum(true_shape(weight).numel() for layer in layers for weight in layer.parameters())

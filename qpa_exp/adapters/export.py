@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from qpa_exp.adapters.build import Adapted
@@ -77,6 +78,7 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
 def _write_merged(model: Adapted, out: Path) -> None:
     plain = _plain(model)
     _require_pefts_own(plain, Format.merged)
+    _require_unquantized(plain)
     _untie_adapted_head(plain)
     try:
         merged = plain.merge_and_unload()
@@ -109,6 +111,18 @@ def _require_pefts_own(model: PeftModel, form: Format) -> None:
     if not type(config).__module__.startswith("peft."):
         what = "is a type that PEFT has" if form is Format.peft else "can be merged into a weight"
         raise InputError(f"Nothing of {_method(model)} {what}: give format=qpa.")
+
+
+def _require_unquantized(model: PeftModel) -> None:
+    """Merged into 8 or 4 bits, an update would be rounded to the steps of its weight."""
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            weight = getattr(module.get_base_layer(), "weight", None)
+            if weight is not None and not weight.is_floating_point():
+                raise InputError(
+                    f"{name} is quantized, and merging would round the adapter away: "
+                    "give format=peft."
+                )
 
 
 def _untie_adapted_head(model: PeftModel) -> None:

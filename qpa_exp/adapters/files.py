@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -17,7 +19,9 @@ from peft import PeftConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from qpa_exp.adapters.methods import build_without_storage, trainable_tensors
 from qpa_exp.config import QPAConfig, validate_generator
 from qpa_exp.errors import InputError, first_line
 from qpa_exp.generator import Generator
@@ -37,8 +41,26 @@ class SavedGenerator:
     start_norm: float
     weights: dict[str, Tensor]
 
-    def check_shapes(self, built: dict[str, list[int]]) -> None:
-        """Refuse a language model whose tensors are not those that were generated."""
+    def check_base(self, model: PreTrainedModel) -> None:
+        """Refuse a language model that is not the one that was saved for; it is left as it is.
+
+        Two ids on the hub must be the same. A directory may lie elsewhere and have any name; of
+        every model the method's tensors must have the shapes of those that were generated.
+        """
+        saved, given = (
+            str(name or "")
+            for name in (self.peft_config.base_model_name_or_path, model.name_or_path)
+        )
+        if saved != given and _is_hub_id(saved) and _is_hub_id(given):
+            raise InputError(
+                f"{self.directory} was saved for the language model {saved}, not for {given}."
+            )
+        with torch.device("meta"):
+            shapes_alone = type(model)(model.config)
+        built = build_without_storage(shapes_alone, copy.deepcopy(self.peft_config))
+        self._check_shapes({name: list(p.shape) for name, p in trainable_tensors(built)})
+
+    def _check_shapes(self, built: dict[str, list[int]]) -> None:
         if built != self.shapes:
             wrong = next(
                 name for name in [*self.shapes, *built] if built.get(name) != self.shapes.get(name)
@@ -118,6 +140,10 @@ def _read_config(source: Path) -> SavedGenerator:
     return SavedGenerator(
         source, qpa_config, peft_config, shapes, float(record["start_norm"]), weights={}
     )
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
 
 
 def _expected_shapes(saved: SavedGenerator) -> dict[str, torch.Size]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from typing import Any
+from unittest import mock
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, UniLoraModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel
 
+from qpa_exp.adapters.checkpointing import mark_checkpointed
 from qpa_exp.errors import InputError, nearest, sentence_end
 
 # Within a layer the generated vector holds B first, then A: the released code's order. DoRA's
@@ -61,6 +63,19 @@ def build_peft_model(model: PreTrainedModel, config: PeftConfig, seed: int) -> P
     return built
 
 
+def build_without_storage(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """:func:`build_peft_model` on torch's meta device, for the sizes alone.
+
+    Uni-LoRA counts how often each of its numbers is used, which needs storage. Its tables are not
+    trained: without them the sizes are the same.
+    """
+    with (
+        torch.device("meta"),
+        mock.patch.object(UniLoraModel, "_assign_unilora_indices_and_scales"),
+    ):
+        return build_peft_model(model, config, seed=0)
+
+
 def check_targets(model: nn.Module, config: PeftConfig) -> None:
     """Refuse a target that names no module, with the nearest that do."""
     targets = getattr(config, "target_modules", None)
@@ -86,11 +101,11 @@ def check_rank(model: nn.Module, config: PeftConfig) -> None:
         return
     for name, module in model.named_modules():
         if _has_weight(module) and check_target_module_exists(config, name):
-            most = min(module.weight.shape)
-            if rank > most:
+            shape = true_shape(module.weight)
+            if rank > min(shape):
                 raise InputError(
                     f"peft.r={rank} is larger than {name}, whose weight is "
-                    f"{' x '.join(map(str, module.weight.shape))}: give at most {most}."
+                    f"{' x '.join(map(str, shape))}: give at most {min(shape)}."
                 )
 
 
@@ -129,6 +144,12 @@ def _has_weight(module: nn.Module) -> bool:
     return isinstance(weight, torch.Tensor) and weight.dim() == 2
 
 
+def true_shape(weight: torch.Tensor) -> torch.Size:
+    """A weight's shape; that of four bits is packed, and keeps its own beside it."""
+    quantized = getattr(weight, "quant_state", None)
+    return weight.shape if quantized is None else torch.Size(quantized.shape)
+
+
 def trainable_tensors(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """What the method trains, by name, in the order of the generated vector."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -165,3 +186,4 @@ def train_adapter_only(model: PeftModel, mode: bool) -> None:
             for name, child in module.named_children():
                 if name != "base_layer":
                     child.train(mode)
+    mark_checkpointed(model, mode)

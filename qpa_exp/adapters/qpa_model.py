@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,74 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from qpa_exp.adapters import files
+from qpa_exp.adapters.checkpointing import checkpoint_activations
 from qpa_exp.adapters.methods import build_peft_model, train_adapter_only, trainable_tensors
 from qpa_exp.config import QPAConfig, Variant
-from qpa_exp.errors import InputError
+from qpa_exp.errors import InputError, one_line
 from qpa_exp.generator import Generator
 
 
 class GeneratedVector:
-    """The vector that the tensors are cut from, made anew for each training step.
+    """The vector that the tensors are cut from, made anew for each forward pass in training.
 
-    While nothing is trained it is kept, and made again only when a parameter has changed.
+    While nothing is trained it is kept, and made again only when a parameter has changed. A loop
+    that knows where an optimizer step begins and ends can have it made once for each: see
+    :meth:`begin_step`.
+
+    Attributes:
+        make: gives the vector: the generator, or the same compiled.
     """
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
+        self.make: Callable[[], Tensor] = generator
         self.value: Float[Tensor, " m"]
         self._made_for: object = None
+        self._generated: Float[Tensor, " m"] | None = None
+        self._leaf: Float[Tensor, " m"]
         self.settle()
+
+    def begin_step(self) -> None:
+        """Make the vector, unless that has been done since the last :meth:`end_step`.
+
+        Until then every backward pass ends at it, and its gradients add up.
+        """
+        if self._generated is None:
+            self._generated = self._call()
+            self._leaf = self._generated.detach().clone().requires_grad_()
+        self.value, self._made_for = self._leaf, None
+
+    def end_step(self) -> None:
+        """Take what has added up through the generator, to the gradients of its parameters."""
+        if self._generated is None:
+            return
+        generated, self._generated = self._generated, None
+        if self._leaf.grad is not None:
+            generated.backward(self._leaf.grad)
+        self.value, self._made_for = self._leaf.detach(), None
+
+    def compile(self, mode: str) -> None:
+        """Compile the generator and try it; it stays as it was where that fails."""
+        training = self.generator.training
+        self.make = torch.compile(self.generator.train(), mode=mode)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                self.begin_step()
+                self.value.sum().backward()
+                self.end_step()
+        except Exception:
+            self.make, self._generated = self.generator, None
+            raise
+        finally:
+            self.generator.zero_grad(set_to_none=True)
+            self.generator.train(training)
+            self.settle()
+
+    def _call(self) -> Float[Tensor, " m"]:
+        """The generator computes in float32, also where the language model does not."""
+        device = next(self.generator.parameters()).device.type
+        with torch.autocast(device, enabled=False):
+            return self.make()
 
     def settle(self) -> None:
         """Make ``value`` that of evaluation, whatever the mode: a random order's one sample."""
@@ -40,18 +91,19 @@ class GeneratedVector:
         self.generator.eval()
         try:
             with torch.no_grad():
-                self.value, self._made_for = self.generator(), None
+                self.value, self._made_for = self._call(), None
         finally:
             self.generator.train(mode)
 
     def refresh(self) -> None:
         """Bring ``value`` up to date with the generator's parameters."""
         if torch.is_grad_enabled() and self.generator.training:
-            self.value, self._made_for = self.generator(), None
+            if self._generated is None:
+                self.value, self._made_for = self._call(), None
             return
         now = self._state()
         if self._made_for != now:
-            self.value, self._made_for = self.generator(), now
+            self.value, self._made_for = self._call(), now
 
     def _state(self) -> object:
         parameters = list(self.generator.parameters())
@@ -121,10 +173,57 @@ class QPAModel(nn.Module):
         for _, module, leaf in self._slots:
             module.parametrizations[leaf].original.requires_grad_(False)  # type: ignore[union-attr, index]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The language model's own output, with the tensors generated for this call."""
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The language model's own output, with the tensors generated for this call.
+
+        Takes what the language model takes; these three are named because a Trainer reads off
+        here which columns of its data to pass on.
+        """
         self._vector.refresh()
-        return self.peft_model(*args, **kwargs)
+        return self.peft_model(
+            input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs
+        )
+
+    @property
+    def vector(self) -> Float[Tensor, " m"]:
+        """The generated vector as the method's tensors read it now."""
+        return self._vector.value
+
+    def begin_step(self) -> None:
+        """Generate the vector for one optimizer step.
+
+        For training loops that call :meth:`end_step` before each step of the optimizer: however
+        many batches a step gathers, the generator then runs once, forward and backward. Other
+        loops need neither; the vector is then made anew in each forward pass.
+        """
+        self._vector.begin_step()
+
+    def end_step(self) -> None:
+        """Give the generator's parameters the gradients of all batches since the step began."""
+        self._vector.end_step()
+
+    def refresh(self) -> None:
+        """Bring the vector up to date with the parameters, as every forward pass does."""
+        self._vector.refresh()
+
+    def compile_generator(self) -> None:
+        """Have ``torch.compile`` make the generator faster, and try it once.
+
+        Raises:
+            InputError: it cannot be compiled, for want of a C++ compiler for example.
+        """
+        try:
+            self._vector.compile("reduce-overhead" if self.device.type == "cuda" else "default")
+        except Exception as error:  # dynamo, inductor and the compiler have errors of their own
+            raise InputError(
+                f"trainer.compile=true: torch cannot compile the generator: {one_line(error)[:300]}"
+            ) from error
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Write text: the language model's own ``generate``."""
@@ -136,6 +235,20 @@ class QPAModel(nn.Module):
         super().train(mode)
         train_adapter_only(self.peft_model, mode)
         return self
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Keep only every layer's input, and compute the rest again in the backward pass.
+
+        The same name and arguments as transformers' own, so that its Trainer finds it.
+        """
+        checkpoint_activations(
+            self.get_base_model(),
+            activation_checkpointing_kwargs=activation_checkpointing_kwargs,
+            **options,
+        )
+        self.train(self.training)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -160,6 +273,10 @@ class QPAModel(nn.Module):
         """Where the language model lies."""
         return self.peft_model.device
 
+    def get_base_model(self) -> Any:
+        """The language model, with the method's layers in it; PEFT's own name for it."""
+        return self.peft_model.get_base_model()
+
     def generated_tensors(self) -> dict[str, Tensor]:
         """The method's tensors by PEFT's names, as they are now; detached."""
         self._vector.settle()
@@ -169,7 +286,7 @@ class QPAModel(nn.Module):
     def print_trainable_parameters(self) -> None:
         """Say how much is trained, in PEFT's own words, and how much that generates."""
         trained = self.generator.n_trainable
-        total = sum(p.numel() for p in self.parameters())
+        total = self.peft_model.get_nb_trainable_parameters()[1] + trained
         print(
             f"trainable params: {trained:,} || all params: {total:,} || "
             f"trainable%: {100 * trained / total:.4f} || generated: {self.generator.chunking.m:,}"
@@ -207,8 +324,8 @@ class QPAModel(nn.Module):
                 another language model.
         """
         saved = files.read(directory)
+        saved.check_base(model)
         loaded = get_qpa_model(model, saved.peft_config, saved.qpa_config)
-        saved.check_shapes(loaded._tensor_shapes())
         saved.load_into(loaded.generator)
         return loaded.eval()
 

@@ -23,6 +23,7 @@ from qpa_exp.config import DataConfig
 from qpa_exp.data.corpora import CorpusText, load_corpus, split_name
 from qpa_exp.data.layouts import Examples, lay_out, mask
 from qpa_exp.errors import InputError
+from qpa_exp.lm.cache import HiddenStates
 
 Batch = dict[str, Tensor]
 
@@ -112,10 +113,13 @@ class OrderedBatches(Sampler[list[int]]):
 
 
 class ExampleBatches(Dataset[Batch]):
-    """Examples by lists of row numbers: ``input_ids`` and ``attention_mask``, (b, t) int64."""
+    """Examples by lists of row numbers: ``input_ids`` and ``attention_mask``, (b, t) int64.
 
-    def __init__(self, examples: Examples) -> None:
-        self.examples = examples
+    Where the backbone's hidden states are at hand they come along as ``hidden``, (b, t - 1, k).
+    """
+
+    def __init__(self, examples: Examples, states: HiddenStates | None = None) -> None:
+        self.examples, self.states = examples, states
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -123,7 +127,8 @@ class ExampleBatches(Dataset[Batch]):
     def __getitem__(self, rows: list[int]) -> Batch:
         input_ids = self.examples.input_ids[rows]
         attention_mask = mask(self.examples.lengths[rows], input_ids.shape[1])
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return batch if self.states is None else batch | {"hidden": self.states.of(rows)}
 
 
 class ResumableLoader(DataLoader[Batch]):
@@ -148,14 +153,16 @@ class TextDataModule(LightningDataModule):
     """A corpus, tokenised once, as batches for training, validation and test.
 
     A batch is a dict of ``input_ids`` and ``attention_mask``, both (b, t) int64, the mask 1 on
-    real tokens. Batches are dealt to the ranks here, so the Trainer must be made with
-    ``use_distributed_sampler=False``. Raises ``InputError`` where the corpus or the tokenizer is
-    not usable (see ``load_corpus`` and ``lay_out``).
+    real tokens; with :attr:`hidden_states`, also of ``hidden``. Batches are dealt to the ranks
+    here, so the Trainer must be made with ``use_distributed_sampler=False``. Raises ``InputError``
+    where the corpus or the tokenizer is not usable (see ``load_corpus`` and ``lay_out``).
     """
 
     def __init__(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
         super().__init__()
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
+        self.hidden_states: dict[str, HiddenStates] = {}
+        """For ``train``, ``validation`` and ``test``, where they are kept."""
         # Evaluation repeats no row, so with more ranks than rows some have nothing to do.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -207,7 +214,7 @@ class TextDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled by (seed, epoch); this rank's share, as many batches on every rank."""
-        rows = ExampleBatches(self.examples["train"])
+        rows = self._batches("train")
         sampler = ShuffledBatches(len(rows), self.config.batch_size, self.seed, **self._place())
         return ResumableLoader(rows, sampler=sampler, batch_size=None, generator=torch.Generator())
 
@@ -220,9 +227,12 @@ class TextDataModule(LightningDataModule):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, role: str) -> DataLoader[Batch]:
-        rows = ExampleBatches(self.examples[role])
+        rows = self._batches(role)
         sampler = OrderedBatches(len(rows), self.config.eval_batch_size, **self._place())
         return DataLoader(rows, sampler=sampler, batch_size=None, generator=torch.Generator())
+
+    def _batches(self, role: str) -> ExampleBatches:
+        return ExampleBatches(self.examples[role], self.hidden_states.get(role))
 
     def _place(self) -> dict[str, int]:
         if self.trainer is None:

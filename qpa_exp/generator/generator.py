@@ -74,8 +74,10 @@ class Generator(nn.Module):
         random stream.
         """
         states = self._draw_states()
-        generated = self._generate(states)
-        return generated - self._start_at(states) if self.config.anchor else generated
+        # Probabilities of 2^-N do not survive the 16 bits of a surrounding autocast.
+        with torch.autocast(states.device.type, enabled=False):
+            generated = self._generate(states)
+            return generated - self._start_at(states) if self.config.anchor else generated
 
     def _generate(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, " m"]:
         chunks = self.mapping(self._features(states))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.logging import disable_progress_bar
 
-from qpa_exp.config import ModelConfig
+from qpa_exp.config import ModelConfig, Quantization
 from qpa_exp.errors import InputError, one_line
 
 BUNDLED = {"qpa_exp/tiny": Path(__file__).resolve().parent / "tiny"}
@@ -28,11 +30,39 @@ def load_model(config: ModelConfig) -> PreTrainedModel:
     """The frozen language model, in evaluation mode, on the CPU.
 
     Raises:
-        InputError: no such directory, a hub that cannot be reached, or files that are no causal
-            language model.
+        InputError: no such directory, a hub that cannot be reached, files that are no causal
+            language model, or a quantization whose package is not installed.
     """
-    model = _load(AutoModelForCausalLM, config, dtype=getattr(torch, config.dtype))
+    options = {"dtype": getattr(torch, config.dtype)} | _quantization(config)
+    model = _load(AutoModelForCausalLM, config, **options)
     return model.requires_grad_(False).eval()
+
+
+def _quantization(config: ModelConfig) -> dict[str, Any]:
+    """What ``from_pretrained`` takes to quantize while it loads."""
+    kind = Quantization(config.quantization)
+    if kind is Quantization.none:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"model.quantization={kind} needs bitsandbytes: "
+            "pip install 'qpa-exp[quantization]', or give model.quantization=none."
+        )
+    computing = getattr(torch, config.dtype)
+    how = {
+        Quantization.int8: {"load_in_8bit": True},
+        Quantization.nf4: {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": computing,
+        },
+    }
+    return {"quantization_config": BitsAndBytesConfig(**how[kind]), "device_map": "cpu"}
+
+
+def loaded_revision(model: Any) -> str | None:
+    """The commit on the hub that the weights came from; None for a directory."""
+    return getattr(model.config, "_commit_hash", None)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qpa_exp.adapters import QPAModel
 from qpa_exp.adapters.build import count
-from qpa_exp.config import Config, QPAConfig, Variant
+from qpa_exp.config import CacheMode, Config, QPAConfig, Variant
 from qpa_exp.errors import InputError
 from qpa_exp.generator import Generator
 from qpa_exp.lm.losses import token_losses
@@ -37,7 +37,8 @@ def measure(config: Config, run_dir: Path) -> None:
         InputError: a config without a circuit to train, or with an anchor.
     """
     check(config)
-    module, data = load(config)
+    loaded = load(config, CacheMode.off)
+    module, data = loaded.module, loaded.data
     assert isinstance(module.model, QPAModel)
     if not (run_dir / directory.CONFIG).exists():
         directory.claim(run_dir, config)

@@ -87,8 +87,8 @@ def perplexity_table(name: str, runs: pd.DataFrame) -> Table:
 def _perplexity_line(row: Reported, ours: pd.Series | None) -> dict[str, str]:
     line = {
         "model": row.model,
-        "method": _name(row),
-        "setting": _setting(row),
+        "method": method_of(row),
+        "setting": setting_of(row),
         "paper: parameters": f"{row.trainable_params:,} ({row.percent} %)",
         "paper: perplexity_padded": f"{row.perplexity_padded:.3f}",
     }
@@ -117,7 +117,9 @@ def time_table(name: str, runs: pd.DataFrame) -> Table:
     for row in rows:
         ours = _ours(row, own)
         seconds = None if ours is None else ours["train_seconds"]
-        lines.append(_time_line(row.model, _name(row), row.trainable_params, row.seconds, seconds))
+        lines.append(
+            _time_line(row.model, method_of(row), row.trainable_params, row.seconds, seconds)
+        )
     if own.empty:  # no run of the paper's model: ours by themselves
         for _, ours in table.iterrows():
             counts, seconds = ours["trainable_params"], ours["train_seconds"]
@@ -156,11 +158,13 @@ def _ours(row: Reported, table: pd.DataFrame) -> pd.Series | None:
     return None if exact.empty else exact.iloc[0]
 
 
-def _name(row: Reported) -> str:
+def method_of(row: Reported) -> str:
+    """The method's name as our own rows have it."""
     return family({"peft.method": row.method, "qpa.variant": "paper" if row.generated else "off"})
 
 
-def _setting(row: Reported) -> str:
+def setting_of(row: Reported) -> str:
+    """Rank and n_mlp, where the row has them."""
     parts = [f"{key} = {value}" for key, value in (("r", row.r), ("n_mlp", row.n_mlp)) if value]
     return ", ".join(parts)
 

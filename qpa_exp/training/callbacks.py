@@ -5,11 +5,17 @@ from __future__ import annotations
 import logging
 import statistics
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import (
+    ModelCheckpoint,
+    ProgressBar,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +32,7 @@ class StepTimes(Callback):
         self._began: float | None = None
         self._batch_began = 0.0
         self._steps: list[float] = []
+        self._tokens = 0
 
     @property
     def train_seconds(self) -> float:
@@ -37,6 +44,28 @@ class StepTimes(Callback):
     def step_seconds_median(self) -> float | None:
         """The median over this process' training batches; None before the first."""
         return statistics.median(self._steps) if self._steps else None
+
+    @property
+    def batch_seconds(self) -> float:
+        """In this process' training batches, all together."""
+        return float(sum(self._steps))
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Positions, padding included, over the time in this process' batches."""
+        return self._tokens / self.batch_seconds if self._steps else None
+
+    def seconds_left(self, trainer: Trainer) -> float | None:
+        """Of all the training batches that are still to come; None before the first."""
+        median = self.step_seconds_median
+        if median is None:
+            return None
+        batches = int(trainer.num_training_batches)
+        left = (trainer.max_epochs or 1) * batches - trainer.fit_loop.total_batch_idx - 1
+        if trainer.max_steps != -1:
+            steps = trainer.max_steps - trainer.global_step
+            left = min(left, steps * trainer.accumulate_grad_batches)
+        return max(0, left) * median
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Start the clock."""
@@ -50,9 +79,17 @@ class StepTimes(Callback):
         """A batch begins."""
         self._batch_began = time.perf_counter()
 
-    def on_train_batch_end(self, *args: Any) -> None:  # noqa: ARG002
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
         """A batch ends; on a GPU its last kernels may still run, which the next one waits for."""
         self._steps.append(time.perf_counter() - self._batch_began)
+        self._tokens += batch["input_ids"].numel()
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning keeps this in the checkpoint."""
@@ -61,6 +98,38 @@ class StepTimes(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting from there."""
         self._before = float(state_dict["train_seconds"])
+
+
+class _Speed(ProgressBar):
+    """Beside what is logged, how fast it goes and how long it will take."""
+
+    times: StepTimes
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        """Lightning asks for this each time it draws the bar."""
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        rate, left = self.times.tokens_per_second, self.times.seconds_left(trainer)
+        if rate is not None and left is not None:
+            shown["tokens/s"] = f"{rate:,.0f}"
+            shown["left"] = str(timedelta(seconds=round(left)))
+        return shown
+
+
+class TerminalBar(_Speed, RichProgressBar):
+    """On a terminal."""
+
+    def __init__(self, times: StepTimes) -> None:
+        super().__init__(leave=True)
+        self.times = times
+
+
+class PlainBar(_Speed, TQDMProgressBar):
+    """In a file."""
+
+    def __init__(self, times: StepTimes) -> None:
+        super().__init__(refresh_rate=50)
+        self.times = times
 
 
 class SayHowToResume(Callback):

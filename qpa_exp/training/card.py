@@ -12,7 +12,7 @@ _USE = {
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained("{base}")
+base = AutoModelForCausalLM.from_pretrained({base})
 model = PeftModel.from_pretrained(base, "<this directory>")""",
     Format.merged: """\
 from transformers import AutoModelForCausalLM
@@ -22,7 +22,7 @@ model = AutoModelForCausalLM.from_pretrained("<this directory>")""",
 from qpa_exp import QPAModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained("{base}")
+base = AutoModelForCausalLM.from_pretrained({base})
 model = QPAModel.from_pretrained(base, "<this directory>")""",
 }
 
@@ -66,11 +66,17 @@ def model_card(config: Config, metrics: dict[str, Any], form: Format) -> str:
         data=config.data.name,
         layout=config.data.layout,
         perplexities=_perplexities(metrics),
-        use=_USE[form].format(base=config.model.name_or_path),
+        use=_USE[form].format(base=_base(config, metrics)),
         versions=", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),
         **{key: metrics[key] for key in
            ("seed", "steps", "trainable_params", "generated_params", "data_sha256")},
     )  # fmt: skip
+
+
+def _base(config: Config, metrics: dict[str, Any]) -> str:
+    """The language model as ``from_pretrained``'s arguments, at the commit that was trained on."""
+    name, revision = f'"{config.model.name_or_path}"', metrics.get("model_revision")
+    return name if revision is None else f'{name}, revision="{revision}"'
 
 
 def _perplexities(metrics: dict[str, Any]) -> str:

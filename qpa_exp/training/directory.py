@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qpa_exp.config import Config, validate
+from qpa_exp.config import CacheMode, Config, validate
 from qpa_exp.errors import InputError, first_line
 from qpa_exp.training.results import METRICS
 
 CONFIG = "config.yaml"
+CACHE = "cache.json"
 
 
 def claim(run_dir: Path, config: Config) -> None:
@@ -30,6 +32,23 @@ def claim(run_dir: Path, config: Config) -> None:
     part = run_dir / f".{CONFIG}.part"
     part.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
     part.replace(run_dir / CONFIG)
+
+
+def note_cache(run_dir: Path, mode: CacheMode) -> None:
+    """Write down what ``data.cache=auto`` came to: a resumed run must not decide again.
+
+    Hidden states from a table and those computed with a batch may differ in their last bits.
+    """
+    (run_dir / CACHE).write_text(json.dumps({"cache": mode.value}) + "\n", encoding="utf-8")
+
+
+def noted_cache(run_dir: Path) -> CacheMode | None:
+    """What :func:`note_cache` wrote; None where there is nothing to go by."""
+    try:
+        noted = json.loads((run_dir / CACHE).read_text(encoding="utf-8"))["cache"]
+        return CacheMode(noted)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_config(run_dir: Path) -> Config:

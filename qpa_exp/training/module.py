@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from qpa_exp.adapters import QPAModel, train_adapter_only
 from qpa_exp.config import Config, Layout, Schedule
 from qpa_exp.errors import InputError
 from qpa_exp.lm.losses import TokenLosses, token_losses
+from qpa_exp.training.optimizers import make_optimizer
+from qpa_exp.training.short_way import ShortWay
+from qpa_exp.training.stopwatch import Stopwatch
 
 Batch = dict[str, Tensor]
 
@@ -70,14 +74,24 @@ class AdapterModule(LightningModule):
     Under ``layout=lines`` the training loss is the paper's, a mean over all positions, padding
     included. Each training step draws its random numbers (dropout, a random basis order) from a
     stream of its own, so a resumed run draws what an uninterrupted one would.
+
+    Attributes:
+        way: the backbone and the head one after the other, where only the head is adapted. None
+            computes the whole model.
+        stopwatch: where the time of the training steps goes. What is not split counts as
+            ``backbone``: the whole model, where there is no shorter way.
     """
 
     model: QPAModel | PeftModel
 
-    def __init__(self, model: QPAModel | PeftModel, config: Config) -> None:
+    def __init__(
+        self, model: QPAModel | PeftModel, config: Config, way: ShortWay | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.way = way
+        self.stopwatch = Stopwatch()
         self.validation = Perplexities()
         self.adapted = Perplexities()
         self.base = Perplexities()
@@ -87,11 +101,40 @@ class AdapterModule(LightningModule):
     # --- steps --------------------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> TokenLosses:
-        """The loss of every prediction in a batch of ``input_ids`` and ``attention_mask``."""
-        logits = self.model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).logits
-        return token_losses(logits, batch["input_ids"], batch["attention_mask"])
+        """The loss of every prediction in a batch of ``input_ids`` and ``attention_mask``.
+
+        Where the batch has ``hidden``, what enters the head, the backbone is not computed.
+        """
+        return self._losses(batch, self._hidden(batch))[1]
+
+    def _hidden(self, batch: Batch) -> Tensor | None:
+        """What enters the head, the last position left out: (b, t - 1, k)."""
+        if self.way is None or "hidden" in batch:
+            return batch.get("hidden")
+        with self._section("backbone"):
+            hidden = self.way.backbone.hidden(batch["input_ids"], batch["attention_mask"])
+        return hidden[:, :-1]
+
+    def _losses(self, batch: Batch, hidden: Tensor | None) -> tuple[Tensor, TokenLosses]:
+        """The loss to minimise, and that of every prediction."""
+        ids, is_text = batch["input_ids"], batch["attention_mask"][:, 1:].to(torch.bool)
+        padded = self.config.data.layout == Layout.lines
+        if self.way is None or hidden is None:
+            with self._section("backbone"):
+                mask = batch["attention_mask"]
+                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                losses = token_losses(logits, ids, mask)
+            return (losses.padded_mean if padded else losses.text_mean), losses
+        if isinstance(self.model, QPAModel):
+            self.model.refresh()
+        counted = torch.ones_like(is_text) if padded else is_text
+        weights = counted / counted.sum().clamp_min(1)
+        with self._section("head"):
+            found = self.way.head.loss(hidden, ids[:, 1:], weights)
+        return found.loss, TokenLosses(found.nats, is_text)
+
+    def _section(self, name: str) -> AbstractContextManager[None]:
+        return self.stopwatch.section(name, self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Give the step its own random stream."""
@@ -101,11 +144,46 @@ class AdapterModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss that is minimised; a loss that is not finite ends the run."""
-        losses = self(batch)
-        loss = losses.padded_mean if self.config.data.layout == Layout.lines else losses.text_mean
+        self.stopwatch.on = True
+        if isinstance(self.model, QPAModel):
+            with self._section("generator"):
+                self.model.begin_step()
+        hidden = self._hidden(batch)
+        self._step = (batch, hidden)
+        loss, _ = self._losses(batch, hidden)
         self._require_finite(loss.detach(), "loss")
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
+
+    @torch.no_grad()
+    def _loss_now(self) -> float:
+        """The loss of the step's batch, for a search: each time with the same random numbers."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.global_step)
+            return float(self._losses(*self._step)[0])
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As Lightning does it, timed."""
+        with self._section("backbone" if self.way is None else "head"):
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """The gradients of a step's batches go through the generator together, then the step."""
+
+        def closure() -> Any:
+            result = optimizer_closure()
+            if isinstance(self.model, QPAModel):
+                with self._section("generator"):
+                    self.model.end_step()
+            return result
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def on_train_batch_end(self, *args: Any) -> None:  # noqa: ARG002
+        """What follows, a validation or a test, is not timed."""
+        self.stopwatch.on = False
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
         """A gradient that is not finite would spoil the weights: end the run before it does."""
@@ -134,9 +212,10 @@ class AdapterModule(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Count one batch of the test split, for the adapted model and for the base model."""
-        self.adapted.update(self(batch))
+        hidden = self._hidden(batch)
+        self.adapted.update(self._losses(batch, hidden)[1])
         with self.model.disable_adapter():
-            self.base.update(self(batch))
+            self.base.update(self._losses(batch, hidden)[1])
 
     def on_test_epoch_end(self) -> None:
         """Log the test split's loss and perplexities."""
@@ -153,15 +232,9 @@ class AdapterModule(LightningModule):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a warmup and a decay over the steps that the run will take."""
+        """The optimizer, with a warmup and a decay over the steps that the run will take."""
         optim = self.config.optim
-        optimizer = torch.optim.AdamW(
-            self.trained().values(),
-            lr=optim.lr,
-            betas=(optim.betas[0], optim.betas[1]),
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-        )
+        optimizer = make_optimizer(self.trained(), optim, self._loss_now)
         scheduler = get_scheduler(
             _SCHEDULERS[Schedule(optim.schedule)],
             optimizer,

@@ -111,4 +111,9 @@ def summary(lines: dict[str, str], metrics: dict[str, Any]) -> Table:
     table.add_row("seconds of training", "", f"{metrics['train_seconds']:.1f}", "")
     if metrics["step_seconds_median"] is not None:
         table.add_row("seconds a step, median", "", f"{metrics['step_seconds_median']:.4f}", "")
+    if metrics["tokens_per_second"] is not None:
+        table.add_row("tokens a second", "", f"{metrics['tokens_per_second']:,.0f}", "")
+        total = sum(metrics["time_split"].values()) or 1.0
+        for name, seconds in metrics["time_split"].items():
+            table.add_row(f"  time in the {name}", "", f"{100 * seconds / total:.1f} %", "")
     return table

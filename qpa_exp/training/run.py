@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
@@ -22,20 +22,30 @@ from qpa_exp.adapters.build import adapt, count
 from qpa_exp.adapters.catalogue import virtual_tokens
 from qpa_exp.adapters.counts import describe
 from qpa_exp.adapters.export import save_adapter
-from qpa_exp.config import Config
+from qpa_exp.config import CacheMode, Config
 from qpa_exp.data import TextDataModule
 from qpa_exp.errors import InputError, one_line
-from qpa_exp.lm.loading import check_length, load_architecture, load_model, load_tokenizer
+from qpa_exp.lm.cache import fingerprint
+from qpa_exp.lm.loading import (
+    check_length,
+    load_architecture,
+    load_model,
+    load_tokenizer,
+    loaded_revision,
+)
 from qpa_exp.training import directory, results
 from qpa_exp.training.callbacks import (
+    PlainBar,
     SayHowToResume,
     StepTimes,
+    TerminalBar,
     checkpoints,
     newest_checkpoint,
 )
 from qpa_exp.training.loggers import log_summary, make_loggers
 from qpa_exp.training.memory import keep_freed_memory
 from qpa_exp.training.module import AdapterModule, Divergence
+from qpa_exp.training.short_way import StateTables, find_short_way
 from qpa_exp.training.trained import ADAPTER, GENERATOR
 
 log = logging.getLogger(__name__)
@@ -66,10 +76,13 @@ def run(config: Config, run_dir: Path) -> Metrics:
         Divergence: the loss or a gradient became NaN or infinite; ``metrics.json`` then says
             ``status: diverged``, and the last checkpoint is kept.
     """
-    module, data = load(config)
+    loaded = load(config)
+    module, data = loaded.module, loaded.data
     rank_zero_only(directory.claim)(run_dir, config)
+    rank_zero_only(directory.note_cache)(run_dir, loaded.tables.mode)
     rank_zero_only(log.info)("Run directory: %s", run_dir)
-    parts = _assemble(config, run_dir, module, data)
+    loaded.tables.fill()
+    parts = _assemble(config, run_dir, loaded)
     # The curves begin with the loss before the first step.
     parts.trainer.validate(module, data, verbose=False)
     return _train_and_test(parts, checkpoint=None)
@@ -92,26 +105,56 @@ def resume(run_dir: Path) -> Metrics:
         raise InputError(f"{run_dir} cannot be continued: {finished['error']}")
     checkpoint = newest_checkpoint(run_dir)
     check_checkpoint(checkpoint)
-    module, data = load(config)
+    loaded = load(config, directory.noted_cache(run_dir))
     log.info("Continuing %s from %s", run_dir, checkpoint.name if checkpoint else "its start")
-    return _train_and_test(_assemble(config, run_dir, module, data), checkpoint)
+    loaded.tables.fill()
+    return _train_and_test(_assemble(config, run_dir, loaded), checkpoint)
 
 
-def load(config: Config) -> tuple[AdapterModule, TextDataModule]:
-    """The model and the data of a run, loaded and checked; nothing is written."""
+@dataclass(frozen=True)
+class Loaded:
+    """What a run trains, on what, and where the backbone's hidden states are kept."""
+
+    module: AdapterModule
+    data: TextDataModule
+    tables: StateTables
+
+
+def load(config: Config, cache: CacheMode | None = None) -> Loaded:
+    """The model and the data of a run, loaded and checked; nothing is written.
+
+    Args:
+        config: of the run.
+        cache: what ``data.cache=auto`` came to when the run began, where it goes on.
+    """
     _quiet()
     keep_freed_memory()
     architecture = load_architecture(config.model)
     check_length(config.model, architecture, config.data.max_length, virtual_tokens(config))
     data = TextDataModule(config.data, load_tokenizer(config.model), config.seed)
     data.setup()
-    model = adapt(load_model(config.model), config)
-    return AdapterModule(model, config), data
+    mode = cache or CacheMode(config.data.cache)
+    base = load_model(config.model)
+    identity = "" if mode is CacheMode.off else fingerprint(base)
+    model = adapt(base, config).to(root_device(config))
+    if config.trainer.compile and isinstance(model, QPAModel):
+        model.compile_generator()
+    way = find_short_way(model, config, data, identity)
+    return Loaded(AdapterModule(model, config, way), data, StateTables(way, config, data, mode))
 
 
-def _assemble(config: Config, run_dir: Path, module: AdapterModule, data: TextDataModule) -> Parts:
+def root_device(config: Config) -> torch.device:
+    """Where this process will train, which Lightning itself decides only later."""
+    accelerator = config.trainer.accelerator
+    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def _assemble(config: Config, run_dir: Path, loaded: Loaded) -> Parts:
     times = StepTimes()
-    return Parts(config, run_dir, module, data, times, make_trainer(config, run_dir, times))
+    trainer = make_trainer(config, run_dir, times)
+    return Parts(config, run_dir, loaded.module, loaded.data, times, trainer)
 
 
 def _train_and_test(parts: Parts, checkpoint: Path | None) -> Metrics:
@@ -137,8 +180,7 @@ def make_trainer(config: Config, run_dir: Path, times: StepTimes) -> Trainer:
         SayHowToResume(run_dir),
     ]
     if ours.progress_bar:
-        terminal = Console().is_terminal
-        callbacks.append(RichProgressBar(leave=True) if terminal else TQDMProgressBar(50))
+        callbacks.append(TerminalBar(times) if Console().is_terminal else PlainBar(times))
     try:
         return Trainer(
             default_root_dir=run_dir,
@@ -216,8 +258,11 @@ def _metrics(parts: Parts, tested: Mapping[str, float]) -> Metrics:
         "steps": trainer.global_step,
         "train_seconds": parts.times.train_seconds,
         "step_seconds_median": parts.times.step_seconds_median,
+        "tokens_per_second": parts.times.tokens_per_second,
+        "time_split": parts.module.stopwatch.split(parts.times.batch_seconds),
         "seed": parts.config.seed,
         "versions": results.versions(),
+        "model_revision": loaded_revision(parts.module.model.get_base_model()),
         "data_sha256": parts.data.corpus.sha256,
     }
 

@@ -245,6 +245,25 @@ def test_another_language_model_is_refused_with_both_shapes(saved):
     assert "[50, 2] here" in sentence
 
 
+def test_a_refused_language_model_is_left_as_it_was(saved):
+    other = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))
+    before = [name for name, _ in other.named_parameters()]
+    refusal(saved, other)
+    assert [name for name, _ in other.named_parameters()] == before
+
+
+def test_a_language_model_of_another_name_on_the_hub_is_refused(saved, make_gpt2):
+    record = json.loads((saved / files.CONFIG).read_text())
+    record["peft_config"]["base_model_name_or_path"] = "openai-community/gpt2"
+    (saved / files.CONFIG).write_text(json.dumps(record))
+    model = make_gpt2()
+    QPAModel.from_pretrained(model, saved)  # a directory may hold any model, under any name
+    model = make_gpt2()
+    model.name_or_path = "distilbert/distilgpt2"
+    sentence = refusal(saved, model)
+    assert "for the language model openai-community/gpt2, not for distilbert/distilgpt2" in sentence
+
+
 def test_weights_are_read_as_data_only(saved):
     with safe_open(saved / files.WEIGHTS, framework="pt") as stored:
         assert stored.metadata() == {"format": "pt"}

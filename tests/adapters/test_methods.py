@@ -83,8 +83,8 @@ def make_off(make_model: Any, peft_config: Any) -> Callable[..., PeftModel]:
     return make
 
 
-def test_every_method_has_a_row_and_a_file(small_overrides: Any) -> None:
-    assert set(METHODS) == set(PeftMethod) == set(small_overrides)
+def test_every_method_has_a_row_and_a_file(method_overrides: Any) -> None:
+    assert set(METHODS) == set(PeftMethod) == set(method_overrides)
     assert {path.stem for path in (conf_dir() / "peft").glob("*.yaml")} == set(METHOD_NAMES)
 
 
@@ -248,9 +248,9 @@ def planned(*overrides: str) -> Any:
 
 @in_two_places
 def test_plan_counts_what_is_built(
-    method: str, architecture: str, make_model: Any, architectures: Any, small_overrides: Any
+    method: str, architecture: str, make_model: Any, architectures: Any, method_overrides: Any
 ) -> None:
-    config = compose_config([f"peft={method}", "qpa.n_mlp=8", *small_overrides[method]])
+    config = compose_config([f"peft={method}", "qpa.n_mlp=8", *method_overrides[method]])
     generated = get_qpa_model(make_model(architecture), make_peft_config(config.peft), config.qpa)
     assert plan_counts(config, architectures[architecture]) == count(generated)
     config.qpa.variant = Variant.off
@@ -465,3 +465,14 @@ def test_plan_prints_prefix_tunings_target(capsys: pytest.CaptureFixture[str]) -
     assert record == dataclasses.asdict(planned("peft=prefix_tuning", "qpa=off")) | {
         "target_percent": record["target_percent"]
     }
+
+
+@pytest.mark.parametrize(("architecture", "layers"), [("gpt2", 4), ("llama", 7)])
+def test_all_linear_reaches_every_layer_of_every_block(
+    architecture: str, layers: int, make_model: Any, peft_config: Any, tokens: Tensor
+) -> None:
+    config = peft_config("lora", "peft.target_modules=[all-linear]")
+    model = get_qpa_model(make_model(architecture), config, QPAConfig(n_mlp=8, scale=0.3))
+    assert len(model.generated_tensors()) == 2 * 2 * layers  # A and B, two blocks
+    losses = train(model, tokens, lr=1e-2)
+    assert losses[-1] < losses[0]

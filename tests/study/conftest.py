@@ -20,7 +20,7 @@ Sweep = Callable[..., None]
 
 @pytest.fixture
 def sweep(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    """``sweep("qpa.n_mlp=32,64")``: a sweep of runs of two steps on the small model."""
+    """``sweep("qpa.n_mlp=32,64")``: runs of two steps on the small model, in ``tmp_path``."""
     monkeypatch.chdir(tmp_path)
     short = ["trainer.max_steps=2", "trainer.validate_every_n_steps=2", "hydra.sweep.dir=runs"]
     return lambda *more: run_hydra(["-m", *overrides, *short, *more])

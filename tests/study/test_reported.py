@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from qpa_exp import report
 from qpa_exp.cli import compose_config
 from qpa_exp.plan import plan
 from qpa_exp.study.reported import REPORTED, Reported, reported
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("row", REPORTED, ids=str)
@@ -19,6 +24,11 @@ def test_a_setting_has_exactly_the_count_and_the_printed_percentage(row: Reporte
     assert counts.trainable_params == row.trainable_params
     if row.percent is not None:  # cut or rounded to two places, the paper does both
         assert 0 <= abs(counts.target_percent - float(row.percent)) < 0.01
+
+
+def test_the_page_in_docs_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    report.main(["counts=true"])
+    assert capsys.readouterr().out == (ROOT / "docs" / "counts.md").read_text(encoding="utf-8")
 
 
 def test_every_row_of_the_papers_tables_is_there() -> None:

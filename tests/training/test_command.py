@@ -53,8 +53,14 @@ main(sys.argv[1:])
 """
 
 
-def test_a_killed_run_is_resumed_to_the_same_weights(overrides: list[str], tmp_path: Path) -> None:
-    arguments = [*overrides, "peft.lora_dropout=0.1", "hydra.job.name=qpa_exp"]
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_a_killed_run_is_resumed_to_the_same_weights(
+    overrides: list[str], tmp_path: Path, compiled: str
+) -> None:
+    arguments = [
+        *overrides, "peft.lora_dropout=0.1", "hydra.job.name=qpa_exp",
+        f"trainer.compile={compiled}",
+    ]  # fmt: skip
     whole = start([*arguments, "hydra.run.dir=whole"], tmp_path)
     killed = start([*arguments, "hydra.run.dir=killed"], tmp_path, ["-c", KILLED_AT_STEP_10])
     assert finish(killed).returncode == -signal.SIGKILL
@@ -68,6 +74,34 @@ def test_a_killed_run_is_resumed_to_the_same_weights(overrides: list[str], tmp_p
     files = [tmp_path / run / "generator" / "generator.safetensors" for run in ("whole", "killed")]
     expected, actual = map(load_file, files)
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def generators(tmp_path: Path, *runs: str) -> list[dict[str, torch.Tensor]]:
+    return [load_file(tmp_path / run / "generator" / "generator.safetensors") for run in runs]
+
+
+def test_a_compiled_generator_trains_as_it_does_by_itself(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    for name, compiled in (("eager", "false"), ("compiled", "true")):
+        arguments = [*overrides, "trainer.max_steps=5", f"trainer.compile={compiled}"]
+        done = finish(start([*arguments, f"hydra.run.dir={name}"], tmp_path))
+        assert done.returncode == 0, done.stderr
+    eager, compiled_ones = generators(tmp_path, "eager", "compiled")
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled_ones[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_two_processes_train_to_what_one_does(overrides: list[str], tmp_path: Path) -> None:
+    """Each takes half of every batch; their gradients meet in the generator."""
+    arguments = [*overrides, "trainer.max_steps=6", "trainer.accumulate_grad_batches=2"]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=2", "data.batch_size=2"]
+    for more in (["hydra.run.dir=one"], [*ddp, "hydra.run.dir=two"]):
+        done = finish(start([*arguments, *more, "trainer.progress_bar=false"], tmp_path))
+        assert done.returncode == 0, done.stderr
+    one, two = generators(tmp_path, "one", "two")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_two_processes_measure_what_one_does(overrides: list[str], tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ Configure = Callable[..., Config]
 KEYS = {
     "status", "perplexity", "perplexity_padded", "base_perplexity", "base_perplexity_padded",
     "loss", "trainable_params", "generated_params", "target_params", "n_chunks", "n_qubits",
-    "epochs", "steps", "train_seconds", "step_seconds_median", "seed", "versions", "data_sha256",
+    "epochs", "steps", "train_seconds", "step_seconds_median", "tokens_per_second", "time_split",
+    "seed", "versions", "data_sha256",
 }  # fmt: skip
 
 

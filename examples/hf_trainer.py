@@ -1,0 +1,87 @@
+"""A generated LoRA trained by Hugging Face's Trainer, evaluated, and saved as a PEFT adapter.
+
+    python examples/hf_trainer.py --model openai-community/gpt2 --text notes.txt --out adapter
+
+Without arguments it takes the bundled model and Python's own help texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from pydoc_data.topics import topics
+
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+from qpa_exp import QPAConfig, get_qpa_model
+from qpa_exp.lm.loading import BUNDLED
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=str(BUNDLED["qpa_exp/tiny"]))
+    parser.add_argument("--text", type=Path, default=None, help="a text file")
+    parser.add_argument("--out", type=Path, default=Path("outputs/hf_trainer"))
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--length", type=int, default=64, help="tokens an example")
+    return parser.parse_args()
+
+
+def blocks(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+    """The text as examples of ``length`` tokens, the last incomplete one left out."""
+    ids = tokenizer(text).input_ids
+    rows = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+    return Dataset.from_dict({"input_ids": rows})
+
+
+def main() -> None:
+    args = arguments()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    text = args.text.read_text(encoding="utf-8") if args.text else "\n\n".join(topics.values())
+    data = blocks(text, tokenizer, args.length).train_test_split(test_size=0.1, seed=0)
+
+    base = AutoModelForCausalLM.from_pretrained(args.model)
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["lm_head"])
+    model = get_qpa_model(base, lora, QPAConfig(n_mlp=64))
+    model.print_trainable_parameters()
+
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(args.out / "checkpoints"),
+            max_steps=args.steps,
+            learning_rate=args.lr,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            logging_steps=10,
+            save_strategy="no",  # the adapter below is all that there is to keep
+            report_to="none",
+            seed=0,
+        ),
+        train_dataset=data["train"],
+        eval_dataset=data["test"].select(range(min(64, len(data["test"])))),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    )
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    after = trainer.evaluate()["eval_loss"]
+    print(f"perplexity {math.exp(before):.2f} -> {math.exp(after):.2f}")
+
+    model.to_peft().save_pretrained(str(args.out), save_embedding_layers=False)
+    print(f"Written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
