@@ -42,7 +42,7 @@ def task(composed: DictConfig) -> None:
         refuse_another(config, run_dir)
         # Another sweeper than ours has neither a study nor a kind of work.
         work = WORKS[Work(hydra.sweeper.get("work", Work.train))]
-        attempt(work, _in_group(config, hydra.sweeper.get("study")), run_dir)
+        attempt(work, _in_a_sweep(config, hydra.sweeper.get("study")), run_dir)
         return
     from qpa_exp.training.directory import discard
     from qpa_exp.training.run import run
@@ -125,14 +125,15 @@ WORKS: dict[Work, Callable[[Config, Path], Any]] = {
 }
 
 
-def _in_group(config: Config, study: str | None) -> Config:
-    """In W&B the runs of a study share a group, a tag and a job type."""
+def _in_a_sweep(config: Config, study: str | None) -> Config:
+    """No bar, for nobody watches it; in W&B a study's runs share a group, a tag and a job type."""
     name = study or "sweep"
     os.environ.setdefault("WANDB_JOB_TYPE", "sweep")
     given = config.logger
     tags = list(dict.fromkeys([*given.tags, name]))
     logger = dataclasses.replace(given, group=given.group or name, tags=tags)
-    return dataclasses.replace(config, logger=logger)
+    trainer = dataclasses.replace(config.trainer, progress_bar=False)
+    return dataclasses.replace(config, logger=logger, trainer=trainer)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,11 @@ class Job:
     counts: Counts
 
     @property
+    def title(self) -> str:
+        """Its label and seed, for the terminal."""
+        return f"{self.label} seed={self.config.seed}".lstrip()
+
+    @property
     def state(self) -> State:
         """How far it has come."""
         return state_of(self.run_dir)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from qpa_exp.study.prepare import Job
-from qpa_exp.study.states import METRICS, State, error_of, read_json
+from qpa_exp.study.states import FAILED, METRICS, State, error_of, read_json
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -28,8 +28,7 @@ class Progress:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._open = list(jobs)
         self._total = len(jobs)
-        # A failure that is on record from the last time is taken away when the run begins.
-        self._before = {job.run_dir: job.state for job in jobs}
+        self._before = {job.run_dir: _mark(job) for job in jobs}
         self._terminal = sys.stdout
         self._began = time.monotonic()
         self._stop = threading.Event()
@@ -55,10 +54,9 @@ class Progress:
 
     def _look(self) -> None:
         for job in list(self._open):
-            state = job.state
-            if state not in (State.complete, State.diverged, State.failed):
-                self._before[job.run_dir] = state
-            elif state != self._before[job.run_dir]:
+            state, _ = mark = _mark(job)
+            ended = state in (State.complete, State.diverged, State.failed)
+            if ended and mark != self._before[job.run_dir]:
                 self._open.remove(job)
                 self._report(job, state)
 
@@ -66,7 +64,7 @@ class Progress:
         done = self._total - len(self._open)
         width = len(str(self._total))
         left = self._left(done)
-        line = f"[{done:>{width}}/{self._total}] {job.label or job.run_dir.name}: "
+        line = f"[{done:>{width}}/{self._total}] {job.title}: "
         line += result_of(job) if state is State.complete else f"{state}: {error_of(job.run_dir)}"
         print(line + left, file=self._terminal, flush=True)
 
@@ -76,6 +74,14 @@ class Progress:
             return ""
         seconds = (time.monotonic() - self._began) / done * remaining
         return f"; about {duration(seconds)} left"
+
+
+def _mark(job: Job) -> tuple[State, int]:
+    """Tells a failure from one that is on record from the last time."""
+    try:
+        return job.state, (job.run_dir / FAILED).stat().st_mtime_ns
+    except FileNotFoundError:
+        return job.state, 0
 
 
 def result_of(job: Job) -> str:

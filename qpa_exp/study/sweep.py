@@ -130,7 +130,7 @@ def finish(jobs: Sequence[Job]) -> None:
     failed = [job for job in jobs if job.state is not State.complete]
     for job in failed:
         reason = error_of(job.run_dir) or "it ended without a result: its process was killed"
-        say(f"failed: {job.label or job.run_dir.name}: {reason} ({job.run_dir})")
+        say(f"failed: {job.title}: {reason} ({job.run_dir})")
     if failed:
         raise SweepFailed(
             f"{_runs(len(failed))} of {len(jobs)} failed, listed above; the same command runs "
@@ -153,7 +153,7 @@ def _table(jobs: Sequence[Job], title: str) -> Table:
         counts = job.counts
         qubits = "" if counts.n_qubits is None else str(counts.n_qubits)
         sizes = (f"{counts.trainable_params:,}", f"{counts.generated_params:,}", qubits)
-        table.add_row(_escape(job.label or job.run_dir.name), *sizes, str(job.state))
+        table.add_row(_escape(job.title), *sizes, str(job.state))
     return table
 
 

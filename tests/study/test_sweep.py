@@ -37,7 +37,7 @@ def test_a_sweep_says_its_cost_runs_and_is_not_run_again(
     said = capsys.readouterr().out
     assert "2 runs of 40," in said
     assert "trainable parameters" in said
-    assert "[1/2] qpa.n_mlp=64: perplexity " in said
+    assert "[1/2] qpa.n_mlp=64 seed=2025: perplexity " in said
     assert "left" in said
     assert "All 2 runs are complete." in said
     before = times()
@@ -46,7 +46,7 @@ def test_a_sweep_says_its_cost_runs_and_is_not_run_again(
     sweep("qpa.n_mlp=64,128,256", "logger=tensorboard")
     said = capsys.readouterr().out
     assert "2 runs complete already (same config, data and code): skipped." in said
-    assert "[1/1] qpa.n_mlp=256" in said
+    assert "[1/1] qpa.n_mlp=256 seed=2025: " in said
     assert before.items() <= times().items()
     assert len(runs()) == 3
 
@@ -80,6 +80,10 @@ def test_one_failed_run_does_not_stop_the_rest_and_is_run_again(
     assert states == [State.complete, State.complete, State.failed]
     (failed,) = Path("runs").rglob("failed.json")
     assert "Traceback" in json.loads(failed.read_text())["traceback"]
+
+    with pytest.raises(SweepFailed, match="1 run of 3 failed"):
+        sweep("seed=1,2,3")
+    assert "[1/1] seed=2: failed: RuntimeError" in capsys.readouterr().out
 
     monkeypatch.setattr(AdapterModule, "training_step", proper)
     sweep("seed=1,2,3")
