@@ -64,9 +64,7 @@ class DeviceNoise:
         self._readout_everywhere = model._default_readout_error
         self._channels: dict[tuple[str, tuple[int, ...]], Tensor | None] = {}
 
-    def after(
-        self, gate: str, qubits: tuple[int, ...]
-    ) -> Float[Tensor, "strings strings"] | None:
+    def after(self, gate: str, qubits: tuple[int, ...]) -> Float[Tensor, "strings strings"] | None:
         """The channel that follows a gate; None where the gate is ideal."""
         key = (gate, qubits)
         if key not in self._channels:

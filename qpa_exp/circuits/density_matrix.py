@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +19,10 @@ from torch import Tensor
 from qpa_exp.circuits.ansatz import gates, theta_shape
 from qpa_exp.circuits.channels import DeviceNoise, unitary_channel
 from qpa_exp.circuits.gates import GATES, gate_matrix
+from qpa_exp.circuits.noise import noise_model
 from qpa_exp.circuits.simulator import Simulator
 from qpa_exp.circuits.to_qiskit import (
+    NOISE_OF,
     angle_places,
     measured_circuit,
     require_qiskit,
@@ -90,12 +91,12 @@ class DensityMatrix(Simulator):
     def _compile(self) -> NoisyProgram:
         if self.noise is Noise.none:
             return ideal_program(self.ansatz, self.n_qubits, self.config.n_layers)
-        return noisy_program(self.transpiled(), noise_model(self.noise), self._places())
+        return noisy_program(self.transpiled(), noise_model(NOISE_OF[self.noise]), self._places())
 
     def transpiled(self) -> QuantumCircuit:
         """The circuit as it runs on the device, with its measurements."""
         circuit = measured_circuit(self.ansatz, self.n_qubits, self.config.n_layers)
-        return transpile_for(circuit, snapshot(self.noise))
+        return transpile_for(circuit, snapshot(NOISE_OF[self.noise]))
 
     def _places(self) -> dict[str, int]:
         """From the name of a parameter to its place in theta, flattened."""
@@ -119,14 +120,6 @@ class DensityMatrix(Simulator):
 
 
 BACKEND = DensityMatrix
-
-
-@cache
-def noise_model(noise: Noise) -> NoiseModel:
-    """Aer's noise model of a recorded device."""
-    from qiskit_aer.noise import NoiseModel
-
-    return NoiseModel.from_backend(snapshot(noise.value))
 
 
 # --- from a circuit to steps ------------------------------------------------------------------

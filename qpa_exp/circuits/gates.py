@@ -90,8 +90,12 @@ def pauli_matrix(letters: str) -> Complex[Tensor, "_ _"]:
 
 
 def gate_matrix(name: str, angle: Float[Tensor, "*batch"]) -> Complex[Tensor, "*batch _ _"]:
-    """The matrices of a gate, differentiable in ``angle`` (radians; only its shape counts where
-    the gate has none)."""
+    """The matrices of a gate, differentiable in ``angle``.
+
+    Args:
+        name: in :data:`GATES`.
+        angle: in radians; where the gate has none, only the shape counts.
+    """
     kind = GATES[name]
     dtype = torch.complex128 if angle.dtype == torch.float64 else torch.complex64
     if kind.fixed is not None:

@@ -7,7 +7,7 @@ Rotations of different qubits become one :class:`Rotations`; CNOTs, X and SWAPs,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from jaxtyping import Int
@@ -109,7 +109,7 @@ def _place(gate: Gate, n_qubits: int) -> int | None:
     return None if gate.angle is None else gate.angle[1] * n_qubits + gate.angle[2]
 
 
-@cache
+@lru_cache(maxsize=16)
 def _move(
     n_qubits: int, gates: tuple[tuple[str, tuple[int, ...]], ...], device: torch.device
 ) -> Int[Tensor, " states"]:

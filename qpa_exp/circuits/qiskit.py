@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qpa_exp.circuits.ansatz import gates
+from qpa_exp.circuits.noise import noise_model, restrict
 from qpa_exp.circuits.shots_cache import Counts, digest, read_counts, write_counts
 from qpa_exp.circuits.simulator import Simulator
 from qpa_exp.circuits.to_qiskit import (
@@ -42,13 +43,18 @@ class QiskitSampler(Simulator):
         super().__init__(config, ansatz, n_qubits)
         require_qiskit("qpa.backend=qiskit")
         self._device: Any = None
+        self._version = ""
         self._circuit: QuantumCircuit | None = None
 
     def prepare(self) -> None:
         """Find the device, and transpile the circuit for it."""
-        self._device = _find_device(self.config.device)
+        device = _find_device(self.config.device)
         circuit = measured_circuit(self.ansatz, self.n_qubits, self.config.n_layers)
-        self._circuit = transpile_for(circuit, self._device)
+        self._version = str(getattr(device, "backend_version", ""))
+        self._circuit = transpile_for(circuit, device)
+        self._device = device
+        if self.config.device in SNAPSHOTS:
+            self._device = _noisy_aer(self.config.device, self._circuit)
 
     @property
     def bytes_needed(self) -> int:
@@ -110,7 +116,7 @@ class QiskitSampler(Simulator):
         listed = gates(self.ansatz, self.n_qubits, self.config.n_layers)
         return digest({
             "device": self.config.device,
-            "device_version": str(getattr(self._device, "backend_version", "")),
+            "device_version": self._version,
             "gates": [(gate.name, gate.qubits, gate.angle) for gate in listed],
             "angles": angles.tobytes().hex(),
             "shots": shots,
@@ -125,11 +131,19 @@ def _is_local(name: str) -> bool:
     return name == "aer" or name.startswith("fake_")
 
 
-def _find_device(name: str) -> Any:
-    """Aer, a recorded device, or an IBM device of the saved account; a Qiskit backend."""
+def _noisy_aer(name: str, circuit: QuantumCircuit) -> Any:
+    """Aer with the recorded device's errors on the qubits that the circuit uses."""
     from qiskit_aer import AerSimulator
 
+    used = {circuit.find_bit(qubit).index for step in circuit.data for qubit in step.qubits}
+    return AerSimulator(noise_model=restrict(noise_model(name), used))
+
+
+def _find_device(name: str) -> Any:
+    """Aer, a recorded device, or an IBM device of the saved account; a Qiskit backend."""
     if name == "aer":
+        from qiskit_aer import AerSimulator
+
         return AerSimulator()
     if name.startswith("fake_"):
         if name not in SNAPSHOTS:
@@ -137,7 +151,7 @@ def _find_device(name: str) -> Any:
                 f"qpa.device={name} is not among the recorded devices: give fake_torino, "
                 "fake_fez, or an IBM device such as ibm_torino."
             )
-        return AerSimulator.from_backend(snapshot(name))
+        return snapshot(name)
     from qiskit_ibm_runtime import QiskitRuntimeService
 
     try:

@@ -96,8 +96,7 @@ class _Probabilities(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        theta, states = ctx.saved_tensors
-        with torch.autocast(theta.device.type, enabled=False):
+        with torch.autocast(grad.device.type, enabled=False):
             return _Adjoint(ctx, grad).run(), None, None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,28 +13,24 @@ from qpa_exp.errors import InputError, first_line
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
 
-SNAPSHOTS = {
-    "fake_torino": "FakeTorino",
-    "fake_fez": "FakeFez",
-    Noise.ibm_torino.value: "FakeTorino",
-    Noise.ibm_fez.value: "FakeFez",
-}
-"""The devices of the paper's Appendix G, as Qiskit Runtime recorded them."""
+SNAPSHOTS = {"fake_torino": "FakeTorino", "fake_fez": "FakeFez"}
+"""The devices of the paper's Appendix G, as Qiskit Runtime recorded them, by ``qpa.device``."""
+NOISE_OF = {Noise.ibm_torino: "fake_torino", Noise.ibm_fez: "fake_fez"}
+"""The recorded device behind each ``qpa.noise``."""
 
 _TRANSPILER_SEED = 2025
 
 
 def require_qiskit(what: str) -> None:
     """Refuse ``what`` in one sentence where Qiskit, Aer or Runtime is missing."""
-    try:
-        import qiskit
-        import qiskit_aer
-        import qiskit_ibm_runtime  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"{what} needs Qiskit with Aer and Runtime ({first_line(error)}): "
-            "pip install 'qpa-exp[quantum]'."
-        ) from error
+    for package in ("qiskit", "qiskit_aer", "qiskit_ibm_runtime"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise InputError(
+                f"{what} needs Qiskit with Aer and Runtime ({first_line(error)}): "
+                "pip install 'qpa-exp[quantum]'."
+            ) from error
 
 
 def quantum_circuit(ansatz: str, n_qubits: int, n_layers: int) -> QuantumCircuit:
@@ -73,7 +70,7 @@ def _name(angle: tuple[int, int, int]) -> str:
 
 @cache
 def snapshot(name: str) -> Any:
-    """The recorded device that ``qpa.noise`` or ``qpa.device`` names, a Qiskit backend."""
+    """The recorded device of that name in :data:`SNAPSHOTS`, a Qiskit backend."""
     from qiskit_ibm_runtime import fake_provider
 
     return getattr(fake_provider, SNAPSHOTS[name])()
