@@ -85,8 +85,8 @@ def by_layer(groups: Sequence[Shaped[Tensor, "layers batch _ _"]]) -> Factors:
 
 
 def inverse_by_layer(groups: Sequence[Shaped[Tensor, "layers batch _ _"]]) -> Factors:
-    """The inverses' matrices, for a batch that stands twice, side by side."""
-    twice = [torch.cat([group, group], dim=1).conj().resolve_conj() for group in groups]
+    """The inverses' matrices, for a batch of states and, after it, of conjugated cotangents."""
+    twice = [torch.cat([group.conj(), group], dim=1) for group in groups]
     return _factors([twice[0].mT, *twice[1:]], twice[0])
 
 
@@ -96,27 +96,42 @@ def _factors(matrices: list[Tensor], rotated: Tensor) -> Factors:
     return list(zip(*(stack.unbind() for stack in (first, *matrices[1:])), strict=True))
 
 
-def apply(states: States, factors: tuple[Matrices, ...]) -> States:
-    """Apply a Kronecker product of groups, one layer's factors, to states (batch, 2^N)."""
+def spare_for(states: States) -> States | None:
+    """A second buffer for :func:`apply`, where states are so large that new ones would be slow."""
+    return torch.empty_like(states) if states.shape[1] > 2**_TWO_GROUPS else None
+
+
+def apply(
+    states: States, factors: tuple[Matrices, ...], spare: States | None = None
+) -> tuple[States, States | None]:
+    """Apply a Kronecker product of groups, one layer's factors, to states (batch, 2^N).
+
+    Where ``spare`` is given it is written over, and the old states become the new spare.
+    """
     if len(factors) > 2:
         for right in factors:
-            states = apply_leading(states, right)
-        return states
+            states, spare = apply_leading(states, right, spare)
+        return states, spare
     left, right = factors
     tensor = states.view(-1, left.shape[-1], right.shape[-1])
-    return torch.bmm(torch.bmm(left, tensor), right).view(states.shape)
+    return torch.bmm(torch.bmm(left, tensor), right).view(states.shape), spare
 
 
-def apply_leading(states: States, right: Matrices) -> States:
+def apply_leading(
+    states: States, right: Matrices, spare: States | None
+) -> tuple[States, States | None]:
     """Apply one of many groups to the first axis, and move that axis last: no copy."""
-    tensor = states.view(len(states), right.shape[-1], -1)
-    return torch.bmm(tensor.transpose(1, 2), right).view(states.shape)
+    tensor = states.view(len(states), right.shape[-1], -1).transpose(1, 2)
+    if spare is None:
+        return torch.bmm(tensor, right).view(states.shape), None
+    torch.bmm(tensor, right, out=spare.view(tensor.shape))
+    return spare, states
 
 
 def overlaps(left: States, right: States, sizes: Sequence[int]) -> list[Shaped[Tensor, "_ _ _"]]:
-    """For each group, sum over the rest of conj(left)_i right_j: two groups only."""
+    """For each group, the sum over the rest of left_i right_j: two groups only."""
     first, last = (2**size for size in sizes)
-    left, right = left.conj().view(-1, first, last), right.view(-1, first, last)
+    left, right = left.view(-1, first, last), right.view(-1, first, last)
     return [
         torch.bmm(left, right.transpose(1, 2)),
         torch.bmm(left.transpose(1, 2), right),
@@ -126,7 +141,7 @@ def overlaps(left: States, right: States, sizes: Sequence[int]) -> list[Shaped[T
 def overlap_leading(left: States, right: States, size: int) -> Shaped[Tensor, "_ d d"]:
     """The same for the group on the first axis, of ``size`` values."""
     left, right = (states.view(len(states), size, -1) for states in (left, right))
-    return torch.bmm(left.conj(), right.transpose(1, 2))
+    return torch.bmm(left, right.transpose(1, 2))
 
 
 @cache

@@ -86,9 +86,10 @@ class _Probabilities(torch.autograd.Function):
         states[:, 0] = 1
         prepared = [_prepare(operation, theta, dtype) for operation in operations]
         forth = [_forth(operation, p) for operation, p in zip(operations, prepared, strict=True)]
+        spare = kronecker.spare_for(states)
         for layer in range(theta.shape[1]):
             for operation, factors in zip(operations, forth, strict=True):
-                states = _apply(operation, states, factors[layer % len(factors)])
+                states, spare = _apply(operation, states, factors[layer % len(factors)], spare)
         ctx.save_for_backward(theta, states)
         ctx.ansatz, ctx.n_qubits, ctx.prepared = ansatz, n_qubits, prepared
         return _abs2(states) if dtype.is_complex else states.square()
@@ -132,13 +133,13 @@ def _forth(operation: Operation, prepared: list[Tensor]) -> Factors:
 
 
 def _back(operation: Operation, prepared: list[Tensor]) -> Factors:
-    """The inverses' factors, for a pair of states."""
+    """The inverses' factors, for states and, after them, conjugated cotangents."""
     if isinstance(operation, Rotations):
         return kronecker.inverse_by_layer(prepared)
     if isinstance(operation, Permutation):
         return [(prepared[1],)]
-    twice = torch.cat([prepared[0], prepared[0]], dim=1)
-    return [(matrix.mH,) for matrix in twice.unbind()]
+    twice = torch.cat([prepared[0].conj(), prepared[0]], dim=1)
+    return [(matrix.mT,) for matrix in twice.unbind()]
 
 
 def _angles(operation: Rotations, theta: Tensor) -> Tensor:
@@ -149,12 +150,17 @@ def _angles(operation: Rotations, theta: Tensor) -> Tensor:
     return theta[..., [place or 0 for place in operation.angles]] * turned
 
 
-def _apply(operation: Operation, states: States, factors: tuple[Tensor, ...]) -> States:
+def _apply(
+    operation: Operation, states: States, factors: tuple[Tensor, ...], spare: States | None
+) -> tuple[States, States | None]:
+    """The new states, and the buffer that the next operation may write over."""
     if isinstance(operation, Rotations):
-        return kronecker.apply(states, factors)
-    if isinstance(operation, Permutation):
-        return states.index_select(1, factors[0])
-    return _apply_single(states, factors[0], operation.qubits)
+        return kronecker.apply(states, factors, spare)
+    if isinstance(operation, SingleGate):
+        return _apply_single(states, factors[0], operation.qubits), spare
+    if spare is None:
+        return states.index_select(1, factors[0]), None
+    return torch.index_select(states, 1, factors[0], out=spare), states
 
 
 def _apply_single(states: States, matrix: Tensor, qubits: tuple[int, ...]) -> States:
@@ -184,7 +190,8 @@ def _unlead(leading: Shaped[Tensor, "_ d rest"], qubits: tuple[int, ...]) -> Sta
 class _Adjoint:
     """Takes psi and its cotangent lambda = dL/dpsi back through the circuit, side by side.
 
-    The slope of an angle is Re <lambda| -i P / 2 |psi>, both taken right after its gate.
+    The slope of an angle is Re <lambda| -i P / 2 |psi>, both taken right after its gate. Lambda is
+    kept conjugated, so that no product needs to conjugate anything.
     """
 
     def __init__(self, ctx: Any, grad: Tensor) -> None:
@@ -193,7 +200,8 @@ class _Adjoint:
         self.operations = compile_layer(ctx.ansatz, ctx.n_qubits)
         self.sizes = kronecker.group_sizes(ctx.n_qubits)
         self.back = [_back(o, p) for o, p in zip(self.operations, ctx.prepared, strict=True)]
-        self.pair = torch.cat([states, 2 * grad * states])
+        self.pair = torch.cat([states, (2 * grad * states).conj()])
+        self.spare = kronecker.spare_for(self.pair)
         self.slopes = torch.zeros_like(self.theta)
         self.pairs: dict[int, list[Tensor]] = {}
         self.pair_bytes = 0
@@ -219,7 +227,7 @@ class _Adjoint:
         else:
             if isinstance(operation, Rotations):
                 self._keep(index)
-            self.pair = _apply(operation, self.pair, factors)
+            self.pair, self.spare = _apply(operation, self.pair, factors, self.spare)
 
     # Few qubits: keep the pairs of many layers, and reduce them together.
 
@@ -244,7 +252,7 @@ class _Adjoint:
         for right in factors:
             psi, cotangent = self.pair[: self.batch], self.pair[self.batch :]
             found.append(kronecker.overlap_leading(cotangent, psi, right.shape[-1]))
-            self.pair = kronecker.apply_leading(self.pair, right)
+            self.pair, self.spare = kronecker.apply_leading(self.pair, right, self.spare)
         self.overlaps.setdefault(index, []).append(found)
 
     def _add(self, index: int, overlaps: list[list[Tensor]]) -> None:
@@ -268,12 +276,12 @@ class _Adjoint:
         self, operation: SingleGate, factors: tuple[Tensor, ...], layer: int
     ) -> None:
         _, after = self.pair.split(self.batch)
-        self.pair = _apply(operation, self.pair, factors)
+        self.pair, self.spare = _apply(operation, self.pair, factors, self.spare)
         if operation.angle is None:
             return
         before, _ = self.pair.split(self.batch)
         left, right = _lead(after, operation.qubits), _lead(before, operation.qubits)
-        overlap = torch.bmm(left.conj(), right.transpose(1, 2))
+        overlap = torch.bmm(left, right.transpose(1, 2))
         with torch.enable_grad():
             angle = self.theta[:, layer, operation.angle].detach().requires_grad_()
             matrix = gate_matrix(operation.name, angle)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from qiskit import QuantumCircuit
 from qiskit.quantum_info import Statevector
+from scipy.stats import chisquare
 
 # qpa_exp is imported inside the fixtures: the type-checking import hook comes after this file.
 
@@ -98,3 +99,26 @@ def qpa() -> Callable[..., object]:
         return QPAConfig(**{k: kinds[k](v) if k in kinds else v for k, v in keys.items()})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sampling_p_value() -> Callable[..., float]:
+    """``sampling_p_value(frequencies, exact, shots)``: of a chi-square test.
+
+    What is expected fewer than five times counts as one outcome; the impossible must not happen.
+    """
+
+    def p_value(frequencies: object, exact: object, shots: int) -> float:
+        found = np.asarray(frequencies, dtype=np.float64) * shots
+        expected = np.asarray(exact, dtype=np.float64) * shots
+        likely = expected >= 5
+        rest = expected[~likely].sum()
+        if rest < 1e-6 * shots:
+            assert found[~likely].sum() == 0
+            observed, wanted = found[likely], expected[likely]
+        else:
+            observed = np.append(found[likely], found[~likely].sum())
+            wanted = np.append(expected[likely], rest)
+        return float(chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue)
+
+    return p_value

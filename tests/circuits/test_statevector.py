@@ -1,0 +1,218 @@
+"""The default simulator: its properties, its precision, its memory, and where it may be used."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from qpa_exp.circuits import probabilities, theta_shape
+from qpa_exp.circuits.kronecker import group_sizes
+from qpa_exp.circuits.program import Permutation, Rotations, compile_layer
+
+ANGLES = st.floats(-2 * math.pi, 2 * math.pi)
+ANSATZ = ["ry", "rx", "rx_rz", "ry_rz", "product", "of_a_user"]
+
+
+@st.composite
+def circuits(draw: st.DrawFn, max_qubits: int = 7) -> tuple[str, np.ndarray]:
+    """An ansatz, and angles for up to 4 layers of it."""
+    ansatz = draw(st.sampled_from(ANSATZ))
+    shape = theta_shape(ansatz, draw(st.integers(1, max_qubits)), draw(st.integers(1, 4)))
+    return ansatz, draw(arrays(np.float64, shape, elements=ANGLES))
+
+
+@given(circuit=circuits())
+def test_probabilities_are_those_of_the_gates_in_qiskit(circuit, by_qiskit):
+    ansatz, theta = circuit
+    ours = probabilities(torch.from_numpy(theta), ansatz)
+    assert ours.dtype == torch.float64
+    np.testing.assert_allclose(ours, by_qiskit(ansatz, theta), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_qubits", [10, 11, 12, 13, 14])
+@pytest.mark.parametrize("ansatz", ["ry", "rx_rz", "of_a_user"])
+def test_many_qubits_agree_with_qiskit_too(ansatz, n_qubits, random_theta, by_qiskit):
+    theta = random_theta(ansatz, n_qubits)
+    ours = probabilities(torch.from_numpy(theta), ansatz)
+    np.testing.assert_allclose(ours, by_qiskit(ansatz, theta), rtol=0, atol=1e-12)
+
+
+@given(circuit=circuits(max_qubits=12))
+def test_probabilities_are_a_distribution_over_all_basis_states(circuit):
+    ansatz, theta = circuit
+    ours = probabilities(torch.from_numpy(theta), ansatz)
+    assert ours.shape == (2 ** theta.shape[-1],)
+    assert (ours >= 0).all()
+    assert ours.sum().item() == pytest.approx(1, abs=1e-12)
+
+
+@given(circuit=circuits(), place=st.integers(0, 10**6))
+def test_a_turn_by_two_pi_changes_nothing(circuit, place):
+    ansatz, theta = circuit
+    if ansatz == "of_a_user":  # its controlled rotations have a period of four pi
+        return
+    turned = theta.copy().reshape(-1)
+    turned[place % turned.size] += 2 * math.pi
+    before = probabilities(torch.from_numpy(theta), ansatz)
+    after = probabilities(torch.from_numpy(turned.reshape(theta.shape)), ansatz)
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-12)
+
+
+@given(n_qubits=st.integers(1, 12))
+def test_the_cnot_chain_is_the_gray_code(n_qubits):
+    """It maps bit j to the parity of bits 1 to j: new state y was old state y ^ (y >> 1)."""
+    chain = [o for o in compile_layer("ry", n_qubits) if isinstance(o, Permutation)]
+    assert len(chain) == (1 if n_qubits > 1 else 0)
+    for permutation in chain:
+        y = torch.arange(2**n_qubits, dtype=torch.int32)
+        order = permutation.order(torch.device("cpu"))
+        assert torch.equal(order, y ^ (y >> 1))
+        assert torch.equal(order[permutation.inverse(torch.device("cpu")).long()], y)
+
+
+def test_a_layer_of_the_paper_is_as_few_operations_as_it_can_be():
+    kinds = [type(operation) for operation in compile_layer("rx_rz", 5)]
+    assert kinds == [Rotations, Permutation, Rotations, Permutation]
+
+
+@given(n_qubits=st.integers(1, 30))
+def test_groups_cover_every_qubit_once_and_stay_small(n_qubits):
+    sizes = group_sizes(n_qubits)
+    assert sum(sizes) == n_qubits
+    assert len(sizes) >= 2
+    assert max(sizes) <= 6
+
+
+def test_the_first_qubit_is_the_most_significant_bit():
+    theta = torch.zeros(1, 1, 2, dtype=torch.float64)
+    theta[0, 0, 0] = math.pi  # |0 0> -> |1 0> -> the CNOT's |1 1>
+    torch.testing.assert_close(probabilities(theta), torch.tensor([0, 0, 0, 1]).double())
+    theta = theta.flip(-1)  # |0 0> -> |0 1>, which the CNOT leaves
+    torch.testing.assert_close(probabilities(theta), torch.tensor([0, 1, 0, 0]).double())
+
+
+@pytest.mark.parametrize("ansatz", ANSATZ)
+@pytest.mark.parametrize(("n_layers", "n_qubits"), [(1, 1), (3, 1), (2, 2), (2, 4)])
+def test_gradients_pass_gradcheck(ansatz, n_layers, n_qubits):
+    shape = theta_shape(ansatz, n_qubits, n_layers)
+    generator = torch.Generator().manual_seed(n_qubits)
+    theta = torch.randn(2, *shape, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: probabilities(t, ansatz), theta)
+
+
+@pytest.mark.parametrize("ansatz", ["ry", "rx_rz"])
+@pytest.mark.parametrize("n_qubits", [11, 12, 13])
+def test_gradients_of_many_qubits_are_differences(ansatz, n_qubits, random_theta, by_qiskit):
+    theta = random_theta(ansatz, n_qubits)
+    weights = np.random.default_rng(0).normal(size=2**n_qubits)
+    angles = torch.from_numpy(theta).requires_grad_()
+    (probabilities(angles, ansatz) @ torch.from_numpy(weights)).backward()
+    for place in [(0, 0, 0), (1, 0, n_qubits // 2), (0, theta.shape[1] - 1, n_qubits - 1)]:
+        step = np.zeros_like(theta)
+        step[place] = math.pi / 2
+        up, down = (by_qiskit(ansatz, theta + s) for s in (step, -step))
+        assert angles.grad[place].item() == pytest.approx(weights @ (up - down) / 2, abs=1e-11)
+
+
+@settings(max_examples=10)
+@given(circuit=circuits(max_qubits=5))
+def test_many_layers_kept_in_parts_have_the_same_gradients(circuit):
+    from qpa_exp.circuits import statevector
+
+    ansatz, theta = circuit
+    gradients = []
+    for kept in (2**24, 100):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(statevector, "_KEPT_BYTES", kept)
+            angles = torch.from_numpy(theta).requires_grad_()
+            p = probabilities(angles, ansatz)
+            (p @ torch.arange(len(p), dtype=torch.float64)).backward()
+            gradients.append(angles.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+# --- where it may be used ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ansatz", ["ry", "rx_rz"])
+def test_what_is_cached_in_inference_mode_serves_training(ansatz):
+    from qpa_exp.circuits import kronecker, program
+
+    for cached in (kronecker._blocks, kronecker._generators, program._move):
+        cached.cache_clear()
+    with torch.inference_mode():
+        probabilities(torch.ones(theta_shape(ansatz, 4, 2)), ansatz)
+    theta = torch.ones(theta_shape(ansatz, 4, 2), requires_grad=True)
+    probabilities(theta, ansatz)[0].backward()
+    assert theta.grad.count_nonzero() > 0
+
+
+@pytest.mark.parametrize("ansatz", ["ry", "rx"])
+def test_mixed_precision_around_it_leaves_the_amplitudes_alone(ansatz, random_theta):
+    theta = torch.from_numpy(random_theta(ansatz, 6)).float()
+    found = []
+    for enabled in (True, False):
+        angles = theta.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            p = probabilities(angles, ansatz)
+            (p * torch.arange(64)).sum().backward()
+        found.append((p.detach(), angles.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+_COMPILED = """
+import torch
+from qpa_exp.circuits import probabilities, theta_shape
+def caller(angles):
+    return (probabilities(angles, "rx") * torch.arange(16)).sum()
+theta = torch.randn(theta_shape("rx", 4, 2), generator=torch.Generator().manual_seed(0))
+found = []
+for call in (torch.compile(caller, backend="eager"), caller):
+    angles = theta.clone().requires_grad_()
+    value = call(angles)
+    value.backward()
+    found.append((value.detach(), angles.grad))
+torch.testing.assert_close(found[0], found[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_caller_gets_the_same():
+    # In a process of its own: the compiler cannot trace the checks that the tests add.
+    done = subprocess.run(
+        [sys.executable, "-c", _COMPILED], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+_PEAK = """
+import resource, sys, torch
+from qpa_exp.circuits import probabilities, theta_shape
+ansatz = sys.argv[1]
+torch.set_num_threads(1)
+small = torch.ones(theta_shape(ansatz, 4, 2), requires_grad=True)
+probabilities(small, ansatz).sum().backward()
+theta = torch.rand(theta_shape(ansatz, 20, 8), requires_grad=True)
+weights = torch.randn(2**20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+(probabilities(theta, ansatz) @ weights).backward()
+assert theta.grad.isfinite().all() and theta.grad.abs().max() > 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ansatz", ["ry", "rx", "rx_rz", "ry_rz", "product"])
+def test_twenty_qubits_and_eight_layers_train_in_a_quarter_of_a_gibibyte(ansatz):
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, ansatz], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 2**18  # KiB
