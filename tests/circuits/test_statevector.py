@@ -125,13 +125,13 @@ def test_gradients_of_many_qubits_are_differences(ansatz, n_qubits, random_theta
 @settings(max_examples=10)
 @given(circuit=circuits(max_qubits=5))
 def test_many_layers_kept_in_parts_have_the_same_gradients(circuit):
-    from qpa_exp.circuits import statevector
+    from qpa_exp.circuits import adjoint
 
     ansatz, theta = circuit
     gradients = []
     for kept in (2**24, 100):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(statevector, "_KEPT_BYTES", kept)
+            patch.setattr(adjoint, "_KEPT_BYTES", kept)
             angles = torch.from_numpy(theta).requires_grad_()
             p = probabilities(angles, ansatz)
             (p @ torch.arange(len(p), dtype=torch.float64)).backward()
@@ -144,9 +144,10 @@ def test_many_layers_kept_in_parts_have_the_same_gradients(circuit):
 
 @pytest.mark.parametrize("ansatz", ["ry", "rx_rz"])
 def test_what_is_cached_in_inference_mode_serves_training(ansatz):
-    from qpa_exp.circuits import kronecker, program
+    from qpa_exp.circuits import kronecker, layouts, program
 
-    for cached in (kronecker._blocks, kronecker._generators, program._move):
+    kept = (kronecker._blocks, kronecker._generators, layouts._index, layouts._zero_state)
+    for cached in (*kept, program._move):
         cached.cache_clear()
     with torch.inference_mode():
         probabilities(torch.ones(theta_shape(ansatz, 4, 2)), ansatz)
