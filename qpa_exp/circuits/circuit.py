@@ -15,6 +15,9 @@ from qpa_exp.circuits.simulator import make_simulator
 from qpa_exp.config import Gradient, QPAConfig, count_shots
 from qpa_exp.errors import InputError
 
+_BATCH_BYTES = 2**29
+"""Of memory for one batch of shifted circuits; what does not fit goes into another batch."""
+
 
 class Circuit(nn.Module):
     """``n_layers`` repetitions of an ansatz on ``n_qubits`` qubits, starting from |0...0>.
@@ -77,7 +80,7 @@ class Circuit(nn.Module):
 
     def _estimate(self) -> gradients.Estimate | None:
         if self.config.gradient == Gradient.parameter_shift:
-            return gradients.parameter_shift
+            return gradients.parameter_shift(_BATCH_BYTES // self.simulator.bytes_needed)
         if self.config.gradient == Gradient.spsa:
             return gradients.spsa(self.config.spsa_step)
         return None

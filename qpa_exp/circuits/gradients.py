@@ -18,9 +18,6 @@ from torch.autograd.function import once_differentiable
 Measure = Callable[[Tensor], Tensor]
 Estimate = Callable[[Measure, Tensor, Tensor], Tensor]
 
-_BATCH_BYTES = 2**28
-"""Of probabilities in one batch of shifted circuits; what is more goes into another batch."""
-
 
 def estimated(
     theta: Float[Tensor, "layers rotations qubits"], measure: Measure, estimate: Estimate
@@ -44,27 +41,31 @@ class _Estimated(torch.autograd.Function):
         return ctx.estimate(ctx.measure, theta, grad), None, None
 
 
-def parameter_shift(
-    measure: Measure,
-    theta: Float[Tensor, "layers rotations qubits"],
-    grad: Float[Tensor, " states"],
-) -> Float[Tensor, "layers rotations qubits"]:
+def parameter_shift(most: int) -> Estimate:
     """The vector-Jacobian product by the parameter-shift rule (Mitarai et al. 2018).
 
     For a gate ``exp(-i angle/2 P)`` the slope of any probability is exactly
-    ``(p(angle + pi/2) - p(angle - pi/2)) / 2``. Two circuits for each angle.
+    ``(p(angle + pi/2) - p(angle - pi/2)) / 2``. Two circuits for each angle, in one batch, or in
+    several of at most ``most`` circuits.
     """
-    slopes = [
-        (measure(shifted).unflatten(0, (-1, 2)).diff(dim=1).squeeze(1) @ grad) / 2
-        for shifted in _shifted(theta, grad)
-    ]
-    return torch.cat(slopes).view_as(theta)
+
+    def estimate(
+        measure: Measure,
+        theta: Float[Tensor, "layers rotations qubits"],
+        grad: Float[Tensor, " states"],
+    ) -> Float[Tensor, "layers rotations qubits"]:
+        slopes = [
+            (measure(shifted).unflatten(0, (-1, 2)).diff(dim=1).squeeze(1) @ grad) / 2
+            for shifted in _shifted(theta, max(1, most // 2))
+        ]
+        return torch.cat(slopes).view_as(theta)
+
+    return estimate
 
 
-def _shifted(theta: Tensor, grad: Tensor) -> Iterator[Tensor]:
-    """Batches of circuits: for each angle the one shifted down, then the one shifted up."""
-    pairs = max(1, _BATCH_BYTES // (2 * grad.numel() * grad.element_size()))
-    for places in torch.arange(theta.numel(), device=theta.device).split(pairs):
+def _shifted(theta: Tensor, angles: int) -> Iterator[Tensor]:
+    """For so many angles at a time, the circuit with it shifted down, and shifted up."""
+    for places in torch.arange(theta.numel(), device=theta.device).split(angles):
         steps = torch.zeros(len(places), theta.numel(), dtype=theta.dtype, device=theta.device)
         steps[torch.arange(len(places)), places] = math.pi / 2
         both = torch.stack([theta.flatten() - steps, theta.flatten() + steps], dim=1)

@@ -168,9 +168,7 @@ def test_circuits_are_counted_the_shifted_ones_too(qpa):
     assert circuit.evaluations == 50
 
 
-def test_shifted_circuits_go_in_one_batch_or_in_slices(monkeypatch):
-    from qpa_exp.circuits import gradients
-
+def test_shifted_circuits_go_in_one_batch_or_in_slices():
     sizes = []
 
     def measure(theta: torch.Tensor) -> torch.Tensor:
@@ -178,9 +176,8 @@ def test_shifted_circuits_go_in_one_batch_or_in_slices(monkeypatch):
         return probabilities(theta)
 
     theta = torch.linspace(-1, 1, 9).view(3, 1, 3)
-    whole = parameter_shift(measure, theta, WEIGHTS)
-    monkeypatch.setattr(gradients, "_BATCH_BYTES", 2 * 4 * 8 * 4)  # four angles' circuits
-    sliced = parameter_shift(measure, theta, WEIGHTS)
+    whole = parameter_shift(100)(measure, theta, WEIGHTS)
+    sliced = parameter_shift(9)(measure, theta, WEIGHTS)
     assert sizes == [18, 8, 8, 2]
     torch.testing.assert_close(whole, sliced, rtol=0, atol=1e-6)
 

@@ -217,3 +217,17 @@ def test_twenty_qubits_and_eight_layers_train_in_a_quarter_of_a_gibibyte(ansatz)
         [sys.executable, "-c", _PEAK, ansatz], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 2**18  # KiB
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("n_qubits", [3, 10, 13])
+@pytest.mark.parametrize("ansatz", ["ry", "rx_rz", "of_a_user"])
+def test_a_gpu_gives_the_same(ansatz, n_qubits, random_theta):
+    theta = torch.from_numpy(random_theta(ansatz, n_qubits))
+    found = []
+    for device in ("cpu", "cuda"):
+        angles = theta.to(device).requires_grad_()
+        p = probabilities(angles, ansatz)
+        (p @ torch.arange(len(p), device=device).double()).backward()
+        found.append((p.detach().cpu(), angles.grad.cpu()))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-9)
