@@ -31,7 +31,7 @@ class Growth:
 
     @property
     def exponent(self) -> float:
-        """E in seconds ~ size^e."""
+        """Of the size, in seconds = c * size^exponent."""
         return fit_exponent(self.sizes, [time.median for time in self.times])
 
     def record(self) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def _synchronize(device: torch.device | None) -> None:
         torch.cuda.synchronize(device)
 
 
-def fit_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+def fit_exponent(sizes: Sequence[float | int], seconds: Sequence[float | int]) -> float:
     """The e of seconds = c * size^e, by least squares of the logarithms.
 
     Raises:

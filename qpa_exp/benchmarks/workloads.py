@@ -15,7 +15,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from qpa_exp.adapters import QPAModel, build_peft_model, get_qpa_model
+from qpa_exp.adapters import QPAModel, build_peft_model, get_qpa_model, train_adapter_only
 from qpa_exp.adapters.adapted_head import AdaptedHead, language_model
 from qpa_exp.config import Backend, QPAConfig
 from qpa_exp.errors import InputError
@@ -173,7 +173,9 @@ class Workload:
 
     def lora(self) -> Any:
         """PEFT's own LoRA of rank 4 on the head."""
-        return build_peft_model(self._fresh_base(), self._lora_config(), _SEED).train()
+        model = build_peft_model(self._fresh_base(), self._lora_config(), _SEED)
+        train_adapter_only(model, True)
+        return model
 
     def qpa(self, backend: str) -> QPAModel:
         """The same, generated."""
