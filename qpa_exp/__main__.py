@@ -6,6 +6,7 @@ of ``sweeps/``), ``--cfg job`` to see the config, ``--help``.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def run_hydra(arguments: list[str]) -> None:
     from qpa_exp.study.jobs import refused, task
 
     register_schema()
+    # Hydra then hands its errors over instead of printing them in its own way.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     given, sys.argv = sys.argv, [sys.argv[0], *arguments]  # where Hydra looks
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()

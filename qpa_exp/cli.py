@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -181,6 +180,11 @@ def _lower_first(text: str) -> str:
 
 
 def _explain_missing_default(error: BaseException) -> str:
+    if match := re.search(r"'(hydra\.sweeper\.scale\.\w+)' not found", str(error)):
+        return (
+            f"This sweep needs {match.group(1)}, which its scale does not have: choose another, "
+            f"as in scale=tiny, or give +{match.group(1)}=<value>."
+        )
     key = _full_key(str(error))
     return (
         f"{key} has no default for this combination of model, variant and method: "
@@ -201,8 +205,6 @@ def _full_key(text: str) -> str:
 
 def run_command(main: Callable[[list[str]], None]) -> NoReturn:
     """Run a command on ``sys.argv``; leave with status 0, or 2 and one sentence on stderr."""
-    # Hydra then hands its errors over instead of printing them in its own way.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         main(sys.argv[1:])
     except (InputError, HydraException, OmegaConfBaseException) as error:

@@ -17,7 +17,7 @@ from qpa_exp.__main__ import run_hydra
 from qpa_exp.cli import run_command
 from qpa_exp.errors import InputError, nearest
 from qpa_exp.report import report
-from qpa_exp.study.spec import StudyConfig, study_names, sweeps_dir
+from qpa_exp.study.spec import paper_scales, study_names, sweeps_dir
 
 PAPER = "paper"
 
@@ -61,12 +61,7 @@ def scales(study: str, scale: str) -> list[str]:
     """The scale itself; for ``paper`` those at which the paper has the study."""
     if scale != PAPER:
         return [scale]
-    spec = OmegaConf.merge(OmegaConf.structured(StudyConfig), OmegaConf.load(_file(study)))
-    return list(spec.paper_scales)
-
-
-def _file(study: str) -> Path:
-    return sweeps_dir() / f"{study}.yaml"
+    return paper_scales(OmegaConf.load(sweeps_dir() / f"{study}.yaml"))
 
 
 def _record(study: str, scale: str, out: Path) -> Path:

@@ -33,7 +33,7 @@ def run_name(config: Config, work: Work) -> str:
         InputError: the corpus cannot be read.
     """
     content = {
-        "config": _relevant(config),
+        "config": relevant(config),
         "work": work.value,
         "data": data_sha256(config.data),
         "model": _model_files(config.model.name_or_path),
@@ -99,7 +99,7 @@ def _is_text(statement: ast.stmt) -> bool:
     )
 
 
-def _relevant(config: Config) -> dict[str, Any]:
+def relevant(config: Config) -> dict[str, Any]:
     """The config without what has no effect on the numbers."""
     values = dataclasses.asdict(config) | _WITHOUT_EFFECT
     values["trainer"] = values["trainer"] | {"progress_bar": None}

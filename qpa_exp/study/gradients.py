@@ -36,7 +36,7 @@ def measure(config: Config, run_dir: Path) -> None:
     Raises:
         InputError: a config without a circuit to train, or with an anchor.
     """
-    _check(config)
+    check(config)
     loaded = load(config, CacheMode.off)
     module, data = loaded.module, loaded.data
     assert isinstance(module.model, QPAModel)
@@ -96,7 +96,12 @@ def _gradients(
         yield theta.grad.detach().flatten().cpu().clone()
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """Refuse what has no variance.
+
+    Raises:
+        InputError: a config without a circuit to train, with an anchor, or with one start.
+    """
     if config.qpa.variant == Variant.off:
         raise InputError("qpa=off has no circuit whose gradient could be measured.")
     if config.qpa.anchor:

@@ -18,8 +18,10 @@ from omegaconf import DictConfig
 from qpa_exp.cli import register_schema, to_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
+from qpa_exp.study.fingerprint import relevant
 from qpa_exp.study.spec import Work
 from qpa_exp.study.states import CONFIG, FAILED, record_failure, state_of
+from qpa_exp.training.directory import read_config
 
 LOCK, OUTPUT = ".lock", "output.log"
 
@@ -36,8 +38,11 @@ def task(composed: DictConfig) -> None:
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
     if hydra.mode == RunMode.MULTIRUN:
-        work = WORKS[Work(hydra.sweeper.work)]
-        attempt(work, _in_group(to_config(composed), hydra.sweeper.study), run_dir)
+        config = to_config(composed)
+        refuse_another(config, run_dir)
+        # Another sweeper than ours has neither a study nor a kind of work.
+        work = WORKS[Work(hydra.sweeper.get("work", Work.train))]
+        attempt(work, _in_group(config, hydra.sweeper.get("study")), run_dir)
         return
     from qpa_exp.training.directory import discard
     from qpa_exp.training.run import run
@@ -48,6 +53,19 @@ def task(composed: DictConfig) -> None:
         refused.append(error)
     finally:
         discard(run_dir)
+
+
+def refuse_another(config: Config, run_dir: Path) -> None:
+    """Another sweeper than ours may give a run the directory of one with another config.
+
+    Raises:
+        InputError: the directory holds such a run.
+    """
+    if (run_dir / CONFIG).exists() and relevant(read_config(run_dir)) != relevant(config):
+        raise InputError(
+            f"{run_dir} holds a run of another config: sweep with hydra/sweeper=study, which gives "
+            "every run a directory of its own, or set hydra.sweep.dir."
+        )
 
 
 def attempt(work: Callable[[Config, Path], Any], config: Config, run_dir: Path) -> None:
@@ -121,12 +139,12 @@ def _in_group(config: Config, study: str | None) -> Config:
 def _output_to(path: Path) -> Iterator[None]:
     """What a run prints and logs goes to a file: the terminal is the sweep's."""
     root = logging.getLogger()
-    console = [h for h in root.handlers if type(h) is logging.StreamHandler]
+    before = list(root.handlers)
     with path.open("a", encoding="utf-8") as file:
-        before = [handler.setStream(file) for handler in console]
+        root.handlers = [h for h in before if type(h) is not logging.StreamHandler]
+        root.handlers.append(logging.StreamHandler(file))
         try:
             with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
                 yield
         finally:
-            for handler, stream in zip(console, before, strict=True):
-                handler.setStream(stream or handler.stream)
+            root.handlers = before

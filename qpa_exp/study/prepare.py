@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from qpa_exp.adapters.catalogue import virtual_tokens
@@ -67,6 +68,12 @@ class Preparation:
         self.directory = Path(master.hydra.sweep.dir)
         self._counts: dict[str, Counts] = {}
 
+    def study(self) -> dict[str, Any]:
+        """What ``hydra.sweeper`` says, every reference resolved."""
+        study = OmegaConf.to_container(self.master.hydra.sweeper, resolve=True)
+        assert isinstance(study, dict)
+        return {str(key): value for key, value in study.items()}
+
     def jobs(self, runs: Sequence[Mapping[str, str]]) -> list[Job]:
         """One job for each different run.
 
@@ -84,6 +91,7 @@ class Preparation:
         overrides = as_overrides(run)
         config = self._compose([*self.chosen, *overrides])
         _refuse_processes(config)
+        CHECKS[self.work](config)
         name = run_name(config, self.work)
         shape = _shape(config)
         if shape not in self._counts:
@@ -103,6 +111,19 @@ class Preparation:
             return to_config(composed)
         except (HydraException, OmegaConfBaseException) as error:
             raise InputError(explain(error)) from error
+
+
+def _check_gradients(config: Config) -> None:
+    from qpa_exp.study.gradients import check  # which needs torch
+
+    check(config)
+
+
+CHECKS: dict[Work, Callable[[Config], None]] = {
+    Work.train: lambda config: None,  # noqa: ARG005
+    Work.gradient_variance: _check_gradients,
+}
+"""What each kind of work refuses beyond the schema."""
 
 
 def _refuse_processes(config: Config) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
 
 from qpa_exp.errors import InputError
 from qpa_exp.study.collect import validation_perplexity
@@ -39,8 +38,7 @@ def search(preparation: Preparation, runner: Runner, given: Sequence[str]) -> No
             installed.
         SweepFailed: at the end, where a run failed.
     """
-    config = preparation.master
-    study: dict[str, Any] = OmegaConf.to_container(config.hydra.sweeper, resolve=True)  # type: ignore[assignment]
+    study = preparation.study()
     base = _base(study, given)
     options = study["search"]
     _check_space(options["space"], base, preparation)

@@ -87,9 +87,26 @@ def register_studies() -> None:
     """
     store = ConfigStore.instance()
     store.store(group="hydra/sweeper", name="study", node=StudyConfig, provider="qpa_exp")
-    for group, folder in (("sweep", sweeps_dir()), ("scale", sweeps_dir() / "scale")):
-        for file in sorted(folder.glob("*.yaml")):
-            node = OmegaConf.load(file)
-            store.store(
-                group=group, name=file.stem, node=node, package="hydra.sweeper", provider="qpa_exp"
-            )
+    _store("scale", "none", OmegaConf.create())  # for hydra/sweeper=basic, which has no studies
+    for file in sorted((sweeps_dir() / "scale").glob("*.yaml")):
+        _store("scale", file.stem, OmegaConf.load(file))
+    for file in sorted(sweeps_dir().glob("*.yaml")):
+        node = OmegaConf.load(file)
+        _store("sweep", file.stem, node)
+        for scale in paper_scales(node):  # sweep=fig2_gpt2 is sweep=fig2 scale=gpt2
+            _store("sweep", f"{file.stem}_{scale}", _at_scale(file.stem, scale), "_global_")
+
+
+def paper_scales(study: Any) -> list[str]:
+    """The scales at which the paper has the study of this file."""
+    return list(study.get("paper_scales", StudyConfig().paper_scales))
+
+
+def _at_scale(study: str, scale: str) -> Any:
+    return OmegaConf.create({"defaults": [study, {"override /scale": scale}]})
+
+
+def _store(group: str, name: str, node: Any, package: str = "hydra.sweeper") -> None:
+    ConfigStore.instance().store(
+        group=group, name=name, node=node, package=package, provider="qpa_exp"
+    )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -47,8 +47,7 @@ def sweep(
     chosen = [a for a in arguments if a.startswith(_CHOOSES_THE_STUDY)]
     given = [a for a in arguments if a not in chosen]
     preparation = Preparation(context, config, chosen)
-    study = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
-    assert isinstance(study, dict)
+    study = preparation.study()
     if study["search"] is not None:
         from qpa_exp.study.search import search
 

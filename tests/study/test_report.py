@@ -83,7 +83,7 @@ def test_the_same_runs_make_the_same_bytes(study: Path, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["runs=nowhere"], "matches no directory"),
-        ([], "runs has no value"),
+        ([], "runs is missing"),
         (["runs=.", "stdy=fig2"], "it takes runs, study, out"),
         (["runs=."], "there is no complete run to report"),
     ],

@@ -52,8 +52,8 @@ def test_a_file_says_what_it_draws_and_that_exists(study: str) -> None:
     assert set(spec.get("tables", [])) <= set(TABLES)
 
 
-@pytest.mark.parametrize("study", PAPER + OURS)
-def test_it_composes_at_the_smallest_scale(
+@pytest.mark.parametrize("study", ["fig3", "fig10", "optuna_pareto"])
+def test_a_product_a_measurement_and_a_search_compose(
     study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     available(study)
@@ -63,14 +63,14 @@ def test_it_composes_at_the_smallest_scale(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", ["tiny", "gpt2", "gemma"])
+@pytest.mark.parametrize("scale", ["smoke", "tiny", "gpt2", "gemma"])
 @pytest.mark.parametrize("study", PAPER + OURS)
 def test_it_composes_at_every_scale(
     study: str, scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     available(study)
     spec = OmegaConf.load(sweeps_dir() / f"{study}.yaml")
-    if scale != "tiny" and scale not in spec.get("paper_scales", ["gpt2", "gemma"]):
+    if scale in ("gpt2", "gemma") and scale not in spec.get("paper_scales", ["gpt2", "gemma"]):
         pytest.skip("the paper does not have it at this scale")
     monkeypatch.chdir(tmp_path)
     run_hydra(["-m", f"sweep={study}", f"scale={scale}", *WITHOUT_FILES_FROM_THE_HUB])
@@ -101,6 +101,7 @@ def test_a_study_has_exactly_the_papers_counts(
     [
         (["-m", "sweep=fig22"], "sweep=fig22 is unknown: give one of"),
         (["-m", "sweep=fig2", "scale=large"], "scale=large is unknown: give one of"),
+        (["-m", "sweep=fig2", "scale=none"], "This sweep needs hydra.sweeper.scale."),
         (["-m", "sweep=fig2", "qpa.n_mpl=3"], "did you mean qpa.n_mlp"),
         (["-m", "sweep=fig2", "qpa.n_mlp=16,0"], "qpa.n_mlp=0 is too small"),
         (["-m", "sweep=fig2", "data=text", "data.path=nowhere"], "nowhere"),
@@ -114,7 +115,6 @@ def test_a_mistake_is_one_sentence_before_the_first_run(
     from qpa_exp.cli import explain
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(Exception) as caught:  # noqa: PT011
         run_hydra(arguments)
     error = caught.value
@@ -122,6 +122,14 @@ def test_a_mistake_is_one_sentence_before_the_first_run(
     assert says in sentence
     assert "\n" not in sentence
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_the_papers_own_scale_has_a_name_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_hydra(["-m", "sweep=table3_gpt2_xl", *WITHOUT_FILES_FROM_THE_HUB])
+    assert "Sweep table3, scale gpt2_xl: 4 runs of 55,616 to 106,224" in capsys.readouterr().out
 
 
 def test_a_study_without_multirun_says_how_it_is_started() -> None:
