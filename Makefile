@@ -31,8 +31,8 @@ reproduce-%: $(READY)  ## one study: make reproduce-fig2
 wandb-dashboard: $(READY)  ## a W&B workspace with the paper's panels; ARGS='study=fig2'
 	$(BIN)/python -m qpa_exp.dashboard $(ARGS)
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## run the tests, on all cores
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
