@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 _PACKAGES = (
@@ -102,12 +103,11 @@ class Machine:
     @staticmethod
     def this() -> Machine:
         """The machine that this runs on."""
-        pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return Machine(
             processor=_processor(),
             cores=os.cpu_count() or 1,
             threads=torch.get_num_threads(),
-            memory_gib=round(pages / 2**30, 1),
+            memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
             system=f"{platform.system()} {platform.machine()}",
             accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             versions={"python": platform.python_version()} | _versions(),
@@ -139,11 +139,5 @@ def _versions() -> dict[str, str]:
 
 
 def free_bytes() -> int:
-    """Memory that could be had now without swapping; as much as there is where that is unknown."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Memory that could be had now without swapping."""
+    return int(psutil.virtual_memory().available)
