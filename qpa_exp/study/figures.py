@@ -196,7 +196,7 @@ def categories(runs: pd.DataFrame) -> Figure:
         ]
         axis.set_yticks(range(len(names)), names)
         axis.set_xlabel(METRIC_NAMES[panel.metric])
-        axis.set_ylabel("setting (trainable parameters)")
+        axis.set_ylabel("setting (parameters)")
     return figure
 
 
