@@ -31,8 +31,8 @@ reproduce-%: $(READY)  ## one study: make reproduce-fig2
 wandb-dashboard: $(READY)  ## a W&B workspace with the paper's panels; ARGS='study=fig2'
 	$(BIN)/python -m qpa_exp.dashboard $(ARGS)
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## run the tests, on all cores
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -53,7 +53,7 @@ lock: $(READY)  ## write the versions installed now to constraints.txt
 clean:  ## take away what was installed and cached; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt requirements-apart.txt
 	@command -v $(PYTHON) >/dev/null || \
 	  { echo "make: $(PYTHON) is not installed: install Python 3.11 or newer, or name one with PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -64,4 +64,6 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): a few minutes the first time."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]' || \
 	  { echo "make: pip could not install the packages: see its message above; PyPI must be reachable"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-apart.txt || \
+	  { echo "make: pip could not install the packages of requirements-apart.txt: see its message above"; exit 1; }
 	@touch $@

@@ -14,6 +14,7 @@ import hydra
 
 from qpa_exp.cli import compose_config, conf_dir, register_schema, run_command
 from qpa_exp.errors import InputError
+from qpa_exp.study.spec import name_scales
 
 
 def main(arguments: list[str]) -> None:
@@ -33,6 +34,7 @@ def run_hydra(arguments: list[str]) -> None:
     """Let Hydra run or sweep, as it would from a shell with these arguments."""
     from qpa_exp.study.jobs import refused, task
 
+    arguments = name_scales(arguments)
     register_schema()
     # Hydra then hands its errors over instead of printing them in its own way.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")

@@ -8,6 +8,7 @@ Nothing is loaded, read or written before both have passed.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -26,16 +27,29 @@ class Variant(StrEnum):
     off = "off"
 
 
-class Ansatz(StrEnum):
-    """The circuit's layer: ``ry`` is R_Y on every qubit, then a CNOT chain (Eq. 1)."""
-
-    ry = "ry"
-
-
 class Backend(StrEnum):
-    """What computes the circuit's probabilities."""
+    """What computes the circuit's probabilities: the module of that name in ``circuits``."""
 
     statevector = "statevector"
+    torchquantum = "torchquantum"
+    density_matrix = "density_matrix"
+    qiskit = "qiskit"
+
+
+class Noise(StrEnum):
+    """The device whose noise ``density_matrix`` simulates: a snapshot that Qiskit Runtime ships."""
+
+    none = "none"
+    ibm_torino = "ibm_torino"
+    ibm_fez = "ibm_fez"
+
+
+class Gradient(StrEnum):
+    """How the slope of the probabilities in the circuit's angles is found."""
+
+    autograd = "autograd"
+    parameter_shift = "parameter_shift"
+    spsa = "spsa"
 
 
 class Activation(StrEnum):
@@ -222,8 +236,22 @@ class QPAConfig:
     """Parameters generated from one basis state (Sec. 3.2)."""
     n_layers: int = 8
     """Repetitions of the ansatz, the paper's L."""
-    ansatz: Ansatz = Ansatz.ry
+    ansatz: str = "ry"
+    """The circuit's layer, a name of ``circuits.ANSATZE`` (Eq. 1, 12, 13, 14; ``product``: no
+    CNOTs), or a control: ``frozen`` (``ry``, not trained), ``classical`` (a softmax of free
+    logits, one a chunk), ``none`` (every probability 1 / 2^N)."""
     backend: Backend = Backend.statevector
+    noise: Noise = Noise.none
+    """For ``backend=density_matrix``."""
+    device: str = "aer"
+    """For ``backend=qiskit``: aer, fake_torino, fake_fez, or the name of an IBM device."""
+    shots: str | None = None
+    """Measurements of a circuit: a whole number, ``20x`` for 20 * 2^N, null = exact."""
+    final_shots: str | None = None
+    """Of the one fixed sample that is tested and exported; null = as ``shots``."""
+    gradient: Gradient = Gradient.autograd
+    spsa_step: float = 0.1
+    """How far ``gradient=spsa`` moves all angles at once, in radians."""
     anchor: bool = True
     """Generate init + G(theta) - G(theta_0), so that training starts where the method starts."""
     activation: Activation = Activation.gelu
@@ -361,8 +389,8 @@ _AT_LEAST: dict[str, int] = {
 }
 _AT_MOST: dict[str, float] = {"optim.lr": 100.0, "qpa.n_layers": 10_000}
 _POSITIVE = (
-    "qpa.scale", "data.cache_gib", "optim.lr", "optim.theta_lr", "optim.eps", "optim.radius",
-    "trainer.gradient_clip_val",
+    "qpa.scale", "qpa.spsa_step", "data.cache_gib", "optim.lr", "optim.theta_lr", "optim.eps",
+    "optim.radius", "trainer.gradient_clip_val",
 )  # fmt: skip
 _ONE_OF: dict[str, tuple[str, ...]] = {
     "trainer.accelerator": ("cpu", "gpu", "cuda", "mps", "auto"),
@@ -382,6 +410,7 @@ def validate(config: Config) -> None:
         value = _get(config, key)
         if value not in choices:
             raise InputError(f"{key}={value} is unknown: give one of {', '.join(choices)}.")
+    _validate_circuit(config.qpa)
     _validate_the_rest(config)
 
 
@@ -390,6 +419,84 @@ def validate_generator(config: QPAConfig) -> None:
     for key in (*_AT_LEAST, *_POSITIVE, *_AT_MOST):
         if key.startswith("qpa."):
             _check_range(key, getattr(config, key.removeprefix("qpa.")))
+    _validate_circuit(config)
+
+
+def count_shots(shots: str | None, n_qubits: int, key: str = "qpa.shots") -> int | None:
+    """How many measurements a ``shots`` string asks for on ``n_qubits`` qubits; None = exact.
+
+    Raises:
+        InputError: neither a whole number from 1 up, nor one followed by ``x``.
+    """
+    if shots is None:
+        return None
+    match = re.fullmatch(r"(\d{1,12})(x?)", str(shots))
+    if match is None or int(match.group(1)) < 1:
+        raise InputError(
+            f"{key}={shots} is no number of shots: give a whole number from 1 up, "
+            "20x for 20 * 2^N, or null for exact probabilities."
+        )
+    count = int(match.group(1))
+    return count * 2**n_qubits if match.group(2) else count
+
+
+NO_CIRCUIT = ("none", "classical")
+"""The controls in the circuit's place that measure nothing."""
+UNTRAINED = (*NO_CIRCUIT, "frozen")
+"""The controls without angles to train."""
+
+
+def _validate_circuit(config: QPAConfig) -> None:
+    """Refuse keys of the circuit that do not go together."""
+    for key in ("shots", "final_shots"):
+        count_shots(getattr(config, key), n_qubits=1, key=f"qpa.{key}")
+    _refuse_keys_without_effect(config)
+    if config.backend == Backend.qiskit:
+        _validate_sampler(config)
+
+
+def _refuse_keys_without_effect(config: QPAConfig) -> None:
+    """A key that nothing reads is a mistake in what was meant."""
+    plain = QPAConfig()
+    ansatz, backend = config.ansatz, config.backend
+    unused: dict[str, str] = {}
+    if ansatz in UNTRAINED:
+        why = f"qpa.ansatz={ansatz} has no angles to train"
+        unused["gradient"] = why
+    if ansatz in NO_CIRCUIT:
+        why = f"qpa.ansatz={ansatz} has no circuit"
+        unused |= dict.fromkeys(("shots", "final_shots", "noise", "backend", "device"), why)
+    if backend != Backend.density_matrix:
+        hint = "name the device instead, qpa.device=fake_torino"
+        if backend != Backend.qiskit:
+            hint = "give qpa.backend=density_matrix"
+        unused.setdefault("noise", f"qpa.backend={backend} takes no noise model ({hint})")
+    if backend != Backend.qiskit:
+        unused.setdefault("device", f"qpa.backend={backend} runs on no device")
+    for key, why in unused.items():
+        value, default = getattr(config, key), getattr(plain, key)
+        if value != default:
+            right = "null" if default is None else default
+            raise InputError(f"qpa.{key}={value} has no effect: {why}; leave it at {right}.")
+
+
+def _validate_sampler(config: QPAConfig) -> None:
+    """What measures real shots has no exact probabilities, and no slope but from more shots."""
+    if config.shots is None:
+        raise InputError(
+            "qpa.shots=null: qpa.backend=qiskit measures, so say how often, for example "
+            "qpa.shots=20x for 20 * 2^N."
+        )
+    if config.gradient == Gradient.autograd and config.ansatz not in UNTRAINED:
+        raise InputError(
+            "qpa.gradient=autograd needs a simulation to differentiate, which "
+            "qpa.backend=qiskit is not: give qpa.gradient=parameter_shift or spsa."
+        )
+    if not re.fullmatch(r"\w+", config.device):
+        raise InputError(
+            f"qpa.device={config.device} is no name of a device: give aer, fake_torino, fake_fez, "
+            "or an IBM device such as ibm_torino."
+        )
 
 
 def _check_range(key: str, value: float | int | None) -> None:

@@ -1,7 +1,8 @@
 """``python -m qpa_exp.plan``: what a run would train, from its config alone.
 
 No weights, no network: ``python -m qpa_exp.plan model=gpt2 peft.r=4 qpa.n_mlp=2048``. Add
-``format=json`` for one JSON object on standard output, with the keys of ``metrics.json``.
+``format=json`` for one JSON object on standard output, with the keys of ``metrics.json``, and
+``draw=true`` for the circuit in text after the table, or ``draw=<file>.png|svg|pdf`` for a picture.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import json
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,8 +19,9 @@ from rich.table import Table
 
 from qpa_exp.adapters.catalogue import virtual_tokens
 from qpa_exp.adapters.counts import Counts, describe, plan_counts
+from qpa_exp.circuits.draw import check_picture, draw_picture, draw_text
 from qpa_exp.cli import compose_config, run_command
-from qpa_exp.config import Config
+from qpa_exp.config import Config, Variant
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import check_length, load_architecture
 
@@ -39,16 +42,47 @@ def plan(config: Config) -> Counts:
 def main(arguments: list[str]) -> None:
     """Plan the run that these Hydra overrides describe."""
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
-    formats = [a.removeprefix("format=") for a in arguments if a.startswith("format=")]
-    chosen = formats[-1] if formats else "table"
-    if chosen not in FORMATS:
-        raise InputError(f"format={chosen} is unknown: give one of {', '.join(FORMATS)}.")
-    config = compose_config([a for a in arguments if not a.startswith("format=")])
+    overrides, options = _split(arguments)
+    output, drawing = options.get("format", "table"), options.get("draw", "false")
+    if output not in FORMATS:
+        raise InputError(f"format={output} is unknown: give one of {', '.join(FORMATS)}.")
+    config = compose_config(overrides)
+    _check_drawing(config, output, drawing)
     counts = plan(config)
-    if chosen == "json":
+    if output == "json":
         print(json.dumps(as_record(counts)))
     else:
         Console().print(as_table(config, counts))
+    if drawing != "false" and counts.n_qubits is not None:
+        _draw(config, counts.n_qubits, drawing)
+
+
+def _split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Hydra's overrides, and this command's own options."""
+    ours = [a for a in arguments if a.startswith(("format=", "draw="))]
+    options = {key: value for key, _, value in (a.partition("=") for a in ours)}
+    return [a for a in arguments if a not in ours], options
+
+
+def _check_drawing(config: Config, output: str, drawing: str) -> None:
+    if drawing == "false":
+        return
+    if config.qpa.variant == Variant.off:
+        raise InputError(f"draw={drawing}: qpa=off has no circuit to draw.")
+    if drawing != "true":
+        check_picture(Path(drawing))
+    elif output == "json":
+        raise InputError(
+            "draw=true writes text beside the JSON of format=json: give draw=<file>.svg."
+        )
+
+
+def _draw(config: Config, n_qubits: int, drawing: str) -> None:
+    if drawing == "true":
+        print(draw_text(config.qpa, n_qubits, Console().width))
+    else:
+        draw_picture(config.qpa, n_qubits, Path(drawing))
+        print(f"Drawn: {drawing}", file=sys.stderr)
 
 
 def as_record(counts: Counts) -> dict[str, Any]:

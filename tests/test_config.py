@@ -238,7 +238,6 @@ def test_the_ends_of_a_range_are_allowed(in_range, key, value):
         ("optim.betas=0.9", "list"),
         ("qpa.activation=swish", "none, relu, gelu, tanh"),
         ("qpa.variant=other", "paper, released, tuned, off"),
-        ("qpa.ansatz=other", "ry"),
         ("qpa.backend=other", "statevector"),
         ("qpa.basis_order=other", "fixed, random"),
         ("peft.method=other", "lora"),

@@ -49,7 +49,7 @@ class GeneratedVector:
         Until then every backward pass ends at it, and its gradients add up.
         """
         if self._generated is None:
-            self._generated = self._call()
+            self._generated = self.make()
             self._leaf = self._generated.detach().clone().requires_grad_()
         self.value, self._made_for = self._leaf, None
 
@@ -79,19 +79,13 @@ class GeneratedVector:
             self.generator.train(training)
             self.settle()
 
-    def _call(self) -> Float[Tensor, " m"]:
-        """The generator computes in float32, also where the language model does not."""
-        device = next(self.generator.parameters()).device.type
-        with torch.autocast(device, enabled=False):
-            return self.make()
-
     def settle(self) -> None:
         """Make ``value`` that of evaluation, whatever the mode: a random order's one sample."""
         mode = self.generator.training
         self.generator.eval()
         try:
             with torch.no_grad():
-                self.value, self._made_for = self._call(), None
+                self.value, self._made_for = self.make(), None
         finally:
             self.generator.train(mode)
 
@@ -99,11 +93,11 @@ class GeneratedVector:
         """Bring ``value`` up to date with the generator's parameters."""
         if torch.is_grad_enabled() and self.generator.training:
             if self._generated is None:
-                self.value, self._made_for = self._call(), None
+                self.value, self._made_for = self.make(), None
             return
         now = self._state()
         if self._made_for != now:
-            self.value, self._made_for = self._call(), now
+            self.value, self._made_for = self.make(), now
 
     def _state(self) -> object:
         parameters = list(self.generator.parameters())

@@ -1,61 +1,118 @@
-"""A circuit as a module: its angles, and the probabilities that a back end computes from them."""
+"""A circuit as a module: its angles, and the probabilities that are measured."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from qpa_exp.circuits import statevector
-from qpa_exp.circuits.ansatz import theta_shape
-from qpa_exp.config import Ansatz, Backend
+from qpa_exp.circuits import gradients
+from qpa_exp.circuits.ansatz import check_ansatz, gates_without_shift, theta_shape
+from qpa_exp.circuits.sampling import PassThrough, sample_frequencies
+from qpa_exp.circuits.simulator import make_simulator
+from qpa_exp.config import Gradient, QPAConfig, count_shots
 from qpa_exp.errors import InputError
 
-Simulate = Callable[[Tensor, Ansatz], Tensor]
-
-BACKENDS: dict[Backend, tuple[Simulate, int]] = {
-    Backend.statevector: (statevector.probabilities, statevector.MAX_QUBITS),
-}
-"""For each back end: theta, ansatz -> probabilities, and the most qubits that it takes."""
+_BATCH_BYTES = 2**29
+"""Of memory for one batch of shifted circuits; what does not fit goes into another batch."""
 
 
 class Circuit(nn.Module):
     """``n_layers`` repetitions of an ansatz on ``n_qubits`` qubits, starting from |0...0>.
 
+    With ``config.shots``, what it gives are frequencies of that many measurements: in training
+    mode a new sample at every call, from torch's global stream; in evaluation mode one fixed
+    sample, seeded by ``config.seed``, of ``config.final_shots`` measurements.
+
     Attributes:
-        theta: trainable angles (n_layers, rotations in a layer, n_qubits) in radians, uniform in
-            (-pi, pi) at the start.
+        theta: angles (n_layers, rotations in a layer, n_qubits) in radians, uniform in (-pi, pi)
+            at the start; under ``ansatz=frozen`` a buffer, which the seed rebuilds.
+        evaluations: how many circuits have been evaluated, shifted ones included.
     """
 
-    theta: Float[nn.Parameter, "layers rotations qubits"]
+    theta: Float[Tensor, "layers rotations qubits"]
 
-    def __init__(
-        self,
-        n_qubits: int,
-        n_layers: int,
-        ansatz: Ansatz = Ansatz.ry,
-        backend: Backend = Backend.statevector,
-    ) -> None:
-        """Raises InputError where the back end cannot hold that many qubits."""
+    def __init__(self, config: QPAConfig, n_qubits: int) -> None:
+        """Draws theta from torch's global stream.
+
+        Raises:
+            InputError: more qubits than the back end or the memory takes, an ansatz whose slopes
+                ``config.gradient`` does not give, a package that is missing.
+        """
         super().__init__()
-        self.ansatz = ansatz
-        self._simulate, most = BACKENDS[backend]
-        if n_qubits > most:
-            raise InputError(
-                f"{n_qubits} qubits are more than the {most} of qpa.backend={backend}: "
-                "raise qpa.n_mlp, each doubling saves a qubit."
-            )
-        self.theta = nn.Parameter(torch.empty(theta_shape(ansatz, n_qubits, n_layers)))
-        nn.init.uniform_(self.theta, -math.pi, math.pi)
+        check_ansatz(config.ansatz)
+        frozen = config.ansatz == "frozen"
+        self.config = config
+        self.ansatz = "ry" if frozen else config.ansatz
+        _check_gradient(config, self.ansatz)
+        self.simulator = make_simulator(config, self.ansatz, n_qubits)
+        theta = torch.empty(theta_shape(self.ansatz, n_qubits, config.n_layers))
+        nn.init.uniform_(theta, -math.pi, math.pi)
+        if frozen:
+            self.register_buffer("theta", theta, persistent=False)
+        else:
+            self.theta = nn.Parameter(theta)
+        self.evaluations = 0
+        if not theta.is_meta:
+            self.simulator.prepare()
 
     @property
     def n_qubits(self) -> int:
         """The paper's N."""
-        return self.theta.shape[-1]
+        return self.simulator.n_qubits
+
+    @property
+    def n_shots(self) -> int | None:
+        """Measurements of a circuit in the mode that it is in; None = exact."""
+        shots = self.config.shots
+        if not self.training and self.config.final_shots is not None:
+            shots = self.config.final_shots
+        return count_shots(shots, self.n_qubits)
 
     def forward(self) -> Float[Tensor, " states"]:
-        """The 2^N measurement probabilities of the basis states."""
-        return self._simulate(self.theta, self.ansatz)
+        """The 2^N basis states' probabilities, or their frequencies."""
+        estimate = self._estimate()
+        if estimate is None or not (torch.is_grad_enabled() and self.theta.requires_grad):
+            return self._measure(self.theta)
+        return gradients.estimated(self.theta, self._measure, estimate)
+
+    def _estimate(self) -> gradients.Estimate | None:
+        if self.config.gradient == Gradient.parameter_shift:
+            return gradients.parameter_shift(_BATCH_BYTES // self.simulator.bytes_needed)
+        if self.config.gradient == Gradient.spsa:
+            return gradients.spsa(self.config.spsa_step)
+        return None
+
+    def _measure(
+        self, theta: Float[Tensor, "*batch layers rotations qubits"]
+    ) -> Float[Tensor, "*batch states"]:
+        self.evaluations += math.prod(theta.shape[:-3])
+        shots = self.n_shots
+        if self.simulator.samples:
+            assert shots is not None  # the config has been checked
+            return self.simulator.sample(theta.detach(), shots, self._sample_seed())
+        probabilities = self.simulator(theta)
+        if shots is None:
+            return probabilities
+        frequencies = sample_frequencies(probabilities, shots, self._stream())
+        sampled: Tensor = PassThrough.apply(probabilities, frequencies)
+        return sampled
+
+    def _stream(self) -> torch.Generator | None:
+        if self.training:
+            return None
+        return torch.Generator("cpu").manual_seed(self.config.seed)
+
+    def _sample_seed(self) -> int:
+        """A seed for what draws by itself: from torch's stream, or the fixed one."""
+        return int(torch.randint(2**31, (), device="cpu")) if self.training else self.config.seed
+
+
+def _check_gradient(config: QPAConfig, ansatz: str) -> None:
+    if config.gradient == Gradient.parameter_shift and (gates := gates_without_shift(ansatz)):
+        raise InputError(
+            f"qpa.gradient=parameter_shift does not cover qpa.ansatz={config.ansatz}: "
+            f"{', '.join(gates)} is no half-angle Pauli rotation; give autograd or spsa."
+        )

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from qpa_exp.circuits import Circuit
-from qpa_exp.config import Activation, Ansatz, Backend, BasisOrder, MappingInit, QPAConfig
+from qpa_exp.circuits import make_circuit
+from qpa_exp.config import Activation, BasisOrder, MappingInit, QPAConfig
 from qpa_exp.generator.chunking import Chunking
 from qpa_exp.generator.mapping import MappingModel
 
@@ -29,7 +29,7 @@ class Generator(nn.Module):
     no trainable parameter and no space in a checkpoint.
 
     Attributes:
-        circuit: the circuit, with its angles ``theta``.
+        circuit: the circuit, with its angles ``theta``, or a control in its place.
         mapping: the mapping model.
         states: the basis state of each chunk where the order is fixed.
         chunking: m, n_mlp, n_chunks and n_qubits.
@@ -45,9 +45,10 @@ class Generator(nn.Module):
         n_qubits = self.chunking.n_qubits
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.circuit = Circuit(
-                n_qubits, config.n_layers, Ansatz(config.ansatz), Backend(config.backend)
-            )
+            self.circuit = make_circuit(config, n_qubits, self.chunking.n_chunks)
+            # Beside every ansatz and control the mapping model starts as it does beside ``ry``.
+            torch.manual_seed(config.seed)
+            torch.empty(config.n_layers, 1, n_qubits).uniform_()
             self.mapping = MappingModel(
                 n_qubits,
                 config.n_mlp,
@@ -105,10 +106,14 @@ class Generator(nn.Module):
     # --- the anchor ---------------------------------------------------------------------------
 
     def _frozen_copy(self) -> Generator:
-        """The generator as it is now, never trained. Kept in a list: it is no submodule."""
+        """The generator as it is now, never trained. Kept in a list: it is no submodule.
+
+        It stays in evaluation mode: with finite shots the start is its one fixed sample, which an
+        evaluated generator that was never trained repeats exactly.
+        """
         frozen = copy.deepcopy(self)
         frozen.requires_grad_(False)
-        return frozen
+        return frozen.eval()
 
     @torch.no_grad()
     def _start_at(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, " m"]:

@@ -191,7 +191,7 @@ class Shelf:
         bound: bytes that they may take together.
     """
 
-    def __init__(self, directory: Path, bound: float) -> None:
+    def __init__(self, directory: Path, bound: float | int) -> None:
         self.directory, self.bound = directory, bound
 
     def has(self, backbone: Backbone, rows: Rows) -> bool:

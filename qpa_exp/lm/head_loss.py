@@ -33,9 +33,9 @@ IGNORED = -100
 BUFFER_BYTES = 256 * 2**20
 """The most that the logits of one chunk of tokens take."""
 
-_BLOCKS = {"cpu": 2**19}
+_BLOCKS = {"cpu": 2**20}
 _BLOCK_ELSEWHERE = 2**26
-"""Logits that are worked on at a time: on a CPU 2 MB, which stay in its cache."""
+"""Logits that are worked on at a time: on a CPU 4 MB, which stay in its cache."""
 
 
 class HeadLoss(NamedTuple):

@@ -90,9 +90,10 @@ def _gradients(
         generator.load_state_dict(start.state_dict())
         generator.zero_grad()
         objective().backward()
-        gradient = generator.circuit.theta.grad
-        assert gradient is not None
-        yield gradient.detach().flatten().cpu().clone()
+        theta = generator.circuit.theta
+        assert isinstance(theta, Tensor)
+        assert theta.grad is not None
+        yield theta.grad.detach().flatten().cpu().clone()
 
 
 def check(config: Config) -> None:

@@ -80,6 +80,21 @@ def study_names() -> list[str]:
     return sorted(file.stem for file in sweeps_dir().glob("*.yaml"))
 
 
+def scale_names() -> list[str]:
+    """Every scale that has a file, in alphabetical order."""
+    return sorted(file.stem for file in (sweeps_dir() / "scale").glob("*.yaml"))
+
+
+def name_scales(arguments: list[str]) -> list[str]:
+    """``sweep=fig2_gpt2``, short for a study at a scale, written out: ``sweep=fig2 scale=gpt2``."""
+    both = {
+        f"sweep={study}_{scale}": [f"sweep={study}", f"scale={scale}"]
+        for study in study_names()
+        for scale in scale_names()
+    }
+    return [word for argument in arguments for word in both.get(argument, [argument])]
+
+
 def register_studies() -> None:
     """Make the sweeper and every file of ``sweeps/`` known to Hydra.
 

@@ -22,3 +22,11 @@ def keep_freed_memory() -> bool:
         return False
     settings = {_M_MMAP_THRESHOLD: 1024, _M_TRIM_THRESHOLD: 2047, _M_TOP_PAD: 64}
     return all(bool(mallopt(name, mebibytes * _MIB)) for name, mebibytes in settings.items())
+
+
+def release_freed_memory() -> bool:
+    """Give what the C library holds of freed memory back to the system, where it can."""
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (AttributeError, OSError, TypeError):
+        return False

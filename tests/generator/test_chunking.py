@@ -83,4 +83,4 @@ def test_chunks_that_fit_give_no_warning(caplog, m):
 
 def test_too_many_chunks_are_refused_with_the_key_that_helps():
     with pytest.raises(InputError, match=r"raise qpa\.n_mlp"):
-        Generator(2**20 + 1, QPAConfig(n_mlp=1))
+        Generator(2**30 + 1, QPAConfig(n_mlp=1))

@@ -13,7 +13,7 @@ from qpa_exp.cli import compose_config, known_keys
 from qpa_exp.errors import InputError
 from qpa_exp.study.figures import KINDS
 from qpa_exp.study.reported import reported
-from qpa_exp.study.spec import study_names, sweeps_dir
+from qpa_exp.study.spec import name_scales, study_names, sweeps_dir
 from qpa_exp.study.tables import TABLES
 
 PAPER = [
@@ -151,3 +151,8 @@ def test_a_record_names_its_runs_and_its_command(
     for run in record["runs"]:
         path = (tmp_path / "outputs/studies/smoke/fig4b" / run["path"]).resolve()
         assert json.loads((path / "metrics.json").read_text())["seed"] == 3
+
+
+def test_a_study_and_its_scale_may_be_named_together() -> None:
+    given = ["-m", "sweep=fig2_gpt2", "sweep=fig2", "seed=1"]
+    assert name_scales(given) == ["-m", "sweep=fig2", "scale=gpt2", "sweep=fig2", "seed=1"]

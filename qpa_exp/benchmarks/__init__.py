@@ -1,0 +1,1 @@
+"""What ``python -m qpa_exp.benchmark`` measures: circuits, training steps, memory, growth."""

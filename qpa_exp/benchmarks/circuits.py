@@ -1,0 +1,159 @@
+"""The circuit's probabilities and their gradients: this package's simulator and others."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qpa_exp.benchmarks.measuring import Seconds, side_by_side
+from qpa_exp.config import Backend, QPAConfig
+from qpa_exp.errors import InputError, one_line
+from qpa_exp.generator import Generator
+
+N_LAYERS = 8
+
+Probabilities = Callable[[Tensor], Tensor]
+"""Angles (layers, 1, qubits) -> the 2^N probabilities."""
+
+
+def own(backend: str) -> Callable[[int], Probabilities]:
+    """A back end of this package.
+
+    Raises:
+        InputError: it is not in this version, or its package is not installed.
+    """
+
+    def make(n_qubits: int) -> Probabilities:
+        try:
+            config = QPAConfig(n_mlp=1, n_layers=N_LAYERS, anchor=False, backend=Backend(backend))
+        except ValueError as error:
+            raise InputError(f"qpa.backend={backend} is not in this version.") from error
+        circuit = Generator(2**n_qubits, config).circuit
+
+        def run(theta: Tensor) -> Tensor:
+            return torch.func.functional_call(circuit, {"theta": theta}, ())
+
+        return run
+
+    return make
+
+
+def pennylane(device: str, diff_method: str) -> Callable[[int], Probabilities]:
+    """A device of PennyLane."""
+
+    def make(n_qubits: int) -> Probabilities:
+        qml = _library("pennylane")
+
+        @qml.qnode(qml.device(device, wires=n_qubits), interface="torch", diff_method=diff_method)
+        def run(theta: Tensor) -> Any:
+            for layer in theta:
+                for qubit in range(n_qubits):
+                    qml.RY(layer[0, qubit], wires=qubit)
+                for qubit in range(n_qubits - 1):
+                    qml.CNOT(wires=[qubit, qubit + 1])
+            return qml.probs(wires=range(n_qubits))
+
+        probabilities: Probabilities = run
+        return probabilities
+
+    return make
+
+
+def tensorcircuit(n_qubits: int) -> Probabilities:
+    """TensorCircuit-NG on torch."""
+    tc = _library("tensorcircuit")
+    tc.set_backend("pytorch")
+
+    def run(theta: Tensor) -> Tensor:
+        circuit = tc.Circuit(n_qubits)
+        for layer in theta:
+            for qubit in range(n_qubits):
+                circuit.ry(qubit, theta=layer[0, qubit])
+            for qubit in range(n_qubits - 1):
+                circuit.cx(qubit, qubit + 1)
+        state: Tensor = circuit.state()
+        return state.abs().square()
+
+    return run
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a package in a state of its own raises all sorts
+        raise InputError(f"{name} cannot be imported: {one_line(error)[:200]}") from error
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """One way to simulate, and the most qubits at which that ends within the time there is."""
+
+    make: Callable[[int], Probabilities]
+    most: int
+    most_if_quick: int
+
+
+SIMULATORS: dict[str, Simulator] = {
+    "statevector": Simulator(own("statevector"), 20, 16),
+    "torchquantum": Simulator(own("torchquantum"), 20, 12),
+    "pennylane default.qubit": Simulator(pennylane("default.qubit", "backprop"), 16, 10),
+    "pennylane lightning.qubit": Simulator(pennylane("lightning.qubit", "parameter-shift"), 10, 6),
+    "tensorcircuit": Simulator(tensorcircuit, 14, 8),
+}
+
+
+@dataclass(frozen=True)
+class CircuitTimes:
+    """Forward and backward of one circuit, by each simulator that takes it."""
+
+    n_qubits: int
+    times: dict[str, Seconds]
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        seconds = {name: time.record() for name, time in self.times.items()}
+        return {"n_qubits": self.n_qubits, "n_layers": N_LAYERS, "seconds": seconds}
+
+
+def measure_circuits(
+    qubits: list[int], rounds: int, quick: bool
+) -> tuple[list[CircuitTimes], list[str]]:
+    """All simulators side by side, and a line for each that was left out or capped."""
+    notes, usable = [], {}
+    for name, simulator in SIMULATORS.items():
+        try:
+            simulator.make(2)(torch.zeros(N_LAYERS, 1, 2, requires_grad=True)).sum().backward()
+        except InputError as error:
+            notes.append(f"{name} is left out: {error}")
+            continue
+        usable[name] = simulator
+        most = simulator.most_if_quick if quick else simulator.most
+        if most < max(qubits):
+            notes.append(f"{name} is slow: measured up to {most} qubits.")
+    return [_measure(n, usable, rounds, quick) for n in qubits], notes
+
+
+def _measure(n: int, usable: dict[str, Simulator], rounds: int, quick: bool) -> CircuitTimes:
+    stream = torch.Generator().manual_seed(n)
+    theta = torch.rand(N_LAYERS, 1, n, generator=stream)
+    towards = torch.rand(2**n, generator=stream)
+
+    def step(run: Probabilities) -> Callable[[], None]:
+        def do() -> None:
+            leaf = theta.clone().requires_grad_()
+            found = run(leaf)
+            found.backward(towards.to(found.dtype))
+
+        return do
+
+    taken = {
+        name: step(simulator.make(n))
+        for name, simulator in usable.items()
+        if n <= (simulator.most_if_quick if quick else simulator.most)
+    }
+    return CircuitTimes(n, side_by_side(taken, rounds))

@@ -1,0 +1,144 @@
+"""The whole benchmark: what is measured, in which order, and the record that it leaves."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from qpa_exp.benchmarks.circuits import CircuitTimes, measure_circuits
+from qpa_exp.benchmarks.growth import Growth, measure_growth
+from qpa_exp.benchmarks.measuring import Machine, Seconds, free_bytes, side_by_side
+from qpa_exp.benchmarks.memory import can_measure, measure_memory
+from qpa_exp.benchmarks.workloads import SHAPES, Shape, Workload
+
+log = logging.getLogger(__name__)
+
+PARTS = ("circuits", "steps", "memory", "growth")
+
+_QUICK_VOCAB = 16384
+_ROUNDS = {"circuits": 7, "gpt2": 9, "gemma": 4, "gemma2": 4, "growth": 7}
+_QUICK_ROUNDS = {"circuits": 3, "gpt2": 3, "gemma": 2, "gemma2": 2, "growth": 3}
+_QUBITS = [4, 6, 8, 10, 12, 14, 16, 18, 20]
+_QUICK_QUBITS = [4, 8, 12]
+_PROBED = ["lora_naive", "lora_fast", "qpa_naive", "qpa_fast"]
+
+
+@dataclass
+class Suite:
+    """What has been asked for, and what has been measured so far.
+
+    Attributes:
+        quick: fewer sizes, fewer rounds, and for the Gemmas a smaller vocabulary.
+        rounds: how often each step is timed; None is the suite's own choice.
+        shapes: the heads to measure at.
+    """
+
+    quick: bool = False
+    rounds: int | None = None
+    shapes: dict[str, Shape] = field(default_factory=lambda: dict(SHAPES))
+    circuits: list[CircuitTimes] = field(default_factory=list)
+    steps: dict[str, dict[str, Seconds]] = field(default_factory=dict)
+    memory: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    growth: list[Growth] = field(default_factory=list)
+    bf16_perplexity_change: float | None = None
+    measured_shapes: dict[str, Shape] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def run(self, parts: tuple[str, ...] = PARTS) -> None:
+        """Measure these parts, one after the other."""
+        for part in PARTS:
+            if part in parts:
+                log.info("Measuring: %s", part)
+                getattr(self, f"_run_{part}")()
+
+    def _rounds(self, name: str) -> int:
+        planned = _QUICK_ROUNDS if self.quick else _ROUNDS
+        return self.rounds or planned.get(name, planned["gpt2"])
+
+    def _run_circuits(self) -> None:
+        qubits = _QUICK_QUBITS if self.quick else _QUBITS
+        self.circuits, notes = measure_circuits(qubits, self._rounds("circuits"), self.quick)
+        self.notes += notes
+
+    def _fitted(self, name: str) -> Shape:
+        shape = self.shapes[name]
+        if self.quick and name != "gpt2":
+            shape = shape.with_vocab(min(shape.vocab, _QUICK_VOCAB))
+        self.measured_shapes[name] = shape.fitting(free_bytes())
+        return self.measured_shapes[name]
+
+    def _run_steps(self) -> None:
+        for name in self.shapes:
+            log.info("  steps at the shape of %s", name)
+            work = Workload(self._fitted(name))
+            self.steps[name] = side_by_side(work.steps(), self._rounds(name))
+            if work.shape.layers:
+                self.bf16_perplexity_change = work.bf16_perplexity()
+            self.notes += [note for note in work.notes if note not in self.notes]
+
+    def _run_memory(self) -> None:
+        if not can_measure():
+            self.notes.append("Memory is left out: this system does not tell a process its peak.")
+            return
+        threads = Machine.this().threads
+        for name in self.shapes:
+            log.info("  memory at the shape of %s", name)
+            extra = ["qpa_fast_bf16"] if self.shapes[name].layers else []
+            shape = self.measured_shapes.get(name) or self._fitted(name)
+            self.memory[name] = measure_memory(shape, [*_PROBED, *extra], threads)
+
+    def _run_growth(self) -> None:
+        self.growth = measure_growth(self._rounds("growth"), self.quick)
+
+    def ratios(self) -> dict[str, Any]:
+        """The figures that others are compared by; what was not measured is left out."""
+        found: dict[str, Any] = {}
+        over = {
+            str(c.n_qubits): c.times["torchquantum"].over(c.times["statevector"])
+            for c in self.circuits
+            if {"torchquantum", "statevector"} <= c.times.keys()
+        }
+        if over:
+            found["circuit_over_torchquantum"] = over
+        if self.steps:
+            found["qpa_over_lora"] = {
+                name: times["qpa_fast"].over(times["lora_fast"])
+                for name, times in self.steps.items()
+            }
+            found["naive_over_fast"] = self._naive_over_fast()
+            found["lora_over_floor"] = {
+                name: times["lora_fast"].over(times["floor"]) for name, times in self.steps.items()
+            }
+        if self.memory:
+            found["extra_memory_mib"] = {n: mib.get("qpa_fast") for n, mib in self.memory.items()}
+        return found
+
+    def _naive_over_fast(self) -> dict[str, float]:
+        kinds = {"cached": "qpa_fast", "uncached": "qpa_fast_uncached"}
+        kinds["cached_bf16"] = "qpa_fast_bf16"
+        return {
+            f"{name}_{kind}": times["qpa_naive"].over(times[step])
+            for name, times in self.steps.items()
+            for kind, step in kinds.items()
+            if step in times
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Every figure, for JSON."""
+        steps = {
+            name: {step: time.record() for step, time in times.items()}
+            for name, times in self.steps.items()
+        }
+        return {
+            "machine": Machine.this().record(),
+            "quick": self.quick,
+            "circuits": [circuit.record() for circuit in self.circuits],
+            "shapes": {name: vars(shape) for name, shape in self.measured_shapes.items()},
+            "steps": steps,
+            "bf16_perplexity_change": self.bf16_perplexity_change,
+            "memory_mib": self.memory,
+            "growth": {growth.name: growth.record() for growth in self.growth},
+            "ratios": self.ratios(),
+            "notes": self.notes,
+        }

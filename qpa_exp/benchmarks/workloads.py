@@ -1,0 +1,249 @@
+"""One training step in several ways, at the shapes of the paper's models, with random weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from qpa_exp.adapters import QPAModel, build_peft_model, get_qpa_model, train_adapter_only
+from qpa_exp.adapters.adapted_head import AdaptedHead, language_model
+from qpa_exp.config import Backend, QPAConfig
+from qpa_exp.errors import InputError
+from qpa_exp.lm.backbone import hidden_states
+from qpa_exp.lm.head import FinalLogits
+
+_SEED = 0
+_RANK = 4
+_LOGITS_HELD_NAIVELY = 7
+"""Tensors of the size of the logits that a step holds which makes them all at once."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's output head, and what comes before it.
+
+    Attributes:
+        layers: of the backbone; 0 measures the head alone, on given hidden states.
+        n_mlp: of the generator.
+        reduced_from: the vocabulary that the model has, where a smaller one is measured.
+    """
+
+    name: str
+    family: str
+    vocab: int
+    width: int
+    tokens: int
+    n_mlp: int
+    layers: int = 0
+    soft_cap: float | None = None
+    reduced_from: int | None = None
+
+    @property
+    def bytes_needed(self) -> int:
+        """Of the weights in float32 and of a step that holds all logits."""
+        return 4 * self.vocab * (self.width + _LOGITS_HELD_NAIVELY * self.tokens)
+
+    def fitting(self, free: int) -> Shape:
+        """This shape with a vocabulary that leaves a quarter of the free memory."""
+        room = 0.75 * free / self.bytes_needed
+        return self if room >= 1 else self.with_vocab(max(1024, int(self.vocab * room)))
+
+    def with_vocab(self, vocab: int) -> Shape:
+        """This shape with a smaller vocabulary, which it remembers."""
+        return replace(self, vocab=vocab, reduced_from=self.reduced_from or self.vocab)
+
+
+SHAPES = {
+    "gpt2": Shape("gpt2", "gpt2", 50257, 768, 512, 2048, layers=12),
+    "gemma": Shape("gemma", "gemma", 256000, 2048, 512, 8192),
+    "gemma2": Shape("gemma2", "gemma2", 256000, 2304, 512, 8192, soft_cap=30.0),
+}
+
+
+def make_model(shape: Shape) -> PreTrainedModel:
+    """Transformers' own model of this shape: random weights, frozen, in evaluation mode."""
+    arguments: dict[str, Any]
+    if shape.family == "gpt2":
+        size = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": max(1, shape.width // 64)}
+        arguments = {**size, "n_positions": max(1024, shape.tokens)}
+    else:
+        heads = max(1, shape.width // 256)
+        arguments = {
+            "hidden_size": shape.width, "num_hidden_layers": shape.layers, "head_dim": 256,
+            "num_attention_heads": heads, "num_key_value_heads": 1,
+            "intermediate_size": 4 * shape.width,
+            "max_position_embeddings": max(1024, shape.tokens),
+        }  # fmt: skip
+        if shape.soft_cap is not None:
+            arguments["final_logit_softcapping"] = shape.soft_cap
+    special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = AutoConfig.for_model(shape.family, vocab_size=shape.vocab, **arguments, **special)
+    torch.manual_seed(_SEED)
+    return AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
+
+
+class Workload:
+    """The steps at one shape. They share the frozen weights, and each has its own adapter.
+
+    Attributes:
+        notes: what was left out or replaced, a line each.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.notes: list[str] = []
+        if shape.reduced_from:
+            self.notes.append(
+                f"{shape.name}: a vocabulary of {shape.vocab:,}, not {shape.reduced_from:,}."
+            )
+        self.base = make_model(shape)
+        stream = torch.Generator().manual_seed(_SEED)
+        self.ids = torch.randint(shape.vocab, (1, shape.tokens), generator=stream)
+        self.hidden = hidden_states(self.base, self.ids, torch.ones_like(self.ids))[:, :-1].clone()
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the frozen head, (vocab, width)."""
+        weight: Tensor = self.base.get_output_embeddings().weight
+        return weight
+
+    @property
+    def final(self) -> FinalLogits:
+        """What the model does to its head's output."""
+        return FinalLogits(soft_cap=self.shape.soft_cap)
+
+    def steps(self) -> dict[str, Callable[[], object]]:
+        """Everything that is timed: from a batch to new weights, AdamW included."""
+        steps: dict[str, Callable[[], object]] = {
+            "floor": self.floor(),
+            "lora_naive": self.naive(self.lora()),
+            "lora_fast": self.fast(self.lora()),
+            "qpa_naive": self.naive(self.qpa(self.naive_backend)),
+            "qpa_fast": self.fast(self.qpa("statevector")),
+        }
+        if self.shape.layers:
+            steps["lora_fast_uncached"] = self.fast(self.lora(), cached=False)
+            steps["qpa_fast_uncached"] = self.fast(self.qpa("statevector"), cached=False)
+            steps["qpa_fast_bf16"] = self.fast(self.qpa("statevector"), low=torch.bfloat16)
+        return steps
+
+    def step(self, name: str) -> Callable[[], object]:
+        """One of :meth:`steps`, the others not made."""
+        low = torch.bfloat16 if name.endswith("bf16") else None
+        if name == "floor":
+            return self.floor()
+        naive = "naive" in name
+        backend = self.naive_backend if naive else "statevector"
+        model = self.lora() if name.startswith("lora") else self.qpa(backend)
+        if naive:
+            return self.naive(model)
+        return self.fast(model, cached=not name.endswith("uncached"), low=low)
+
+    # --- models ---------------------------------------------------------------------------------
+
+    @cached_property
+    def naive_backend(self) -> str:
+        """TorchQuantum, which the paper's authors used, where it is installed."""
+        try:
+            self.qpa("torchquantum")
+        except (InputError, ValueError) as error:
+            self.notes.append(f"qpa_naive has the statevector, not TorchQuantum: {error}")
+            return "statevector"
+        return "torchquantum"
+
+    def _fresh_base(self) -> PreTrainedModel:
+        """A model of its own, since PEFT changes what it is given, on the same weights."""
+        shared = {id(t): t for t in (*self.base.parameters(), *self.base.buffers())}
+        return copy.deepcopy(self.base, shared)
+
+    def _lora_config(self) -> LoraConfig:
+        return LoraConfig(
+            r=_RANK, lora_alpha=2 * _RANK, target_modules=["lm_head"], task_type="CAUSAL_LM"
+        )
+
+    def lora(self) -> Any:
+        """PEFT's own LoRA of rank 4 on the head."""
+        model = build_peft_model(self._fresh_base(), self._lora_config(), _SEED)
+        train_adapter_only(model, True)
+        return model
+
+    def qpa(self, backend: str) -> QPAModel:
+        """The same, generated."""
+        config = QPAConfig(n_mlp=self.shape.n_mlp, backend=Backend(backend), seed=_SEED)
+        return get_qpa_model(self._fresh_base(), self._lora_config(), config).train()
+
+    # --- steps ----------------------------------------------------------------------------------
+
+    def floor(self) -> Callable[[], object]:
+        """One product of the hidden states with the frozen head."""
+        hidden, weight = self.hidden.flatten(0, 1), self.weight.detach()
+        out = torch.empty(len(weight), len(hidden))
+        return lambda: torch.mm(weight, hidden.T, out=out)
+
+    def naive(self, model: Any) -> Callable[[], object]:
+        """The whole model, its logits all at once, transformers' own loss, autograd."""
+        optimizer = _optimizer(model)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            model(input_ids=self.ids, labels=self.ids).loss.backward()
+            optimizer.step()
+
+        return step
+
+    def fast(
+        self, model: Any, *, cached: bool = True, low: torch.dtype | None = None
+    ) -> Callable[[], object]:
+        """As a run does it: hidden states from a table or the backbone, then the head's loss."""
+        head, optimizer = AdaptedHead(model, self.final, low), _optimizer(model)
+        targets = self.ids[:, 1:]
+        weights = torch.full(targets.shape, 1 / targets.numel())
+
+        def step() -> None:
+            optimizer.zero_grad()
+            hidden = self.hidden if cached else self._computed(model)
+            with _one_vector(model):
+                head.loss(hidden, targets, weights).loss.backward()
+            optimizer.step()
+
+        return step
+
+    def _computed(self, model: Any) -> Tensor:
+        lm = language_model(model)
+        return hidden_states(lm, self.ids, torch.ones_like(self.ids))[:, :-1]
+
+    def bf16_perplexity(self) -> float:
+        """The base model's perplexity with products in bfloat16, over that in float32, less 1."""
+        targets = self.ids[:, 1:]
+        weights = torch.full(targets.shape, 1 / targets.numel())
+        nats = []
+        model = self.lora()
+        for low in (None, torch.bfloat16):
+            with torch.no_grad(), model.disable_adapter():
+                nats.append(float(AdaptedHead(model, self.final, low).loss(
+                    self.hidden, targets, weights).loss))  # fmt: skip
+        return math.exp(nats[1] - nats[0]) - 1
+
+
+@contextmanager
+def _one_vector(model: Any) -> Iterator[None]:
+    generated = isinstance(model, QPAModel)
+    if generated:
+        model.begin_step()
+    yield
+    if generated:
+        model.end_step()
+
+
+def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)

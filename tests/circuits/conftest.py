@@ -1,0 +1,124 @@
+"""Second computations by Qiskit, and an ansatz of a user's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from qiskit import QuantumCircuit
+from qiskit.quantum_info import Statevector
+from scipy.stats import chisquare
+
+# qpa_exp is imported inside the fixtures: the type-checking import hook comes after this file.
+
+Reference = Callable[[str, np.ndarray], np.ndarray]
+USER_ANSATZ = "of_a_user"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_ansatz() -> Iterator[str]:
+    """``of_a_user``: every kind of gate that the package's own ansätze do not have."""
+    from qpa_exp.circuits.ansatz import ANSATZE, RZ, Moment, every_qubit, neighbours, ring
+
+    ANSATZE[USER_ANSATZ] = (
+        Moment("h", every_qubit),
+        Moment("rx", lambda n_qubits: every_qubit(n_qubits)[::2]),
+        Moment("crx", ring),
+        Moment("swap", neighbours),
+        RZ,
+        Moment("rzz", neighbours),
+        Moment("s", every_qubit),
+        Moment("cz", neighbours),
+        Moment("ry", every_qubit),
+        Moment("x", every_qubit),
+    )
+    yield USER_ANSATZ
+    del ANSATZE[USER_ANSATZ]
+
+
+@pytest.fixture(scope="session")
+def by_qiskit() -> Reference:
+    """``by_qiskit("ry", theta)``: the probabilities of the listed gates, by Qiskit."""
+    from qpa_exp.circuits import gates
+
+    def probabilities(ansatz: str, theta: np.ndarray) -> np.ndarray:
+        n_layers, _, n_qubits = theta.shape
+        circuit = QuantumCircuit(n_qubits)
+        for gate in gates(ansatz, n_qubits, n_layers):
+            angle = () if gate.angle is None else (theta[gate.angle],)
+            # Qiskit counts from the least significant bit, the paper from the most.
+            getattr(circuit, gate.name)(*angle, *(n_qubits - 1 - q for q in gate.qubits))
+        return Statevector(circuit).probabilities()
+
+    return probabilities
+
+
+@pytest.fixture(scope="session")
+def slopes_by_qiskit(by_qiskit: Reference) -> Callable[..., np.ndarray]:
+    """``slopes_by_qiskit("ry", theta, weights)``: of weights @ probabilities, in every angle.
+
+    By the parameter-shift rule; by central differences where a gate has none.
+    """
+
+    def slopes(ansatz: str, theta: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        exact = ansatz != USER_ANSATZ
+        size = math.pi / 2 if exact else 1e-5
+        found = np.zeros_like(theta)
+        for place in np.ndindex(*theta.shape):
+            step = np.zeros_like(theta)
+            step[place] = size
+            up, down = (weights @ by_qiskit(ansatz, theta + s) for s in (step, -step))
+            found[place] = (up - down) / 2 if exact else (up - down) / (2 * size)
+        return found
+
+    return slopes
+
+
+@pytest.fixture(scope="session")
+def random_theta() -> Callable[..., np.ndarray]:
+    """``random_theta("ry", 5, 2)``: angles of 5 qubits and 2 layers, always the same."""
+    from qpa_exp.circuits import theta_shape
+
+    def draw(ansatz: str, n_qubits: int, n_layers: int = 2) -> np.ndarray:
+        stream = np.random.default_rng(n_qubits)
+        return stream.uniform(-math.pi, math.pi, theta_shape(ansatz, n_qubits, n_layers))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def qpa() -> Callable[..., object]:
+    """``qpa(backend="qiskit", shots="20x")``: a ``QPAConfig``, its options by their words."""
+    from qpa_exp.config import Backend, Gradient, Noise, QPAConfig
+
+    kinds = {"backend": Backend, "gradient": Gradient, "noise": Noise}
+
+    def make(**keys: object) -> QPAConfig:
+        return QPAConfig(**{k: kinds[k](v) if k in kinds else v for k, v in keys.items()})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sampling_p_value() -> Callable[..., float]:
+    """``sampling_p_value(frequencies, exact, shots)``: of a chi-square test.
+
+    What is expected fewer than five times counts as one outcome; the impossible must not happen.
+    """
+
+    def p_value(frequencies: object, exact: object, shots: int) -> float:
+        found = np.asarray(frequencies, dtype=np.float64) * shots
+        expected = np.asarray(exact, dtype=np.float64) * shots
+        likely = expected >= 5
+        rest = expected[~likely].sum()
+        if rest < 1e-6 * shots:
+            assert found[~likely].sum() == 0
+            observed, wanted = found[likely], expected[likely]
+        else:
+            observed = np.append(found[likely], found[~likely].sum())
+            wanted = np.append(expected[likely], rest)
+        return float(chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue)
+
+    return p_value

@@ -1,0 +1,184 @@
+"""Measured frequencies, and what is kept of them on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qpa_exp.circuits import Circuit, make_simulator, theta_shape
+from qpa_exp.circuits.versions import versions
+from qpa_exp.config import Variant
+from qpa_exp.errors import InputError
+
+DEVICES = {"aer": None, "fake_torino": "ibm_torino", "fake_fez": "ibm_fez"}
+SHOTS = 20_000
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty place for the counts."""
+    monkeypatch.setenv("QPA_EXP_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def jobs(monkeypatch) -> list[int]:
+    """How many circuits each job has had."""
+    from qpa_exp.circuits.qiskit import QiskitSampler
+
+    sizes: list[int] = []
+    measure = QiskitSampler._measure
+
+    def counted(self, angles, shots, seed):
+        sizes.append(len(angles))
+        return measure(self, angles, shots, seed)
+
+    monkeypatch.setattr(QiskitSampler, "_measure", counted)
+    return sizes
+
+
+@pytest.fixture
+def sampler(qpa):
+    """``sampler("aer", "ry", 2)``: of circuits of two layers."""
+
+    def make(device: str, ansatz: str, n_qubits: int):
+        config = qpa(
+            backend="qiskit", device=device, ansatz=ansatz, shots=str(SHOTS),
+            gradient="spsa", n_layers=2,
+        )  # fmt: skip
+        return make_simulator(config, ansatz, n_qubits)
+
+    return make
+
+
+PAPER = ["ry", "rx", "rx_rz", "ry_rz", "product"]
+
+
+@pytest.mark.parametrize("n_qubits", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("device", "ansatz"),
+    [(device, ansatz) for device in DEVICES for ansatz in PAPER] + [("aer", "of_a_user")],
+)
+def test_frequencies_are_those_of_the_device(
+    qpa, sampler, device, ansatz, n_qubits, random_theta, sampling_p_value
+):
+    noise = DEVICES[device]
+    keys = {"backend": "density_matrix", "noise": noise} if noise else {}
+    exact = make_simulator(qpa(ansatz=ansatz, n_layers=2, **keys), ansatz, n_qubits)
+    theta = torch.from_numpy(random_theta(ansatz, n_qubits))
+    frequencies = sampler(device, ansatz, n_qubits).sample(theta, SHOTS, seed=7)
+    assert frequencies.sum().item() == pytest.approx(1)
+    assert sampling_p_value(frequencies, exact(theta), SHOTS) > 1e-4
+
+
+def test_eight_qubits_are_measured_too(qpa, sampler, random_theta, sampling_p_value):
+    theta = torch.from_numpy(random_theta("ry", 8))
+    exact = make_simulator(qpa(n_layers=2), "ry", 8)(theta)
+    frequencies = sampler("aer", "ry", 8).sample(theta, SHOTS, seed=3)
+    assert sampling_p_value(frequencies, exact, SHOTS) > 1e-4
+
+
+def test_a_batch_is_one_job_and_no_circuit_is_measured_twice(sampler, jobs, cache):
+    theta = torch.randn(5, *theta_shape("ry", 2, 2), generator=torch.Generator().manual_seed(0))
+    first = sampler("aer", "ry", 2).sample(theta, 100, seed=1)
+    assert jobs == [5]
+    again = sampler("aer", "ry", 2).sample(theta, 100, seed=1)  # as after a kill
+    assert jobs == [5]
+    assert torch.equal(first, again)
+    files = list(cache.rglob("*"))
+    assert len([f for f in files if f.suffix == ".safetensors"]) == 5
+    assert not [f for f in files if f.suffix == ".part"]
+    more = torch.cat([theta[:2], theta[:1] + 1])
+    sampler("aer", "ry", 2).sample(more, 100, seed=1)
+    assert jobs == [5, 1]
+
+
+@pytest.mark.parametrize(
+    "change", [{"shots": 200}, {"seed": 2}, {"device": "fake_fez"}, {"ansatz": "rx"}]
+)
+def test_what_the_counts_depend_on_is_in_their_name(sampler, jobs, change):
+    theta = torch.zeros(theta_shape("ry", 2, 2))
+    plain = {"shots": 100, "seed": 1, "device": "aer", "ansatz": "ry"}
+    for keys in (plain, plain | change):
+        sampler(keys["device"], keys["ansatz"], 2).sample(theta, keys["shots"], keys["seed"])
+    assert jobs == [1, 1]
+
+
+def test_a_damaged_file_is_measured_again(sampler, jobs, cache):
+    theta = torch.ones(theta_shape("ry", 2, 2))
+    first = sampler("aer", "ry", 2).sample(theta, 100, seed=1)
+    (file,) = cache.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:20])
+    assert torch.equal(sampler("aer", "ry", 2).sample(theta, 100, seed=1), first)
+    assert jobs == [1, 1]
+
+
+def test_the_counts_lie_in_the_users_cache_unless_told_otherwise(monkeypatch, tmp_path):
+    from qpa_exp.circuits.shots_cache import cache_directory
+
+    assert cache_directory() == tmp_path / "qiskit"
+    monkeypatch.delenv("QPA_EXP_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_directory() == Path("/somewhere/qpa_exp/qiskit")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_directory() == Path.home() / ".cache" / "qpa_exp" / "qiskit"
+
+
+def test_a_circuit_trains_on_measurements(qpa, jobs):
+    config = qpa(backend="qiskit", shots="5000", gradient="parameter_shift", n_layers=1)
+    torch.manual_seed(0)
+    circuit = Circuit(config, 2)
+    weights = torch.tensor([1.0, -1.0, 2.0, 0.5])
+    (circuit() @ weights).backward()
+    assert jobs == [1, 4]
+    assert circuit.evaluations == 5
+    exact = Circuit(qpa(n_layers=1), 2)
+    exact.load_state_dict(circuit.state_dict())
+    (exact() @ weights).backward()
+    torch.testing.assert_close(circuit.theta.grad, exact.theta.grad, rtol=0, atol=0.1)
+    fixed = circuit.eval()()
+    assert torch.equal(circuit(), fixed)
+
+
+def test_a_device_that_nobody_recorded_is_refused(qpa):
+    config = qpa(backend="qiskit", shots="5", gradient="spsa", device="fake_mars")
+    with pytest.raises(InputError, match=r"qpa\.device=fake_mars is not among the recorded"):
+        Circuit(config, 2)
+
+
+def test_an_ibm_device_without_an_account_is_refused_in_one_sentence(qpa, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    import qiskit_ibm_runtime
+
+    def no_account(*args: object, **kwargs: object) -> None:
+        raise ValueError("Unable to find account.\nPlease save one.")
+
+    monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", no_account)
+    config = qpa(backend="qiskit", shots="5", gradient="spsa", device="ibm_mars")
+    with pytest.raises(InputError, match=r"ibm_mars cannot be reached.*Unable to find") as caught:
+        Circuit(config, 2)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_device_with_too_few_qubits_is_refused(sampler, monkeypatch):
+    from qiskit.providers.fake_provider import GenericBackendV2
+
+    from qpa_exp.circuits import qiskit as module
+
+    monkeypatch.setattr(module, "_find_device", lambda name: GenericBackendV2(3, seed=0))
+    with pytest.raises(InputError, match=r"4 qubits are more than the 3 of .*raise qpa\.n_mlp"):
+        sampler("ibm_small", "ry", 4).prepare()
+
+
+def test_the_versions_name_the_device_and_the_day_of_its_record(qpa):
+    noisy = versions(qpa(backend="density_matrix", noise="ibm_fez"))
+    assert set(noisy) == {"qiskit", "qiskit-aer", "qiskit-ibm-runtime", "fake_fez"}
+    assert noisy["fake_fez"].endswith("(2025-02-26)")
+    keys = {"backend": "qiskit", "shots": "9", "gradient": "spsa"}
+    assert set(versions(qpa(**keys, device="fake_torino"))) >= {"fake_torino", "qiskit-aer"}
+    assert "fake_torino" not in versions(qpa(**keys))
+    assert set(versions(qpa(backend="torchquantum"))) == {"torchquantum"}
+    assert versions(qpa()) == versions(qpa(backend="density_matrix")) == {}
+    assert versions(qpa(backend="torchquantum", variant=Variant.off)) == {}
