@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from transformers.utils.logging import disable_progress_bar
 
 # qpa_exp is imported inside the fixtures: the type-checking import hook comes after this file.
 
+# One thread each, commands that are started included: the tests themselves run side by side.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 disable_progress_bar()
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("repeatable")
