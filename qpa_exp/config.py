@@ -52,6 +52,11 @@ class Gradient(StrEnum):
     spsa = "spsa"
 
 
+TABLE_1 = (32, 64, 128, 128, 64, 32, 32)
+"""The mapping model's hidden widths. The paper prints one 32 -> 32 layer fewer; its parameter
+counts need it."""
+
+
 class Activation(StrEnum):
     """Between the mapping model's layers. ``none`` makes it a deep linear map."""
 
@@ -70,6 +75,19 @@ class MappingInit(StrEnum):
 
     default = "default"
     kaiming = "kaiming"
+
+
+class Feature(StrEnum):
+    """What the mapping model reads of a probability p of N qubits.
+
+    ``probability`` is p itself (Eq. 5), ``squashed`` the released code's
+    (0.6 tanh(0.1 2^(N-1) p))^0.15 minus its mean, ``log`` log(1 + 2^N p): of the order of 1,
+    however many qubits there are.
+    """
+
+    probability = "probability"
+    squashed = "squashed"
+    log = "log"
 
 
 class BasisOrder(StrEnum):
@@ -236,10 +254,14 @@ class QPAConfig:
     """Parameters generated from one basis state (Sec. 3.2)."""
     n_layers: int = 8
     """Repetitions of the ansatz, the paper's L."""
+    n_circuits: int = 1
+    """Circuits side by side, each with angles of its own (the paper: 1). A chunk reads its basis
+    state's probability in every one of them."""
     ansatz: str = "ry"
     """The circuit's layer, a name of ``circuits.ANSATZE`` (Eq. 1, 12, 13, 14; ``product``: no
     CNOTs), or a control: ``frozen`` (``ry``, not trained), ``classical`` (a softmax of free
-    logits, one a chunk), ``none`` (every probability 1 / 2^N)."""
+    logits, one a chunk), ``none`` (every probability 1 / 2^N), ``gaussian`` (fixed normal
+    numbers in the features' place)."""
     backend: Backend = Backend.statevector
     noise: Noise = Noise.none
     """For ``backend=density_matrix``."""
@@ -254,12 +276,16 @@ class QPAConfig:
     """How far ``gradient=spsa`` moves all angles at once, in radians."""
     anchor: bool = True
     """Generate init + G(theta) - G(theta_0), so that training starts where the method starts."""
+    feature: Feature = Feature.probability
+    """What the mapping model reads of each probability."""
+    mapping_hidden: list[int] = field(default_factory=lambda: list(TABLE_1))
+    """Widths of the mapping model's hidden layers (Table 1)."""
     activation: Activation = Activation.gelu
     mapping_init: MappingInit = MappingInit.kaiming
     scale: float = 0.02
     """A constant factor on the generated vector: how far one step of the optimizer takes it."""
     squash: bool = False
-    """p -> (0.6 tanh(0.1 2^(N-1) p))^0.15 minus its mean, as the released code does."""
+    """The shorter name of ``feature=squashed``."""
     basis_order: BasisOrder = BasisOrder.fixed
     center: bool = False
     """Subtract the mean of the generated vector (Appendix J)."""
@@ -373,6 +399,7 @@ _AT_LEAST: dict[str, int] = {
     "peft.lora_alpha": 1,
     "qpa.n_mlp": 1,
     "qpa.n_layers": 1,
+    "qpa.n_circuits": 1,
     "data.max_length": 2,
     "data.batch_size": 1,
     "data.eval_batch_size": 1,
@@ -387,7 +414,7 @@ _AT_LEAST: dict[str, int] = {
     "trainer.checkpoint_every_n_steps": 1,
     "trainer.limit_eval_batches": 1,
 }
-_AT_MOST: dict[str, float] = {"optim.lr": 100.0, "qpa.n_layers": 10_000}
+_AT_MOST: dict[str, float] = {"optim.lr": 100.0, "qpa.n_layers": 10_000, "qpa.n_circuits": 10_000}
 _POSITIVE = (
     "qpa.scale", "qpa.spsa_step", "data.cache_gib", "optim.lr", "optim.theta_lr", "optim.eps",
     "optim.radius", "trainer.gradient_clip_val",
@@ -440,7 +467,7 @@ def count_shots(shots: str | None, n_qubits: int, key: str = "qpa.shots") -> int
     return count * 2**n_qubits if match.group(2) else count
 
 
-NO_CIRCUIT = ("none", "classical")
+NO_CIRCUIT = ("none", "classical", "gaussian")
 """The controls in the circuit's place that measure nothing."""
 UNTRAINED = (*NO_CIRCUIT, "frozen")
 """The controls without angles to train."""
@@ -450,6 +477,7 @@ def _validate_circuit(config: QPAConfig) -> None:
     """Refuse keys of the circuit that do not go together."""
     for key in ("shots", "final_shots"):
         count_shots(getattr(config, key), n_qubits=1, key=f"qpa.{key}")
+    _validate_mapping(config)
     _refuse_keys_without_effect(config)
     if config.backend == Backend.qiskit:
         _validate_sampler(config)
@@ -478,6 +506,20 @@ def _refuse_keys_without_effect(config: QPAConfig) -> None:
         if value != default:
             right = "null" if default is None else default
             raise InputError(f"qpa.{key}={value} has no effect: {why}; leave it at {right}.")
+
+
+def _validate_mapping(config: QPAConfig) -> None:
+    for width in config.mapping_hidden:
+        if width < 1:
+            raise InputError(
+                f"qpa.mapping_hidden={list(config.mapping_hidden)} has a layer of {width}: "
+                "give widths from 1 up, or [] for no hidden layer."
+            )
+    if config.squash and config.feature == Feature.log:
+        raise InputError(
+            "qpa.squash=true and qpa.feature=log ask for two features of one probability: "
+            "give qpa.squash=false."
+        )
 
 
 def _validate_sampler(config: QPAConfig) -> None:

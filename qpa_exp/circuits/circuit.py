@@ -1,4 +1,4 @@
-"""A circuit as a module: its angles, and the probabilities that are measured."""
+"""Circuits as a module: their angles, and the probabilities that are measured."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ _BATCH_BYTES = 2**29
 class Circuit(nn.Module):
     """``n_layers`` repetitions of an ansatz on ``n_qubits`` qubits, starting from |0...0>.
 
+    ``config.n_circuits`` of them run side by side, each with angles of its own; one alone, which
+    is the paper's, has no leading axis for it.
+
     With ``config.shots``, what it gives are frequencies of that many measurements: in training
     mode a new sample at every call, from torch's global stream; in evaluation mode one fixed
     sample, seeded by ``config.seed``, of ``config.final_shots`` measurements.
 
     Attributes:
-        theta: angles (n_layers, rotations in a layer, n_qubits) in radians, uniform in (-pi, pi)
-            at the start; under ``ansatz=frozen`` a buffer, which the seed rebuilds.
+        theta: angles (n_circuits, n_layers, rotations in a layer, n_qubits) in radians, uniform
+            in (-pi, pi) at the start; under ``ansatz=frozen`` a buffer, which the seed rebuilds.
         evaluations: how many circuits have been evaluated, shifted ones included.
     """
 
-    theta: Float[Tensor, "layers rotations qubits"]
+    theta: Float[Tensor, "*circuits layers rotations qubits"]
 
     def __init__(self, config: QPAConfig, n_qubits: int) -> None:
         """Draws theta from torch's global stream.
@@ -48,7 +51,8 @@ class Circuit(nn.Module):
         self.ansatz = "ry" if frozen else config.ansatz
         _check_gradient(config, self.ansatz)
         self.simulator = make_simulator(config, self.ansatz, n_qubits)
-        theta = torch.empty(theta_shape(self.ansatz, n_qubits, config.n_layers))
+        shape: tuple[int, ...] = theta_shape(self.ansatz, n_qubits, config.n_layers)
+        theta = torch.empty(side_by_side(config, *shape))
         nn.init.uniform_(theta, -math.pi, math.pi)
         if frozen:
             self.register_buffer("theta", theta, persistent=False)
@@ -71,8 +75,8 @@ class Circuit(nn.Module):
             shots = self.config.final_shots
         return count_shots(shots, self.n_qubits)
 
-    def forward(self) -> Float[Tensor, " states"]:
-        """The 2^N basis states' probabilities, or their frequencies."""
+    def forward(self) -> Float[Tensor, "*circuits states"]:
+        """The 2^N basis states' probabilities in each circuit, or their frequencies."""
         estimate = self._estimate()
         if estimate is None or not (torch.is_grad_enabled() and self.theta.requires_grad):
             return self._measure(self.theta)
@@ -80,7 +84,8 @@ class Circuit(nn.Module):
 
     def _estimate(self) -> gradients.Estimate | None:
         if self.config.gradient == Gradient.parameter_shift:
-            return gradients.parameter_shift(_BATCH_BYTES // self.simulator.bytes_needed)
+            one = self.simulator.bytes_needed * self.config.n_circuits
+            return gradients.parameter_shift(_BATCH_BYTES // one)
         if self.config.gradient == Gradient.spsa:
             return gradients.spsa(self.config.spsa_step)
         return None
@@ -108,6 +113,11 @@ class Circuit(nn.Module):
     def _sample_seed(self) -> int:
         """A seed for what draws by itself: from torch's stream, or the fixed one."""
         return int(torch.randint(2**31, (), device="cpu")) if self.training else self.config.seed
+
+
+def side_by_side(config: QPAConfig, *shape: int) -> tuple[int, ...]:
+    """``shape`` for each of ``config.n_circuits`` circuits; one alone has no axis for it."""
+    return shape if config.n_circuits == 1 else (config.n_circuits, *shape)
 
 
 def _check_gradient(config: QPAConfig, ansatz: str) -> None:

@@ -20,8 +20,8 @@ Estimate = Callable[[Measure, Tensor, Tensor], Tensor]
 
 
 def estimated(
-    theta: Float[Tensor, "layers rotations qubits"], measure: Measure, estimate: Estimate
-) -> Float[Tensor, " states"]:
+    theta: Float[Tensor, "*circuits layers rotations qubits"], measure: Measure, estimate: Estimate
+) -> Float[Tensor, "*circuits states"]:
     """``measure(theta)``, whose backward is ``estimate(measure, theta, gradient)``."""
     measured: Tensor = _Estimated.apply(theta, measure, estimate)
     return measured
@@ -46,30 +46,34 @@ def parameter_shift(most: int) -> Estimate:
 
     For a gate ``exp(-i angle/2 P)`` the slope of any probability is exactly
     ``(p(angle + pi/2) - p(angle - pi/2)) / 2``. Two circuits for each angle, in one batch, or in
-    several of at most ``most`` circuits.
+    several of at most ``most`` circuits. Circuits side by side are shifted together.
     """
 
     def estimate(
         measure: Measure,
-        theta: Float[Tensor, "layers rotations qubits"],
-        grad: Float[Tensor, " states"],
-    ) -> Float[Tensor, "layers rotations qubits"]:
+        theta: Float[Tensor, "*circuits layers rotations qubits"],
+        grad: Float[Tensor, "*circuits states"],
+    ) -> Float[Tensor, "*circuits layers rotations qubits"]:
         slopes = [
-            (measure(shifted).unflatten(0, (-1, 2)).diff(dim=1).squeeze(1) @ grad) / 2
+            torch.linalg.vecdot(measure(shifted).diff(dim=1).squeeze(1), grad) / 2
             for shifted in _shifted(theta, max(1, most // 2))
         ]
-        return torch.cat(slopes).view_as(theta)
+        return torch.cat(slopes).movedim(0, -1).reshape(theta.shape)
 
     return estimate
 
 
-def _shifted(theta: Tensor, angles: int) -> Iterator[Tensor]:
-    """For so many angles at a time, the circuit with it shifted down, and shifted up."""
-    for places in torch.arange(theta.numel(), device=theta.device).split(angles):
-        steps = torch.zeros(len(places), theta.numel(), dtype=theta.dtype, device=theta.device)
+def _shifted(
+    theta: Float[Tensor, "*circuits layers rotations qubits"], angles: int
+) -> Iterator[Float[Tensor, "angles 2 *circuits layers rotations qubits"]]:
+    """For so many angles at a time, every circuit with it shifted down, and shifted up."""
+    flat = theta.flatten(-3)
+    for places in torch.arange(flat.shape[-1], device=theta.device).split(angles):
+        steps = flat.new_zeros(len(places), flat.shape[-1])
         steps[torch.arange(len(places)), places] = math.pi / 2
-        both = torch.stack([theta.flatten() - steps, theta.flatten() + steps], dim=1)
-        yield both.flatten(0, 1).unflatten(-1, theta.shape)
+        steps = steps.view(len(places), *[1] * (flat.ndim - 1), -1)
+        both = torch.stack([flat - steps, flat + steps], dim=1)
+        yield both.unflatten(-1, theta.shape[-3:])
 
 
 def spsa(step: float) -> Estimate:
@@ -82,11 +86,12 @@ def spsa(step: float) -> Estimate:
 
     def estimate(
         measure: Measure,
-        theta: Float[Tensor, "layers rotations qubits"],
-        grad: Float[Tensor, " states"],
-    ) -> Float[Tensor, "layers rotations qubits"]:
+        theta: Float[Tensor, "*circuits layers rotations qubits"],
+        grad: Float[Tensor, "*circuits states"],
+    ) -> Float[Tensor, "*circuits layers rotations qubits"]:
         signs = (2 * torch.randint(2, theta.shape) - 1).to(theta)
         down, up = measure(torch.stack([theta - step * signs, theta + step * signs]))
-        return signs * ((up - down) @ grad) / (2 * step)
+        slopes = torch.linalg.vecdot(up - down, grad) / (2 * step)
+        return signs * slopes[..., None, None, None]
 
     return estimate

@@ -77,10 +77,13 @@ def make_simulator(config: QPAConfig, ansatz: str, n_qubits: int) -> Simulator:
 
 
 def _check_memory(simulator: Simulator) -> None:
+    n_circuits = simulator.config.n_circuits
     needed, free = simulator.bytes_needed / 2**30, psutil.virtual_memory().available / 2**30
+    needed *= n_circuits
     if needed > free:
+        several = f"{n_circuits} circuits of " if n_circuits > 1 else ""
         raise InputError(
-            f"{simulator.n_qubits} qubits need about {needed:.3g} GiB of memory with "
+            f"{several}{simulator.n_qubits} qubits need about {needed:.3g} GiB of memory with "
             f"qpa.backend={simulator.config.backend} and {free:.3g} GiB are free: "
             "raise qpa.n_mlp, each doubling saves a qubit."
         )

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qpa_exp.circuits import make_circuit
-from qpa_exp.config import Activation, BasisOrder, MappingInit, QPAConfig
+from qpa_exp.config import Activation, BasisOrder, Feature, MappingInit, QPAConfig
 from qpa_exp.generator.chunking import Chunking
 from qpa_exp.generator.mapping import MappingModel
 
@@ -21,8 +21,9 @@ class Generator(nn.Module):
     """Generates ``m`` parameters from few trainable ones (Eq. 5 to 8).
 
     Chunk i holds ``n_mlp`` of them: the mapping model's output for the pair of basis state i, as
-    N bits, and its probability. The bits are written -1 and +1 in every variant; the first layer
-    has a bias, so it can express the same with 0 and 1.
+    N bits, and its probability; with several circuits, its probability in each. The bits are
+    written -1 and +1 in every variant; the first layer has a bias, so it can express the same with
+    0 and 1.
 
     ``config.anchor`` subtracts what the generator gave at its start, G(theta) - G(theta_0), so
     that the first vector is exactly zero. The start is rebuilt from ``config.seed``, so it costs
@@ -48,9 +49,10 @@ class Generator(nn.Module):
             self.circuit = make_circuit(config, n_qubits, self.chunking.n_chunks)
             # Beside every ansatz and control the mapping model starts as it does beside ``ry``.
             torch.manual_seed(config.seed)
-            torch.empty(config.n_layers, 1, n_qubits).uniform_()
+            torch.empty(config.n_circuits, config.n_layers, 1, n_qubits).uniform_()
             self.mapping = MappingModel(
-                n_qubits,
+                n_qubits + config.n_circuits,
+                config.mapping_hidden,
                 config.n_mlp,
                 Activation(config.activation),
                 MappingInit(config.mapping_init),
@@ -86,12 +88,23 @@ class Generator(nn.Module):
         return generated - generated.mean() if self.config.center else generated
 
     def _features(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, "chunks features"]:
-        probabilities = self.circuit()
-        if self.config.squash:
-            probabilities = squash(probabilities)
-        bits = basis_bits(states, self.circuit.n_qubits).to(probabilities.dtype)
+        features = self._read(self.circuit())
+        bits = basis_bits(states, self.circuit.n_qubits).to(features.dtype)
         # Under a random order too, row i reads the i-th probability: the released code's pairing.
-        return torch.cat([bits, probabilities[: self.chunking.n_chunks, None]], dim=1)
+        return torch.cat([bits, features[:, : self.chunking.n_chunks].T], dim=1)
+
+    def _read(
+        self, measured: Float[Tensor, "*circuits states"]
+    ) -> Float[Tensor, "circuits states"]:
+        """What the mapping model reads of the probabilities, of the order of 1 or smaller."""
+        measured = measured.reshape(self.config.n_circuits, -1)
+        if self.config.ansatz == "gaussian":
+            return measured
+        if self.config.squash or self.config.feature == Feature.squashed:
+            return squash(measured)
+        if self.config.feature == Feature.log:
+            return torch.log1p(measured * 2**self.circuit.n_qubits)
+        return measured
 
     @property
     def _draws_states(self) -> bool:
@@ -141,12 +154,12 @@ def basis_bits(states: Int[Tensor, " chunks"], n_qubits: int) -> Float[Tensor, "
     return (2 * bits - 1).float()
 
 
-def squash(probabilities: Float[Tensor, " states"]) -> Float[Tensor, " states"]:
+def squash(probabilities: Float[Tensor, "*circuits states"]) -> Float[Tensor, "*circuits states"]:
     """(beta tanh(gamma 2^(N-1) p))^alpha minus its mean over all 2^N states: the released code.
 
     The power's slope is infinite at p = 0; the smallest normal number stands in for zero, which
     keeps the gradient finite, and moves that value by 2e-6.
     """
-    scaled = _GAMMA * (probabilities.numel() / 2) * probabilities
+    scaled = _GAMMA * (probabilities.shape[-1] / 2) * probabilities
     squashed = (_BETA * torch.tanh(scaled)).clamp_min(torch.finfo(scaled.dtype).tiny) ** _ALPHA
-    return squashed - squashed.mean()
+    return squashed - squashed.mean(-1, keepdim=True)

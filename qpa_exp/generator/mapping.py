@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import nn
 
 from qpa_exp.config import Activation, MappingInit
-
-HIDDEN = (32, 64, 128, 128, 64, 32, 32)
-"""Table 1 prints one 32 -> 32 layer fewer; the paper's parameter counts need it."""
 
 _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     Activation.relu: nn.ReLU,
@@ -20,23 +17,24 @@ _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
 
 
 class MappingModel(nn.Sequential):
-    """An MLP, N + 1 -> 32 -> 64 -> 128 -> 128 -> 64 -> 32 -> 32 -> n_mlp, with biases.
+    """An MLP with biases; the paper's is N + 1 -> ``TABLE_1`` -> n_mlp.
 
     The activation stands between the layers, never after the last.
     """
 
     def __init__(
         self,
-        n_qubits: int,
-        n_mlp: int,
+        n_in: int,
+        hidden: Sequence[int],
+        n_out: int,
         activation: Activation,
         init: MappingInit = MappingInit.default,
     ) -> None:
         layers: list[nn.Module] = []
-        for n_in, n_out in pairwise((n_qubits + 1, *HIDDEN, n_mlp)):
+        for wide, narrow in pairwise((n_in, *hidden, n_out)):
             if layers and activation is not Activation.none:
                 layers.append(_ACTIVATIONS[activation]())
-            layers.append(nn.Linear(n_in, n_out))
+            layers.append(nn.Linear(wide, narrow))
         super().__init__(*layers)
         if init is MappingInit.kaiming:
             self._kaiming()

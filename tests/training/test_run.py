@@ -30,7 +30,7 @@ KEYS = {
     "status", "perplexity", "perplexity_padded", "base_perplexity", "base_perplexity_padded",
     "loss", "trainable_params", "generated_params", "target_params", "n_chunks", "n_qubits",
     "epochs", "steps", "train_seconds", "step_seconds_median", "tokens_per_second", "time_split",
-    "seed", "versions", "data_sha256",
+    "seed", "versions", "data_sha256", "model_revision",
 }  # fmt: skip
 
 
