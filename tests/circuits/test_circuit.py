@@ -172,7 +172,7 @@ def test_shifted_circuits_go_in_one_batch_or_in_slices():
     sizes = []
 
     def measure(theta: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(theta))
+        sizes.append(math.prod(theta.shape[:-3]))
         return probabilities(theta)
 
     theta = torch.linspace(-1, 1, 9).view(3, 1, 3)

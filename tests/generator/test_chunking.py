@@ -46,6 +46,21 @@ def test_every_variant_trains_the_same_number_of_parameters(qpa_config, variant)
     assert Generator(GPT2_LORA, qpa_config(variant, n_mlp=2048)).n_trainable == 106_264
 
 
+@pytest.mark.parametrize(
+    ("n_circuits", "n_mlp", "hidden", "trainable"),
+    [
+        (16, 64, [32, 64, 32], 8_608),
+        (32, 16, [32, 64, 32], 9_520),
+        (64, 16, [64, 64], 16_848),
+    ],
+)
+def test_several_circuits_and_a_smaller_mapping_model_are_counted(
+    n_circuits, n_mlp, hidden, trainable
+):
+    config = QPAConfig(n_mlp=n_mlp, n_circuits=n_circuits, mapping_hidden=hidden)
+    assert Generator(4 * (128 + 16384), config).n_trainable == trainable
+
+
 @given(m=st.integers(1, 10**8), n_mlp=st.integers(1, 10**6))
 def test_chunks_are_just_enough_for_all_parameters(m, n_mlp):
     n_chunks = Chunking(m, n_mlp).n_chunks

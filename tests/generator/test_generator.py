@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from qpa_exp.circuits import probabilities
-from qpa_exp.config import Activation, BasisOrder, MappingInit
+from qpa_exp.config import Activation, BasisOrder, Feature, MappingInit
 from qpa_exp.generator import Generator, basis_bits, squash
 
 VARIANTS = ["paper", "released", "tuned"]
@@ -37,15 +37,19 @@ def second_computation(
     squashed: bool,
     activation: Activation,
     centered: bool,
+    logarithmic: bool = False,
 ) -> np.ndarray:
     """Eq. 5 to 8 step by step: features, mapping model, the first m values."""
     p = probabilities(generator.circuit.theta.detach()).numpy()
+    p = p.reshape(-1, p.shape[-1]).T
     n_qubits = round(math.log2(len(p)))
     if squashed:
         p = (0.6 * np.tanh(0.1 * 2 ** (n_qubits - 1) * p)) ** 0.15
-        p = p - p.mean()
+        p = p - p.mean(axis=0)
+    if logarithmic:
+        p = np.log(1 + 2**n_qubits * p)
     bits = [[1.0 if bit == "1" else -1.0 for bit in format(i, f"0{n_qubits}b")] for i in states]
-    x = np.hstack([np.array(bits), p[: len(states), None]])
+    x = np.hstack([np.array(bits), p[: len(states)]])
     linear = [layer for layer in generator.mapping if isinstance(layer, nn.Linear)]
     for depth, layer in enumerate(linear):
         x = x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
@@ -109,6 +113,44 @@ def test_tuned_is_the_change_since_the_start_with_gelu(qpa_config):
     expected = generator.config.scale * (now - start)
     np.testing.assert_allclose(generator().detach(), expected, rtol=0, atol=1e-6)
     assert np.abs(expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("n_circuits", [1, 4])
+@pytest.mark.parametrize("feature", list(Feature))
+def test_a_chunk_reads_its_probability_in_every_circuit(qpa_config, n_circuits, feature):
+    config = qpa_config(
+        "paper", n_mlp=N_MLP, n_circuits=n_circuits, feature=feature, mapping_hidden=[6, 9]
+    )
+    generator = make(config)
+    assert [layer.out_features for layer in list(generator.mapping)[::2]] == [6, 9, N_MLP]
+    expected = second_computation(
+        generator, np.arange(13), squashed=feature == Feature.squashed, centered=False,
+        activation=Activation.relu, logarithmic=feature == Feature.log,
+    )  # fmt: skip
+    np.testing.assert_allclose(generator().detach(), expected, rtol=0, atol=1e-12)
+
+
+def test_squash_is_the_short_name_of_a_feature(qpa_config):
+    vectors = [
+        make(qpa_config("paper", n_mlp=N_MLP, **{key: value}))().detach()
+        for key, value in (("squash", True), ("feature", Feature.squashed))
+    ]
+    assert torch.equal(*vectors)
+
+
+def test_without_hidden_layers_the_mapping_model_is_linear(qpa_config):
+    generator = make(qpa_config("paper", n_mlp=N_MLP, mapping_hidden=[]))
+    assert len(generator.mapping) == 1
+
+
+def test_beside_gaussian_numbers_the_mapping_model_reads_them_as_they_are(qpa_config):
+    config = qpa_config("paper", n_mlp=N_MLP, n_circuits=5, ansatz="gaussian", feature=Feature.log)
+    generator = Generator(M, config)
+    shown: list[torch.Tensor] = []
+    generator.mapping.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
+    generator()
+    assert torch.equal(shown[0][:, -5:].T, generator.circuit.features)
+    assert generator.n_trainable == sum(p.numel() for p in generator.mapping.parameters())
 
 
 def test_kaiming_tells_the_chunks_apart_where_the_default_does_not(qpa_config):
