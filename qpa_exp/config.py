@@ -358,6 +358,9 @@ class TrainerConfig:
     checkpoint_every_n_steps: int = 100
     limit_eval_batches: int | None = None
     """Stop validation and test after so many batches; null = all of them."""
+    gradient_variance_starts: int | None = None
+    """Random starts over which the variance of d loss / d theta is measured before the first step
+    and logged (Appendix H); null = not."""
     progress_bar: bool = True
     compile: bool = False
     """Compile the generator with torch.compile."""
@@ -413,6 +416,7 @@ _AT_LEAST: dict[str, int] = {
     "trainer.validate_every_n_steps": 1,
     "trainer.checkpoint_every_n_steps": 1,
     "trainer.limit_eval_batches": 1,
+    "trainer.gradient_variance_starts": 2,
 }
 _AT_MOST: dict[str, float] = {"optim.lr": 100.0, "qpa.n_layers": 10_000, "qpa.n_circuits": 10_000}
 _POSITIVE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qpa_exp.circuits import gradients
@@ -32,10 +32,12 @@ class Circuit(nn.Module):
     Attributes:
         theta: angles (n_circuits, n_layers, rotations in a layer, n_qubits) in radians, uniform
             in (-pi, pi) at the start; under ``ansatz=frozen`` a buffer, which the seed rebuilds.
-        evaluations: how many circuits have been evaluated, shifted ones included.
+        evaluations: how many circuits have been evaluated, shifted ones included; a tensor, so
+            that a compiled circuit counts without being compiled again.
     """
 
     theta: Float[Tensor, "*circuits layers rotations qubits"]
+    evaluations: Int[Tensor, ""]
 
     def __init__(self, config: QPAConfig, n_qubits: int) -> None:
         """Draws theta from torch's global stream.
@@ -58,7 +60,7 @@ class Circuit(nn.Module):
             self.register_buffer("theta", theta, persistent=False)
         else:
             self.theta = nn.Parameter(theta)
-        self.evaluations = 0
+        self.register_buffer("evaluations", torch.zeros((), dtype=torch.int64), persistent=False)
         if not theta.is_meta:
             self.simulator.prepare()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import torch
 from jaxtyping import Float, Int
@@ -139,6 +140,17 @@ class Generator(nn.Module):
                 return start
             self._start = start
         return self._start
+
+    def restart(self, seed: int) -> None:
+        """Take the start that ``seed`` gives: parameters, the random order, and the anchor.
+
+        ``config.seed`` stays; a control's fixed numbers do, too.
+        """
+        other = Generator(self.chunking.m, dataclasses.replace(self.config, seed=seed))
+        other.to(self.states.device)
+        self.load_state_dict(other.state_dict())
+        self.states.copy_(other.states)
+        self._origin, self._start = other._origin, None
 
     def start_norm(self) -> float:
         """The Euclidean norm of G(theta_0), a fingerprint of the start; 0 without an anchor."""

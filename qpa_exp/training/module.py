@@ -92,6 +92,7 @@ class AdapterModule(LightningModule):
         self.config = config
         self.way = way
         self.stopwatch = Stopwatch()
+        self._evaluations_before = 0
         self.validation = Perplexities()
         self.adapted = Perplexities()
         self.base = Perplexities()
@@ -132,6 +133,11 @@ class AdapterModule(LightningModule):
         with self._section("head"):
             found = self.way.head.loss(hidden, ids[:, 1:], weights)
         return found.loss, TokenLosses(found.nats, is_text)
+
+    def objective(self, batch: Batch) -> Tensor:
+        """The loss of one batch as training minimises it, with the same dropout at every call."""
+        torch.manual_seed(self.config.seed)
+        return self._losses(batch, self._hidden(batch))[0]
 
     def _section(self, name: str) -> AbstractContextManager[None]:
         return self.stopwatch.section(name, self.device)
@@ -184,6 +190,9 @@ class AdapterModule(LightningModule):
     def on_train_batch_end(self, *args: Any) -> None:  # noqa: ARG002
         """What follows, a validation or a test, is not timed."""
         self.stopwatch.on = False
+        if isinstance(self.model, QPAModel):
+            here = self.model.generator.circuit.evaluations  # a tensor: asking its value would wait
+            self.log("train/circuit_evaluations", 1.0 * (self._evaluations_before + here))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
         """A gradient that is not finite would spoil the weights: end the run before it does."""
@@ -265,6 +274,13 @@ class AdapterModule(LightningModule):
             train_adapter_only(self.model, mode)
         return self
 
+    @property
+    def circuit_evaluations(self) -> int | None:
+        """Over all the parts of a resumed run, shifted circuits too; None without a generator."""
+        if not isinstance(self.model, QPAModel):
+            return None
+        return self._evaluations_before + int(self.model.generator.circuit.evaluations)
+
     # --- checkpoints --------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -273,12 +289,14 @@ class AdapterModule(LightningModule):
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name in trained
         }
+        checkpoint["circuit_evaluations"] = self.circuit_evaluations
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose parameters are not this run's."""
         own = {name: p.shape for name, p in self.trained().items()}
         if {name: value.shape for name, value in checkpoint["state_dict"].items()} != own:
             raise InputError("The checkpoint's trained parameters are not those of this run.")
+        self._evaluations_before = checkpoint.get("circuit_evaluations") or 0
 
 
 def _step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:

@@ -22,6 +22,7 @@ from qpa_exp.adapters.build import adapt, count
 from qpa_exp.adapters.catalogue import virtual_tokens
 from qpa_exp.adapters.counts import describe
 from qpa_exp.adapters.export import save_adapter
+from qpa_exp.circuits.versions import versions as circuit_versions
 from qpa_exp.config import CacheMode, Config
 from qpa_exp.data import TextDataModule
 from qpa_exp.errors import InputError, one_line
@@ -42,6 +43,7 @@ from qpa_exp.training.callbacks import (
     checkpoints,
     newest_checkpoint,
 )
+from qpa_exp.training.gradient_variance import GradientVariance
 from qpa_exp.training.loggers import log_summary, make_loggers
 from qpa_exp.training.memory import keep_freed_memory
 from qpa_exp.training.module import AdapterModule, Divergence
@@ -179,6 +181,8 @@ def make_trainer(config: Config, run_dir: Path, times: StepTimes) -> Trainer:
         checkpoints(run_dir, ours.checkpoint_every_n_steps),
         SayHowToResume(run_dir),
     ]
+    if ours.gradient_variance_starts is not None:
+        callbacks.append(GradientVariance(ours.gradient_variance_starts))
     if ours.progress_bar:
         callbacks.append(TerminalBar(times) if Console().is_terminal else PlainBar(times))
     try:
@@ -261,7 +265,8 @@ def _metrics(parts: Parts, tested: Mapping[str, float]) -> Metrics:
         "tokens_per_second": parts.times.tokens_per_second,
         "time_split": parts.module.stopwatch.split(parts.times.batch_seconds),
         "seed": parts.config.seed,
-        "versions": results.versions(),
+        "circuit_evaluations": parts.module.circuit_evaluations,
+        "versions": results.versions() | circuit_versions(parts.config.qpa),
         "model_revision": loaded_revision(parts.module.model.get_base_model()),
         "data_sha256": parts.data.corpus.sha256,
     }

@@ -283,7 +283,10 @@ def test_product_does_not_entangle(qpa):
         ({"n_circuits": 0}, r"qpa\.n_circuits=0 is too small"),
         ({"ansatz": "gaussian", "shots": "20x"}, r"qpa\.shots=20x has no effect: .*no circuit"),
         ({"mapping_hidden": [32, 0]}, r"qpa\.mapping_hidden=\[32, 0\] has a layer of 0"),
-        ({"squash": True, "feature": Feature.log}, r"qpa\.squash=true and qpa\.feature=log ask for two"),
+        (
+            {"squash": True, "feature": Feature.log},
+            r"qpa\.squash=true and qpa\.feature=log ask for two",
+        ),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused_in_one_sentence(qpa, keys, sentence):
