@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qpa_exp.circuits import probabilities, theta_shape
+from qpa_exp.circuits import opaque, probabilities, theta_shape
 from qpa_exp.circuits.kronecker import group_sizes
 from qpa_exp.circuits.program import Permutation, Rotations, compile_layer
 
@@ -231,3 +231,17 @@ def test_a_gpu_gives_the_same(ansatz, n_qubits, random_theta):
         (p @ torch.arange(len(p), device=device).double()).backward()
         found.append((p.detach().cpu(), angles.grad.cpu()))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("ansatz", ["ry", "rx_rz"])
+def test_as_one_operation_for_the_compiler_it_gives_the_same_values_and_slopes(ansatz):
+    theta = torch.randn(3, *theta_shape(ansatz, 4, 2), generator=torch.Generator().manual_seed(0))
+    weights, found = torch.linspace(-1, 1, 16), []
+    for call in (probabilities, lambda t, a: opaque.probabilities(t.flatten(2), a, 4)):
+        angles = theta.clone().requires_grad_()
+        value = (call(angles, ansatz) * weights).sum()
+        value.backward()
+        found.append((value.detach(), angles.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
+    arguments = (theta.flatten(2).requires_grad_(), ansatz, 4)
+    torch.library.opcheck(torch.ops.qpa_exp.circuit.default, arguments)
