@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from qpa_exp.__main__ import run_hydra
 from qpa_exp.cli import compose_config, known_keys
 from qpa_exp.errors import InputError
+from qpa_exp.study.expand import expand
 from qpa_exp.study.figures import KINDS
 from qpa_exp.study.reported import reported
 from qpa_exp.study.spec import name_scales, study_names, sweeps_dir
@@ -62,15 +63,30 @@ def test_a_product_a_measurement_and_a_search_compose(
     assert not list(tmp_path.rglob("config.yaml"))
 
 
+def covering(runs: list[dict[str, str]]) -> list[dict[str, str]]:
+    """As few of the runs as have every value of every key."""
+    seen: set[tuple[str, str]] = set()
+    kept = []
+    for run in runs:
+        if not set(run.items()) <= seen:
+            seen |= set(run.items())
+            kept.append(run)
+    return kept
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", ["smoke", "tiny", "gpt2", "gemma"])
+@pytest.mark.parametrize("scale", ["tiny", "gpt2"])
 @pytest.mark.parametrize("study", PAPER + OURS)
 def test_it_composes_at_every_scale(
     study: str, scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Every value of every key; ``make reproduce-all SCALE=smoke`` composes that scale's runs."""
+    from qpa_exp.study import sweep as sweeps
+
+    monkeypatch.setattr(sweeps, "expand", lambda *given: covering(expand(*given)))
     available(study)
     spec = OmegaConf.load(sweeps_dir() / f"{study}.yaml")
-    if scale in ("gpt2", "gemma") and scale not in spec.get("paper_scales", ["gpt2", "gemma"]):
+    if scale == "gpt2" and scale not in spec.get("paper_scales", [scale]):
         pytest.skip("the paper does not have it at this scale")
     monkeypatch.chdir(tmp_path)
     run_hydra(["-m", f"sweep={study}", f"scale={scale}", *WITHOUT_FILES_FROM_THE_HUB])
