@@ -81,7 +81,10 @@ def parameters(runs: pd.DataFrame, hue: str | Sequence[str] | None = None) -> Fi
 
 
 def pareto_front(runs: pd.DataFrame) -> Figure:
-    """Perplexity against parameters for every method, and the front that none of them beats."""
+    """Perplexity against parameters for every method, and the front that none of them beats.
+
+    A method has one colour and marker; it is filled where a circuit makes the method's tensors.
+    """
     table = aggregate(runs)
     panels = list(_panels(table, by_method=False))
     figure, axes = _grid(panels, width=5.6, height=4.2)
@@ -91,10 +94,14 @@ def pareto_front(runs: pd.DataFrame) -> Figure:
             front["trainable_params"], front[panel.metric], where="post",
             color="0.6", linewidth=4, alpha=0.5, label="Pareto front", zorder=1,
         )  # fmt: skip
-        names = panel.table.apply(family, axis=1)
-        for name, style in zip(sorted(set(names)), _many_styles(), strict=False):
-            points = panel.table[names == name]
-            _curve(axis, points, "trainable_params", panel.metric, label=name, join=False, **style)
+        methods = sorted(set(panel.table["peft.method"]))
+        for method, style in zip(methods, _method_styles(), strict=False):
+            of_method = panel.table[panel.table["peft.method"] == method]
+            for name, points in of_method.groupby(of_method.apply(family, axis=1)):
+                generated = (points["qpa.variant"] != "off").all()
+                fill = {} if generated else {"markerfacecolor": "white"}
+                look = {**style, **fill, "label": name, "join": False}
+                _curve(axis, points, "trainable_params", panel.metric, **look)
         _log_parameters(axis)
         _perplexity_axis(axis, panel)
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -291,6 +298,13 @@ def _single() -> tuple[Figure, Axes]:
 def _styles() -> Iterator[dict[str, Any]]:
     for colour, marker in zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False):
         yield {"color": colour, "marker": marker}
+
+
+def _method_styles() -> Iterator[dict[str, Any]]:
+    """Every pair of a colour and a marker, once."""
+    for shift in range(len(MARKERS)):
+        for place, colour in enumerate(COLOURS):
+            yield {"color": colour, "marker": MARKERS[(place + shift) % len(MARKERS)]}
 
 
 def _many_styles() -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def write_report(collected: Collected, out: Path, command: str) -> Path:
 
 
 def _write_runs(runs: pd.DataFrame, directory: Path) -> None:
+    here = f"{Path.cwd()}{os.sep}"  # a table that is passed on names no place of this machine
+    runs = runs.assign(path=[str(path).removeprefix(here) for path in runs["path"]])
     runs.to_csv(directory / "runs.csv", index=False)
     plain = runs.copy()
     for column in plain.select_dtypes(object):  # numbers and text in one column
