@@ -36,9 +36,9 @@ def test_a_study_is_run_and_reported_and_the_next_goes_on_after_a_failure(
     monkeypatch.chdir(tmp_path)
     short = [o for o in overrides if "n_mlp" not in o] + ["trainer.max_steps=2"]
     with pytest.raises(InputError, match=r"did not complete, see above: fig10 \(smoke\)"):
-        # An anchor has no place in the gradient study alone.
-        reproduce.main(["studies=fig10,fig4b", "scale=smoke", "qpa.anchor=true", *short])
-    assert "qpa.anchor=true ties the generator" in capsys.readouterr().err
+        # A circuit that is not trained has no place in the gradient study alone.
+        reproduce.main(["studies=fig10,fig4b", "scale=smoke", "qpa.ansatz=frozen", *short])
+    assert "qpa.ansatz=frozen has no angles to train" in capsys.readouterr().err
     assert (tmp_path / "outputs/reports/fig4b-smoke/report.html").is_file()
     assert (tmp_path / "outputs/reports/fig4b-smoke/over.png").is_file()
 
