@@ -82,12 +82,14 @@ class Feature(StrEnum):
 
     ``probability`` is p itself (Eq. 5), ``squashed`` the released code's
     (0.6 tanh(0.1 2^(N-1) p))^0.15 minus its mean, ``log`` log(1 + 2^N p): of the order of 1,
-    however many qubits there are.
+    however many qubits there are. ``normal`` is ``log`` less its mean and over its standard
+    deviation in a random circuit, whose 2^N p are exponentially distributed (Porter and Thomas).
     """
 
     probability = "probability"
     squashed = "squashed"
     log = "log"
+    normal = "normal"
 
 
 class BasisOrder(StrEnum):
@@ -255,8 +257,11 @@ class QPAConfig:
     n_layers: int = 8
     """Repetitions of the ansatz, the paper's L."""
     n_circuits: int = 1
-    """Circuits side by side, each with angles of its own (the paper: 1). A chunk reads its basis
-    state's probability in every one of them."""
+    """Circuits side by side (the paper: 1). A chunk reads its basis state's probability in every
+    one of them."""
+    share_angles: bool = False
+    """Whether all circuits have the same angles. Circuit c then starts from the basis state |c>,
+    so what is trained does not grow with their number."""
     ansatz: str = "ry"
     """The circuit's layer, a name of ``circuits.ANSATZE`` (Eq. 1, 12, 13, 14; ``product``: no
     CNOTs), or a control: ``frozen`` (``ry``, not trained), ``classical`` (a softmax of free
@@ -519,10 +524,10 @@ def _validate_mapping(config: QPAConfig) -> None:
                 f"qpa.mapping_hidden={list(config.mapping_hidden)} has a layer of {width}: "
                 "give widths from 1 up, or [] for no hidden layer."
             )
-    if config.squash and config.feature == Feature.log:
+    if config.squash and config.feature in (Feature.log, Feature.normal):
         raise InputError(
-            "qpa.squash=true and qpa.feature=log ask for two features of one probability: "
-            "give qpa.squash=false."
+            f"qpa.squash=true and qpa.feature={config.feature} ask for two features of one "
+            "probability: give qpa.squash=false."
         )
 
 

@@ -23,20 +23,23 @@ class Circuit(nn.Module):
     """``n_layers`` repetitions of an ansatz on ``n_qubits`` qubits, starting from |0...0>.
 
     ``config.n_circuits`` of them run side by side, each with angles of its own; one alone, which
-    is the paper's, has no leading axis for it.
+    is the paper's, has no leading axis for it. Under ``config.share_angles`` all have the same
+    angles, and circuit c starts from |c>: a basis state that the first rotations, turned by pi
+    more, make of |0...0>, up to a phase.
 
     With ``config.shots``, what it gives are frequencies of that many measurements: in training
     mode a new sample at every call, from torch's global stream; in evaluation mode one fixed
     sample, seeded by ``config.seed``, of ``config.final_shots`` measurements.
 
     Attributes:
-        theta: angles (n_circuits, n_layers, rotations in a layer, n_qubits) in radians, uniform
-            in (-pi, pi) at the start; under ``ansatz=frozen`` a buffer, which the seed rebuilds.
+        theta: angles (n_circuits, n_layers, rotations in a layer, n_qubits) in radians, without
+            the first axis where they are shared; uniform in (-pi, pi) at the start; under ``ansatz=frozen`` a buffer, which the seed rebuilds.
         evaluations: how many circuits have been evaluated, shifted ones included; a tensor, so
             that a compiled circuit counts without being compiled again.
     """
 
     theta: Float[Tensor, "*circuits layers rotations qubits"]
+    turned: Float[Tensor, "*circuits layers rotations qubits"] | None
     evaluations: Int[Tensor, ""]
 
     def __init__(self, config: QPAConfig, n_qubits: int) -> None:
@@ -54,12 +57,16 @@ class Circuit(nn.Module):
         _check_gradient(config, self.ansatz)
         self.simulator = make_simulator(config, self.ansatz, n_qubits)
         shape: tuple[int, ...] = theta_shape(self.ansatz, n_qubits, config.n_layers)
-        theta = torch.empty(side_by_side(config, *shape))
+        if not config.share_angles:
+            shape = side_by_side(config, *shape)
+        theta = torch.empty(shape)
         nn.init.uniform_(theta, -math.pi, math.pi)
         if frozen:
             self.register_buffer("theta", theta, persistent=False)
         else:
             self.theta = nn.Parameter(theta)
+        turned = _starting_turns(config, shape) if config.share_angles else None
+        self.register_buffer("turned", turned, persistent=False)
         self.register_buffer("evaluations", torch.zeros((), dtype=torch.int64), persistent=False)
         if not theta.is_meta:
             self.simulator.prepare()
@@ -80,9 +87,10 @@ class Circuit(nn.Module):
     def forward(self) -> Float[Tensor, "*circuits states"]:
         """The 2^N basis states' probabilities in each circuit, or their frequencies."""
         estimate = self._estimate()
+        angles = self.theta if self.turned is None else self.theta + self.turned
         if estimate is None or not (torch.is_grad_enabled() and self.theta.requires_grad):
-            return self._measure(self.theta)
-        return gradients.estimated(self.theta, self._measure, estimate)
+            return self._measure(angles)
+        return gradients.estimated(angles, self._measure, estimate)
 
     def _estimate(self) -> gradients.Estimate | None:
         if self.config.gradient == Gradient.parameter_shift:
@@ -120,6 +128,23 @@ class Circuit(nn.Module):
 def side_by_side(config: QPAConfig, *shape: int) -> tuple[int, ...]:
     """``shape`` for each of ``config.n_circuits`` circuits; one alone has no axis for it."""
     return shape if config.n_circuits == 1 else (config.n_circuits, *shape)
+
+
+def _starting_turns(
+    config: QPAConfig, shape: tuple[int, ...]
+) -> Float[Tensor, "*circuits layers rotations qubits"]:
+    """pi for each first rotation whose qubit is 1 in the circuit's number, else 0."""
+    n_qubits = shape[-1]
+    if config.n_circuits > 2**n_qubits:
+        raise InputError(
+            f"qpa.n_circuits={config.n_circuits} with qpa.share_angles=true needs as many basis "
+            f"states to start from, and {n_qubits} qubits have {2**n_qubits}: give at most that, "
+            "or lower qpa.n_mlp."
+        )
+    places = torch.arange(n_qubits - 1, -1, -1)
+    turned = torch.zeros(config.n_circuits, *shape)
+    turned[:, 0, 0] = math.pi * ((torch.arange(config.n_circuits)[:, None] >> places) & 1)
+    return turned.view(side_by_side(config, *shape))
 
 
 def _check_gradient(config: QPAConfig, ansatz: str) -> None:

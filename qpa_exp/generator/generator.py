@@ -16,6 +16,8 @@ from qpa_exp.generator.mapping import MappingModel
 
 # The released code's squashing of the probabilities (its beta, gamma and alpha).
 _BETA, _GAMMA, _ALPHA = 0.6, 0.1, 0.15
+# Of log(1 + x) where x is exponentially distributed: e E_1(1), and by quadrature.
+_LOG_MEAN, _LOG_STD = 0.596347, 0.419886
 
 
 class Generator(nn.Module):
@@ -103,9 +105,12 @@ class Generator(nn.Module):
             return measured
         if self.config.squash or self.config.feature == Feature.squashed:
             return squash(measured)
-        if self.config.feature == Feature.log:
-            return torch.log1p(measured * 2**self.circuit.n_qubits)
-        return measured
+        if self.config.feature == Feature.probability:
+            return measured
+        logarithm = torch.log1p(measured * 2**self.circuit.n_qubits)
+        if self.config.feature == Feature.normal:
+            return (logarithm - _LOG_MEAN) / _LOG_STD
+        return logarithm
 
     @property
     def _draws_states(self) -> bool:
