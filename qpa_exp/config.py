@@ -82,8 +82,8 @@ class Feature(StrEnum):
 
     ``probability`` is p itself (Eq. 5), ``squashed`` the released code's
     (0.6 tanh(0.1 2^(N-1) p))^0.15 minus its mean, ``log`` log(1 + 2^N p): of the order of 1,
-    however many qubits there are. ``normal`` is ``log`` less its mean and over its standard
-    deviation in a random circuit, whose 2^N p are exponentially distributed (Porter and Thomas).
+    however many qubits there are. ``normal`` is ``log`` less its mean over the circuit's states,
+    and divided by its standard deviation.
     """
 
     probability = "probability"

@@ -33,7 +33,8 @@ class Circuit(nn.Module):
 
     Attributes:
         theta: angles (n_circuits, n_layers, rotations in a layer, n_qubits) in radians, without
-            the first axis where they are shared; uniform in (-pi, pi) at the start; under ``ansatz=frozen`` a buffer, which the seed rebuilds.
+            the first axis where they are shared; uniform in (-pi, pi) at the start; under
+            ``ansatz=frozen`` a buffer, which the seed rebuilds.
         evaluations: how many circuits have been evaluated, shifted ones included; a tensor, so
             that a compiled circuit counts without being compiled again.
     """
@@ -133,7 +134,7 @@ def side_by_side(config: QPAConfig, *shape: int) -> tuple[int, ...]:
 def _starting_turns(
     config: QPAConfig, shape: tuple[int, ...]
 ) -> Float[Tensor, "*circuits layers rotations qubits"]:
-    """pi for each first rotation whose qubit is 1 in the circuit's number, else 0."""
+    """Half a turn for each first rotation whose qubit is 1 in the circuit's number, else 0."""
     n_qubits = shape[-1]
     if config.n_circuits > 2**n_qubits:
         raise InputError(

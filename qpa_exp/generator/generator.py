@@ -8,6 +8,7 @@ import dataclasses
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from qpa_exp.circuits import make_circuit
 from qpa_exp.config import Activation, BasisOrder, Feature, MappingInit, QPAConfig
@@ -16,8 +17,6 @@ from qpa_exp.generator.mapping import MappingModel
 
 # The released code's squashing of the probabilities (its beta, gamma and alpha).
 _BETA, _GAMMA, _ALPHA = 0.6, 0.1, 0.15
-# Of log(1 + x) where x is exponentially distributed: e E_1(1), and by quadrature.
-_LOG_MEAN, _LOG_STD = 0.596347, 0.419886
 
 
 class Generator(nn.Module):
@@ -109,7 +108,7 @@ class Generator(nn.Module):
             return measured
         logarithm = torch.log1p(measured * 2**self.circuit.n_qubits)
         if self.config.feature == Feature.normal:
-            return (logarithm - _LOG_MEAN) / _LOG_STD
+            return layer_norm(logarithm, logarithm.shape[-1:])
         return logarithm
 
     @property

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from qiskit import QuantumCircuit
+from qiskit.quantum_info import Operator
 
-from qpa_exp.circuits import Circuit, make_circuit, probabilities
+from qpa_exp.circuits import Circuit, gates, make_circuit, probabilities
 from qpa_exp.config import UNTRAINED
 from qpa_exp.errors import InputError
 
@@ -87,6 +90,38 @@ def test_the_gaussian_control_is_standard_normal_and_follows_the_seed(qpa):
     assert numbers(0).std().item() == pytest.approx(1, abs=0.1)
     assert torch.equal(numbers(0), numbers(0))
     assert not torch.equal(numbers(0), numbers(1))
+
+
+@pytest.mark.parametrize("ansatz", ["ry", "rx", "rx_rz", "ry_rz", "product"])
+def test_with_shared_angles_each_circuit_starts_from_its_own_basis_state(qpa, ansatz):
+    circuit = built(qpa(n_circuits=8, share_angles=True, n_layers=2, ansatz=ansatz))
+    rotations = 2 if "_" in ansatz else 1
+    assert circuit.theta.shape == (2, rotations, 3)
+    described = QuantumCircuit(3)
+    names = {"cx": "cx", "rx": "rx", "ry": "ry", "rz": "rz"}
+    for gate in gates(ansatz, 3, 2):
+        angle = [] if gate.angle is None else [circuit.theta[gate.angle].item()]
+        # Qiskit counts qubits from the least significant bit.
+        getattr(described, names[gate.name])(*angle, *[2 - qubit for qubit in gate.qubits])
+    unitary = Operator(described).data
+    expected = torch.tensor(np.abs(unitary.T) ** 2, dtype=torch.float32)
+    torch.testing.assert_close(circuit().detach(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["parameter_shift", "autograd"])
+def test_the_slope_of_shared_angles_is_the_sum_over_circuits(qpa, gradient):
+    config = qpa(n_circuits=3, share_angles=True, n_layers=2, gradient=gradient)
+    circuit = built(config)
+    (circuit() * COTANGENTS).sum().backward()
+    apart = (circuit.theta + circuit.turned).detach().requires_grad_()
+    (probabilities(apart) * COTANGENTS).sum().backward()
+    torch.testing.assert_close(circuit.theta.grad, apart.grad.sum(0), rtol=0, atol=1e-5)
+
+
+def test_more_circuits_than_basis_states_cannot_share_their_angles(qpa):
+    built(qpa(n_circuits=8, share_angles=True))
+    with pytest.raises(InputError, match=r"^qpa\.n_circuits=9 .* 3 qubits have 8: give at most"):
+        built(qpa(n_circuits=9, share_angles=True))
 
 
 def test_memory_is_counted_for_all_circuits(qpa):

@@ -38,6 +38,7 @@ def second_computation(
     activation: Activation,
     centered: bool,
     logarithmic: bool = False,
+    normal: bool = False,
 ) -> np.ndarray:
     """Eq. 5 to 8 step by step: features, mapping model, the first m values."""
     p = probabilities(generator.circuit.theta.detach()).numpy()
@@ -46,8 +47,10 @@ def second_computation(
     if squashed:
         p = (0.6 * np.tanh(0.1 * 2 ** (n_qubits - 1) * p)) ** 0.15
         p = p - p.mean(axis=0)
-    if logarithmic:
+    if logarithmic or normal:
         p = np.log(1 + 2**n_qubits * p)
+    if normal:
+        p = (p - p.mean(axis=0)) / np.sqrt(p.var(axis=0) + 1e-5)
     bits = [[1.0 if bit == "1" else -1.0 for bit in format(i, f"0{n_qubits}b")] for i in states]
     x = np.hstack([np.array(bits), p[: len(states)]])
     linear = [layer for layer in generator.mapping if isinstance(layer, nn.Linear)]
@@ -126,6 +129,7 @@ def test_a_chunk_reads_its_probability_in_every_circuit(qpa_config, n_circuits, 
     expected = second_computation(
         generator, np.arange(13), squashed=feature == Feature.squashed, centered=False,
         activation=Activation.relu, logarithmic=feature == Feature.log,
+        normal=feature == Feature.normal,
     )  # fmt: skip
     np.testing.assert_allclose(generator().detach(), expected, rtol=0, atol=1e-12)
 
