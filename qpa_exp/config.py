@@ -192,15 +192,29 @@ class LoggerName(StrEnum):
 
 
 @dataclass
+class TunedRecipe:
+    """The generator of ``qpa=tuned``: what was searched on this model, else the paper's shape."""
+
+    n_mlp: int = MISSING
+    n_circuits: int = 1
+    share_angles: bool = False
+    feature: Feature = Feature.probability
+    mapping_hidden: list[int] = field(default_factory=lambda: list(TABLE_1))
+    scale: float = 0.02
+
+
+@dataclass
 class RecipeConfig:
     """How this model is trained unless told otherwise; the other groups point here.
 
-    ``lr`` is a table, variant by method; the rest is by method. ``others`` is any method that a
-    table does not name.
+    ``lr`` is a table, variant by method; ``theta_lr`` is by variant, and the rest by method.
+    ``others`` is any method that a table does not name.
     """
 
     n_mlp: int = MISSING
+    tuned: TunedRecipe = field(default_factory=TunedRecipe)
     lr: dict[str, dict[str, float]] = field(default_factory=dict)
+    theta_lr: dict[str, float] = field(default_factory=dict)
     max_epochs: dict[str, int] = field(default_factory=dict)
     warmup_steps: dict[str, int] = field(default_factory=dict)
     lora_dropout: float = 0.0
@@ -246,9 +260,10 @@ class PeftMethodConfig:
 class QPAConfig:
     """The generator: a circuit of ``n_layers`` repetitions and a mapping model.
 
-    ``QPAConfig()`` is the variant ``tuned``. Each difference between the variants is a field of
-    its own: ``anchor``, ``activation``, ``mapping_init``, ``scale``, ``squash``,
-    ``basis_order``, ``center``.
+    ``QPAConfig()`` is the variant ``tuned`` as any model starts with it; what was searched on the
+    bundled model is in its recipe, ``conf/model/tiny.yaml``. Each difference between the variants
+    is a field of its own: ``anchor``, ``activation``, ``mapping_init``, ``scale``, ``squash``,
+    ``basis_order``, ``center``, and for ``tuned`` the number of circuits and the mapping's shape.
     """
 
     variant: Variant = Variant.tuned
@@ -261,7 +276,7 @@ class QPAConfig:
     one of them."""
     share_angles: bool = False
     """Whether all circuits have the same angles. Circuit c then starts from the basis state |c>,
-    so what is trained does not grow with their number."""
+    so what is trained does not grow with their number, and there are at most 2^N of them."""
     ansatz: str = "ry"
     """The circuit's layer, a name of ``circuits.ANSATZE`` (Eq. 1, 12, 13, 14; ``product``: no
     CNOTs), or a control: ``frozen`` (``ry``, not trained), ``classical`` (a softmax of free
@@ -292,6 +307,9 @@ class QPAConfig:
     squash: bool = False
     """The shorter name of ``feature=squashed``."""
     basis_order: BasisOrder = BasisOrder.fixed
+    shuffle: bool = False
+    """Put the generated parameters into a random order, drawn once from the seed: else a chunk is
+    cut from one place of one tensor, and its n_mlp outputs always mean the same rows there."""
     center: bool = False
     """Subtract the mean of the generated vector (Appendix J)."""
     seed: int = 2025

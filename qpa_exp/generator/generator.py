@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,8 @@ from qpa_exp.circuits import make_circuit
 from qpa_exp.config import Activation, BasisOrder, Feature, MappingInit, QPAConfig
 from qpa_exp.generator.chunking import Chunking
 from qpa_exp.generator.mapping import MappingModel
+
+log = logging.getLogger(__name__)
 
 # The released code's squashing of the probabilities (its beta, gamma and alpha).
 _BETA, _GAMMA, _ALPHA = 0.6, 0.1, 0.15
@@ -39,13 +42,14 @@ class Generator(nn.Module):
     """
 
     states: Tensor
+    places: Tensor | None
 
     def __init__(self, m: int, config: QPAConfig) -> None:
         """Raises InputError where the circuit would need more qubits than its back end takes."""
         super().__init__()
-        self.config = config
         self.chunking = Chunking(m, config.n_mlp)
         n_qubits = self.chunking.n_qubits
+        self.config = config = _fitted(config, n_qubits)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.circuit = make_circuit(config, n_qubits, self.chunking.n_chunks)
@@ -60,6 +64,8 @@ class Generator(nn.Module):
                 MappingInit(config.mapping_init),
             )
             sample = torch.randperm(2**n_qubits)[: self.chunking.n_chunks]
+            places = torch.randperm(m) if config.shuffle else None
+        self.register_buffer("places", places, persistent=False)
         # In evaluation a random order is one fixed sample: what is tested is what is exported.
         fixed = torch.arange(self.chunking.n_chunks)
         states = sample if self._draws_states else fixed
@@ -87,6 +93,8 @@ class Generator(nn.Module):
     def _generate(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, " m"]:
         chunks = self.mapping(self._features(states))
         generated = self.config.scale * chunks.flatten()[: self.chunking.m]
+        if self.config.shuffle:
+            generated = generated[self.places]
         return generated - generated.mean() if self.config.center else generated
 
     def _features(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, "chunks features"]:
@@ -161,6 +169,18 @@ class Generator(nn.Module):
         if not self.config.anchor:
             return 0.0
         return float(self._start_at(self.states).double().norm())
+
+
+def _fitted(config: QPAConfig, n_qubits: int) -> QPAConfig:
+    """No more circuits of the same angles than there are basis states to start from."""
+    if not config.share_angles or config.n_circuits <= 2**n_qubits:
+        return config
+    log.warning(
+        "qpa.n_circuits=%d share their angles, so each needs a basis state to start from: the %d "
+        "qubits have %d, and that is how many circuits there are.",
+        config.n_circuits, n_qubits, 2**n_qubits,
+    )  # fmt: skip
+    return dataclasses.replace(config, n_circuits=2**n_qubits)
 
 
 def basis_bits(states: Int[Tensor, " chunks"], n_qubits: int) -> Float[Tensor, "chunks qubits"]:
