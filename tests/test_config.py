@@ -81,7 +81,7 @@ def test_the_default_is_the_tuned_variant_on_the_bundled_model():
 
 
 def test_python_and_the_command_line_mean_the_same_by_tuned():
-    assert compose_config([]).qpa == QPAConfig()
+    assert compose_config(["model=gpt2"]).qpa == QPAConfig(n_mlp=2048)
 
 
 def test_the_seed_of_the_run_is_the_generators():

@@ -85,7 +85,7 @@ def test_a_classical_lora_trains_its_own_tensors(model, m, target):
     [
         ("gpt2_xl", 4 * (50257 + 1600), 102, 7, 106_264),
         ("gemma2", 4 * (256000 + 2304), 127, 7, 309_016),
-        ("tiny", 4 * (16384 + 128), 1032, 11, 40_952),
+        ("tiny", 4 * (16384 + 128), 1032, 11, 9_048),
     ],
 )
 def test_the_other_models_are_counted_by_their_own_shapes(model, m, n_chunks, n_qubits, trainable):
@@ -97,7 +97,11 @@ def test_the_other_models_are_counted_by_their_own_shapes(model, m, n_chunks, n_
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_the_variants_cost_the_same(variant):
-    assert planned(f"qpa={variant}") == planned("qpa=tuned")
+    assert planned("model=gpt2", f"qpa={variant}") == planned("model=gpt2", "qpa=tuned")
+
+
+def test_the_default_trains_a_seventh_of_lora():
+    assert planned()["trainable_params"] < 10_000 < planned("qpa=off")["trainable_params"] / 6
 
 
 @pytest.mark.parametrize("r", [1, 32])

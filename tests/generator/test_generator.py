@@ -41,7 +41,10 @@ def second_computation(
     normal: bool = False,
 ) -> np.ndarray:
     """Eq. 5 to 8 step by step: features, mapping model, the first m values."""
-    p = probabilities(generator.circuit.theta.detach()).numpy()
+    theta = generator.circuit.theta.detach()
+    if generator.circuit.turned is not None:
+        theta = theta + generator.circuit.turned
+    p = probabilities(theta).numpy()
     p = p.reshape(-1, p.shape[-1]).T
     n_qubits = round(math.log2(len(p)))
     if squashed:
@@ -68,7 +71,7 @@ def run_and_record(generator: Generator) -> tuple[torch.Tensor, np.ndarray]:
     hook = generator.mapping.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
     vector = generator().detach()
     hook.remove()
-    bits = (shown[0][:, :-1] > 0).long()
+    bits = (shown[0][:, : generator.chunking.n_qubits] > 0).long()
     places = 2 ** torch.arange(bits.shape[1] - 1, -1, -1)
     return vector, (bits * places).sum(1).numpy()
 
@@ -107,15 +110,33 @@ def test_paper_is_the_published_equations(qpa_config, m):
     np.testing.assert_allclose(generator().detach(), expected, rtol=0, atol=1e-12)
 
 
-def test_tuned_is_the_change_since_the_start_with_gelu(qpa_config):
-    generator = make(qpa_config("tuned", n_mlp=N_MLP))
-    parts = {"squashed": False, "activation": Activation.gelu, "centered": False}
+@pytest.mark.parametrize("hidden", [[], [6, 9]])
+def test_tuned_is_the_change_since_the_start(qpa_config, hidden):
+    generator = make(qpa_config("tuned", n_mlp=N_MLP, mapping_hidden=hidden))
+    parts = {"squashed": False, "activation": Activation.gelu, "centered": False, "normal": True}
     start = second_computation(generator, np.arange(13), **parts)
     disturb(generator)
     now = second_computation(generator, np.arange(13), **parts)
     expected = generator.config.scale * (now - start)
+    if generator.config.shuffle:
+        expected = expected[generator.places.numpy()]
     np.testing.assert_allclose(generator().detach(), expected, rtol=0, atol=1e-6)
     assert np.abs(expected).max() > 1e-3
+
+
+def test_shuffled_the_same_parameters_stand_elsewhere(qpa_config):
+    plain, shuffled = (
+        make(qpa_config("paper", n_mlp=N_MLP, shuffle=shuffle))().detach()
+        for shuffle in (False, True)
+    )
+    assert not torch.equal(plain, shuffled)
+    assert torch.equal(plain.sort().values, shuffled.sort().values)
+
+
+def test_there_are_at_most_as_many_circuits_of_the_same_angles_as_basis_states(qpa_config, caplog):
+    generator = make(qpa_config("tuned", n_mlp=N_MLP, n_circuits=500))
+    assert generator.config.n_circuits == 16
+    assert "the 4 qubits have 16" in caplog.text
 
 
 @pytest.mark.parametrize("n_circuits", [1, 4])
@@ -159,7 +180,7 @@ def test_beside_gaussian_numbers_the_mapping_model_reads_them_as_they_are(qpa_co
 
 def test_kaiming_tells_the_chunks_apart_where_the_default_does_not(qpa_config):
     def spread(init: MappingInit) -> float:
-        config = qpa_config("tuned", n_mlp=N_MLP, mapping_init=init, anchor=False, scale=1.0)
+        config = qpa_config("paper", n_mlp=N_MLP, activation=Activation.gelu, mapping_init=init)
         chunks = make(config, 16 * N_MLP)().detach().view(16, N_MLP)
         return (chunks.std(dim=0).mean() / chunks.abs().mean()).item()
 
