@@ -201,6 +201,7 @@ class TunedRecipe:
     feature: Feature = Feature.probability
     mapping_hidden: list[int] = field(default_factory=lambda: list(TABLE_1))
     scale: float = 0.02
+    shuffle: bool = False
 
 
 @dataclass
