@@ -70,11 +70,11 @@ def main(arguments: list[str]) -> None:
         torch.set_num_threads(options.threads)
     keep_freed_memory()
     suite = Suite(quick=options.quick, rounds=options.rounds)
-    suite.run(options.only)
+    for _ in suite.run(options.only):
+        if options.json is not None:  # an interruption loses one part, not all
+            write(suite, options.json)
     console = Console()
     show(suite, console if console.is_terminal else Console(width=120))
-    if options.json is not None:
-        write(suite, options.json)
 
 
 def write(suite: Suite, path: Path) -> None:

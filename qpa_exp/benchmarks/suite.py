@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +13,11 @@ from qpa_exp.benchmarks.growth import Growth, measure_growth
 from qpa_exp.benchmarks.measuring import Machine, Seconds, free_bytes, side_by_side
 from qpa_exp.benchmarks.memory import can_measure, measure_memory
 from qpa_exp.benchmarks.workloads import SHAPES, Shape, Workload
+from qpa_exp.training.memory import release_freed_memory
 
 log = logging.getLogger(__name__)
 
-PARTS = ("circuits", "steps", "memory", "growth")
+PARTS = ("circuits", "memory", "steps", "growth")
 
 _QUICK_VOCAB = 16384
 _ROUNDS = {"circuits": 7, "gpt2": 9, "gemma": 4, "gemma2": 4, "growth": 7}
@@ -45,12 +48,13 @@ class Suite:
     measured_shapes: dict[str, Shape] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def run(self, parts: tuple[str, ...] = PARTS) -> None:
-        """Measure these parts, one after the other."""
+    def run(self, parts: tuple[str, ...] = PARTS) -> Iterator[str]:
+        """Measure these parts, one after the other; gives the name of each that is done."""
         for part in PARTS:
             if part in parts:
                 log.info("Measuring: %s", part)
                 getattr(self, f"_run_{part}")()
+                yield part
 
     def _rounds(self, name: str) -> int:
         planned = _QUICK_ROUNDS if self.quick else _ROUNDS
@@ -76,6 +80,9 @@ class Suite:
             if work.shape.layers:
                 self.bf16_perplexity_change = work.bf16_perplexity()
             self.notes += [note for note in work.notes if note not in self.notes]
+            del work
+            gc.collect()
+            release_freed_memory()  # the next shape, and the processes that measure memory, need it
 
     def _run_memory(self) -> None:
         if not can_measure():

@@ -69,6 +69,7 @@ class Circuit(nn.Module):
         turned = _starting_turns(config, shape) if config.share_angles else None
         self.register_buffer("turned", turned, persistent=False)
         self.register_buffer("evaluations", torch.zeros((), dtype=torch.int64), persistent=False)
+        self._kept: Tensor | None = None
         if not theta.is_meta:
             self.simulator.prepare()
 
@@ -87,11 +88,22 @@ class Circuit(nn.Module):
 
     def forward(self) -> Float[Tensor, "*circuits states"]:
         """The 2^N basis states' probabilities in each circuit, or their frequencies."""
+        if self.config.ansatz == "frozen" and self.n_shots is None:
+            return self._once()
         estimate = self._estimate()
         angles = self.theta if self.turned is None else self.theta + self.turned
         if estimate is None or not (torch.is_grad_enabled() and self.theta.requires_grad):
             return self._measure(angles)
         return gradients.estimated(angles, self._measure, estimate)
+
+    def _once(self) -> Float[Tensor, "*circuits states"]:
+        """The exact probabilities of angles that are never trained, kept after the first call."""
+        kind = (self.theta.device, self.theta.dtype)
+        if self._kept is None or (self._kept.device, self._kept.dtype) != kind:
+            with torch.no_grad():
+                turned = 0.0 if self.turned is None else self.turned
+                self._kept = self._measure(self.theta + turned)
+        return self._kept
 
     def _estimate(self) -> gradients.Estimate | None:
         if self.config.gradient == Gradient.parameter_shift:

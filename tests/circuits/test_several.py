@@ -108,6 +108,18 @@ def test_with_shared_angles_each_circuit_starts_from_its_own_basis_state(qpa, an
     torch.testing.assert_close(circuit().detach(), expected, rtol=0, atol=1e-6)
 
 
+def test_circuits_that_are_not_trained_are_evaluated_once(qpa):
+    circuit = built(qpa(n_circuits=4, ansatz="frozen", share_angles=True))
+    first = circuit()
+    assert torch.equal(circuit(), first)
+    assert circuit.evaluations == 4
+    assert circuit.double()().dtype == torch.float64
+    sampled = built(qpa(ansatz="frozen", shots="20x"))
+    sampled()
+    sampled()
+    assert sampled.evaluations == 2
+
+
 @pytest.mark.parametrize("gradient", ["parameter_shift", "autograd"])
 def test_the_slope_of_shared_angles_is_the_sum_over_circuits(qpa, gradient):
     config = qpa(n_circuits=3, share_angles=True, n_layers=2, gradient=gradient)
