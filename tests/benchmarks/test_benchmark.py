@@ -126,7 +126,7 @@ def test_the_whole_leaves_a_record_of_every_figure(monkeypatch, tmp_path):
         suite_module, "measure_memory", lambda shape, steps, threads: dict.fromkeys(steps, 1.5)
     )
     suite = Suite(quick=True, rounds=2, shapes=SMALL)
-    suite.run()
+    list(suite.run())
     write(suite, tmp_path / "record.json")
     record = json.loads((tmp_path / "record.json").read_text())
     assert [c["n_qubits"] for c in record["circuits"]] == [2, 3]
@@ -161,7 +161,7 @@ def small_growth(rounds: int, quick: bool) -> list[Growth]:
 
 def test_parts_that_were_not_asked_for_are_not_measured():
     suite = Suite(quick=True, rounds=1, shapes=SMALL)
-    suite.run(())
+    list(suite.run(()))
     assert suite.ratios() == {}
     assert suite.record()["steps"] == {}
 
