@@ -21,6 +21,7 @@ from qpa_exp.config import Backend, QPAConfig
 from qpa_exp.errors import InputError
 from qpa_exp.lm.backbone import hidden_states
 from qpa_exp.lm.head import FinalLogits
+from qpa_exp.training.memory import stock_memory
 
 _SEED = 0
 _RANK = 4
@@ -191,13 +192,17 @@ class Workload:
         return lambda: torch.mm(weight, hidden.T, out=out)
 
     def naive(self, model: Any) -> Callable[[], object]:
-        """The whole model, its logits all at once, transformers' own loss, autograd."""
+        """The whole model, its logits all at once, transformers' own loss, autograd.
+
+        With memory as a process has it that knows nothing of this package.
+        """
         optimizer = _optimizer(model)
 
         def step() -> None:
-            optimizer.zero_grad()
-            model(input_ids=self.ids, labels=self.ids).loss.backward()
-            optimizer.step()
+            with stock_memory():
+                optimizer.zero_grad()
+                model(input_ids=self.ids, labels=self.ids).loss.backward()
+                optimizer.step()
 
         return step
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float, Shaped
@@ -16,8 +17,25 @@ from qpa_exp.circuits.layouts import Layout, make_layout, permutation_index
 from qpa_exp.circuits.program import Operation, Permutation, Rotations, compile_layer
 from qpa_exp.circuits.single_gate import apply_single
 
+_ONE_THREAD = 2**14
+"""Amplitudes of all circuits together, up to which one thread is fastest."""
+
 Step = Callable[[Tensor, int], Tensor]
 """States and a layer's number to the states after one operation of that layer."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread; afterwards as many as before."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Program:
@@ -27,10 +45,20 @@ class Program:
         self.n_qubits, self.shape, self.device = n_qubits, theta.shape, theta.device
         self.dtype = theta.dtype if is_real(ansatz) else theta.dtype.to_complex()
         self.operations = compile_layer(ansatz, n_qubits)
-        self.prepared = [_prepare(operation, theta, self.dtype) for operation in self.operations]
+        with self._threads():
+            self.prepared = [_prepare(made, theta, self.dtype) for made in self.operations]
 
     def run(self) -> Shaped[Tensor, "batch states"]:
         """The amplitudes at the end."""
+        with self._threads():
+            return self._run()
+
+    def _threads(self) -> AbstractContextManager[None]:
+        """Of few amplitudes one thread is done before a second has been woken."""
+        small = self.shape[0] * 2**self.n_qubits <= _ONE_THREAD
+        return one_thread() if small and self.device.type == "cpu" else nullcontext()
+
+    def _run(self) -> Shaped[Tensor, "batch states"]:
         batch, layers, _ = self.shape
         layout = make_layout(self.n_qubits)
         parts = zip(self.operations, self.prepared, strict=True)
@@ -48,8 +76,8 @@ class Program:
         grad: Float[Tensor, "batch states"],
     ) -> Float[Tensor, "batch layers angles"]:
         """dL/dtheta from the amplitudes at the end and dL/dp."""
-        adjoint = Adjoint(self.operations, self.prepared, theta, self.n_qubits)
-        with torch.autocast(grad.device.type, enabled=False):
+        with self._threads(), torch.autocast(grad.device.type, enabled=False):
+            adjoint = Adjoint(self.operations, self.prepared, theta, self.n_qubits)
             return adjoint.run(states, grad)
 
 

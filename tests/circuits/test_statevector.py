@@ -245,3 +245,12 @@ def test_as_one_operation_for_the_compiler_it_gives_the_same_values_and_slopes(a
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
     arguments = (theta.flatten(2).requires_grad_(), ansatz, 4)
     torch.library.opcheck(torch.ops.qpa_exp.circuit.default, arguments)
+
+
+@pytest.mark.parametrize("n_qubits", [3, 15])
+def test_the_number_of_threads_is_left_as_it_was(n_qubits, monkeypatch):
+    used = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    probabilities(torch.ones(1, 1, n_qubits, requires_grad=True)).sum().backward()
+    assert used == ([1, 2] * 3 if n_qubits == 3 else [])
