@@ -8,6 +8,7 @@ credential passes through here.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +50,8 @@ class QiskitSampler(Simulator):
     def prepare(self) -> None:
         """Find the device, and transpile the circuit for it."""
         device = _find_device(self.config.device)
+        # Runtime would report every job, which here is every step.
+        logging.getLogger("qiskit_ibm_runtime").setLevel(logging.WARNING)
         circuit = measured_circuit(self.ansatz, self.n_qubits, self.config.n_layers)
         self._version = str(getattr(device, "backend_version", ""))
         self._circuit = transpile_for(circuit, device)
