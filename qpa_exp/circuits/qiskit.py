@@ -49,10 +49,10 @@ class QiskitSampler(Simulator):
 
     def prepare(self) -> None:
         """Find the device, and transpile the circuit for it."""
-        device = _find_device(self.config.device)
         # Qiskit would report every pass, and Runtime every job, which here is every step.
         for library in ("qiskit", "qiskit_ibm_runtime"):
             logging.getLogger(library).setLevel(logging.WARNING)
+        device = _find_device(self.config.device)
         circuit = measured_circuit(self.ansatz, self.n_qubits, self.config.n_layers)
         self._version = str(getattr(device, "backend_version", ""))
         self._circuit = transpile_for(circuit, device)
