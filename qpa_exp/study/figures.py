@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -30,6 +31,8 @@ _MOST_LABELLED = 2
 """With more QPA series than that in one panel, labels would lie over each other."""
 
 _SHOTS = "qpa.shots"
+_LINE = 84
+"""Letters in a line of a setting's name."""
 _FEWEST_TICKS = 3
 _MOST_LINEAR = 20.0
 _EDGE = 1.5
@@ -181,8 +184,9 @@ def categories(runs: pd.DataFrame) -> Figure:
     """One line for each setting: every seed as a dot, the mean and its standard deviation."""
     table = aggregate(runs)
     panels = list(_panels(table, by_method=False))
-    longest = max(map(len, table["label"]))
-    height = 1.2 + 0.28 * table["label"].nunique()
+    lines = {label: wrap(label, _LINE, break_on_hyphens=False) for label in table["label"]}
+    longest = max(len(line) for name in lines.values() for line in name)
+    height = 1.2 + len(lines) * (0.1 + 0.18 * max(map(len, lines.values())))
     figure, axes = _grid(panels, width=4.2 + 0.07 * longest, height=height)
     for axis, panel in zip(axes, panels, strict=True):
         ordered = panel.table.sort_values(panel.metric, ascending=False).reset_index(drop=True)
@@ -198,7 +202,7 @@ def categories(runs: pd.DataFrame) -> Figure:
                 marker="D", color="black", capsize=3,
             )  # fmt: skip
         names = [
-            f"{label}   ({count:,.0f})"
+            "\n".join(lines[label]) + f"   ({count:,.0f})"
             for label, count in zip(ordered["label"], ordered["trainable_params"], strict=True)
         ]
         axis.set_yticks(range(len(names)), names)
