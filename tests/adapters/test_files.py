@@ -195,7 +195,7 @@ def test_a_part_of_the_wrong_type_is_refused(saved, make_gpt2, key, value):
         ("seed", "a"),
         ("variant", "off"),
         ("variant", "other"),
-        ("activation", "none"),
+        ("feature", "log"),
         ("activation", "swish"),
         ("anchor", False),
         ("no_such_key", 1),
