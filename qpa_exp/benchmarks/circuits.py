@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from qpa_exp.benchmarks.measuring import Seconds, side_by_side
+from qpa_exp.circuits import make_simulator
 from qpa_exp.config import Backend, QPAConfig
 from qpa_exp.errors import InputError, one_line
-from qpa_exp.generator import Generator
 
 N_LAYERS = 8
 
@@ -30,15 +30,12 @@ def own(backend: str) -> Callable[[int], Probabilities]:
 
     def make(n_qubits: int) -> Probabilities:
         try:
-            config = QPAConfig(n_mlp=1, n_layers=N_LAYERS, anchor=False, backend=Backend(backend))
+            config = QPAConfig(n_layers=N_LAYERS, backend=Backend(backend))
         except ValueError as error:
             raise InputError(f"qpa.backend={backend} is not in this version.") from error
-        circuit = Generator(2**n_qubits, config).circuit
-
-        def run(theta: Tensor) -> Tensor:
-            return torch.func.functional_call(circuit, {"theta": theta}, ())
-
-        return run
+        simulator = make_simulator(config, "ry", n_qubits)
+        simulator.prepare()
+        return simulator
 
     return make
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from qpa_exp.circuits.ansatz import is_real
-from qpa_exp.circuits.running import Program, squared
+from qpa_exp.circuits.running import make_program, squared
 
 _Pair = tuple[Tensor, Tensor]
 
 
 def _forward(theta: Tensor, ansatz: str, n_qubits: int) -> _Pair:
-    states = Program(theta, ansatz, n_qubits).run()
+    states = make_program(theta, ansatz, n_qubits).run()
     return squared(states), states.clone()
 
 
@@ -29,7 +29,7 @@ def _forward_shapes(theta: Tensor, ansatz: str, n_qubits: int) -> _Pair:
 
 
 def _backward(theta: Tensor, states: Tensor, grad: Tensor, ansatz: str, n_qubits: int) -> Tensor:
-    return Program(theta, ansatz, n_qubits).slopes(theta, states, grad.contiguous())
+    return make_program(theta, ansatz, n_qubits).slopes(theta, states, grad.contiguous())
 
 
 def _backward_shapes(theta: Tensor, *_: object) -> Tensor:

@@ -1,15 +1,18 @@
-"""A circuit's operations with the angles put in, forth and back."""
+"""A circuit's operations with the angles put in, forth and back.
+
+On a GPU, of many qubits, and with gates of no special kind they are operations of torch's; else
+:mod:`qpa_exp.circuits.compiled` takes their place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from qpa_exp.circuits import kronecker
+from qpa_exp.circuits import compiled, kronecker
 from qpa_exp.circuits.adjoint import Adjoint
 from qpa_exp.circuits.ansatz import is_real
 from qpa_exp.circuits.gates import gate_matrix
@@ -17,25 +20,8 @@ from qpa_exp.circuits.layouts import Layout, make_layout, permutation_index
 from qpa_exp.circuits.program import Operation, Permutation, Rotations, compile_layer
 from qpa_exp.circuits.single_gate import apply_single
 
-_ONE_THREAD = 2**14
-"""Amplitudes of all circuits together, up to which one thread is fastest."""
-
 Step = Callable[[Tensor, int], Tensor]
 """States and a layer's number to the states after one operation of that layer."""
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread; afterwards as many as before."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Program:
@@ -45,20 +31,10 @@ class Program:
         self.n_qubits, self.shape, self.device = n_qubits, theta.shape, theta.device
         self.dtype = theta.dtype if is_real(ansatz) else theta.dtype.to_complex()
         self.operations = compile_layer(ansatz, n_qubits)
-        with self._threads():
-            self.prepared = [_prepare(made, theta, self.dtype) for made in self.operations]
+        self.prepared = [_prepare(made, theta, self.dtype) for made in self.operations]
 
     def run(self) -> Shaped[Tensor, "batch states"]:
         """The amplitudes at the end."""
-        with self._threads():
-            return self._run()
-
-    def _threads(self) -> AbstractContextManager[None]:
-        """Of few amplitudes one thread is done before a second has been woken."""
-        small = self.shape[0] * 2**self.n_qubits <= _ONE_THREAD
-        return one_thread() if small and self.device.type == "cpu" else nullcontext()
-
-    def _run(self) -> Shaped[Tensor, "batch states"]:
         batch, layers, _ = self.shape
         layout = make_layout(self.n_qubits)
         parts = zip(self.operations, self.prepared, strict=True)
@@ -76,9 +52,18 @@ class Program:
         grad: Float[Tensor, "batch states"],
     ) -> Float[Tensor, "batch layers angles"]:
         """dL/dtheta from the amplitudes at the end and dL/dp."""
-        with self._threads(), torch.autocast(grad.device.type, enabled=False):
+        with torch.autocast(grad.device.type, enabled=False):
             adjoint = Adjoint(self.operations, self.prepared, theta, self.n_qubits)
             return adjoint.run(states, grad)
+
+
+def make_program(
+    theta: Float[Tensor, "batch layers angles"], ansatz: str, n_qubits: int
+) -> Program | compiled.CompiledProgram:
+    """The fastest way for these circuits: compiled, or torch's operations, which go anywhere."""
+    if compiled.takes(theta, ansatz, n_qubits):
+        return compiled.CompiledProgram(theta, ansatz, n_qubits)
+    return Program(theta, ansatz, n_qubits)
 
 
 def squared(states: Shaped[Tensor, "batch states"]) -> Float[Tensor, "batch states"]:

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from qpa_exp.circuits import opaque
 from qpa_exp.circuits.ansatz import is_real
-from qpa_exp.circuits.running import Program, squared
+from qpa_exp.circuits.running import make_program, squared
 from qpa_exp.circuits.simulator import Simulator
 
 
@@ -73,7 +73,7 @@ class _Probabilities(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, ansatz: str, n_qubits: int) -> Tensor:
-        program = Program(theta, ansatz, n_qubits)
+        program = make_program(theta, ansatz, n_qubits)
         states = program.run()
         ctx.save_for_backward(theta, states)
         ctx.program = program

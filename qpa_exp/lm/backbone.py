@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import gelu
+from transformers.activations import NewGELUActivation
 
 from qpa_exp.lm.head import FinalLogits
 
@@ -32,12 +37,29 @@ def hidden_states(
 
     handle = model.get_output_embeddings().register_forward_pre_hook(stop)
     try:
-        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        with _fused_activations(model):
+            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     except _Reached as reached:
         return reached.hidden
     finally:
         handle.remove()
     raise RuntimeError(f"{type(model).__name__} did not call its output head.")
+
+
+@contextmanager
+def _fused_activations(model: nn.Module) -> Iterator[None]:
+    """GPT-2's activation is eight operations in transformers; torch has the same as one.
+
+    With gradients there is nothing to choose, so it is theirs outside of this.
+    """
+    written_out = [m for m in model.modules() if isinstance(m, NewGELUActivation)]
+    for module in written_out:
+        module.forward = partial(gelu, approximate="tanh")  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in written_out:
+            del module.forward
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,12 +15,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qpa_exp.circuits import opaque, probabilities, theta_shape
+from qpa_exp.circuits import compiled, opaque, probabilities, theta_shape
 from qpa_exp.circuits.kronecker import group_sizes
 from qpa_exp.circuits.program import Permutation, Rotations, compile_layer
 
 ANGLES = st.floats(-2 * math.pi, 2 * math.pi)
 ANSATZ = ["ry", "rx", "rx_rz", "ry_rz", "product", "of_a_user"]
+WAYS = ["compiled", "torch"]
+
+
+@contextmanager
+def by(way: str) -> Iterator[None]:
+    """Circuits in the compiled kernels, where they can be, or in torch's own operations."""
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "torch":
+            patch.setattr(compiled, "takes", lambda *_: False)
+        yield
+
+
+def test_the_paper_s_circuits_are_compiled_and_any_other_gate_is_not():
+    for ansatz in ANSATZ:
+        theta = torch.zeros(1, *theta_shape(ansatz, 4, 1)).flatten(2)
+        assert compiled.takes(theta, ansatz, 4) == (ansatz != "of_a_user")
+        assert not compiled.takes(theta, ansatz, 17)
+        assert not compiled.takes(theta.half(), ansatz, 4)
+        assert not compiled.takes(theta.to("meta"), ansatz, 4)
 
 
 @st.composite
@@ -29,19 +50,23 @@ def circuits(draw: st.DrawFn, max_qubits: int = 7) -> tuple[str, np.ndarray]:
     return ansatz, draw(arrays(np.float64, shape, elements=ANGLES))
 
 
+@pytest.mark.parametrize("way", WAYS)
 @given(circuit=circuits())
-def test_probabilities_are_those_of_the_gates_in_qiskit(circuit, by_qiskit):
+def test_probabilities_are_those_of_the_gates_in_qiskit(way, circuit, by_qiskit):
     ansatz, theta = circuit
-    ours = probabilities(torch.from_numpy(theta), ansatz)
+    with by(way):
+        ours = probabilities(torch.from_numpy(theta), ansatz)
     assert ours.dtype == torch.float64
     np.testing.assert_allclose(ours, by_qiskit(ansatz, theta), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("n_qubits", [10, 11, 12, 13, 14])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("n_qubits", [10, 11, 12, 14])
 @pytest.mark.parametrize("ansatz", ["ry", "rx_rz", "of_a_user"])
-def test_many_qubits_agree_with_qiskit_too(ansatz, n_qubits, random_theta, by_qiskit):
+def test_many_qubits_agree_with_qiskit_too(way, ansatz, n_qubits, random_theta, by_qiskit):
     theta = random_theta(ansatz, n_qubits)
-    ours = probabilities(torch.from_numpy(theta), ansatz)
+    with by(way):
+        ours = probabilities(torch.from_numpy(theta), ansatz)
     np.testing.assert_allclose(ours, by_qiskit(ansatz, theta), rtol=0, atol=1e-12)
 
 
@@ -99,22 +124,26 @@ def test_the_first_qubit_is_the_most_significant_bit():
     torch.testing.assert_close(probabilities(theta), torch.tensor([0, 1, 0, 0]).double())
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("ansatz", ANSATZ)
 @pytest.mark.parametrize(("n_layers", "n_qubits"), [(1, 1), (3, 1), (2, 2), (2, 4)])
-def test_gradients_pass_gradcheck(ansatz, n_layers, n_qubits):
+def test_gradients_pass_gradcheck(way, ansatz, n_layers, n_qubits):
     shape = theta_shape(ansatz, n_qubits, n_layers)
     generator = torch.Generator().manual_seed(n_qubits)
     theta = torch.randn(2, *shape, dtype=torch.float64, generator=generator, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: probabilities(t, ansatz), theta)
+    with by(way):
+        assert torch.autograd.gradcheck(lambda t: probabilities(t, ansatz), theta)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("ansatz", ["ry", "rx_rz"])
 @pytest.mark.parametrize("n_qubits", [11, 12, 13])
-def test_gradients_of_many_qubits_are_differences(ansatz, n_qubits, random_theta, by_qiskit):
+def test_gradients_of_many_qubits_are_differences(way, ansatz, n_qubits, random_theta, by_qiskit):
     theta = random_theta(ansatz, n_qubits)
     weights = np.random.default_rng(0).normal(size=2**n_qubits)
     angles = torch.from_numpy(theta).requires_grad_()
-    (probabilities(angles, ansatz) @ torch.from_numpy(weights)).backward()
+    with by(way):
+        (probabilities(angles, ansatz) @ torch.from_numpy(weights)).backward()
     for place in [(0, 0, 0), (1, 0, n_qubits // 2), (0, theta.shape[1] - 1, n_qubits - 1)]:
         step = np.zeros_like(theta)
         step[place] = math.pi / 2
@@ -130,7 +159,7 @@ def test_many_layers_kept_in_parts_have_the_same_gradients(circuit):
     ansatz, theta = circuit
     gradients = []
     for kept in (2**24, 100):
-        with pytest.MonkeyPatch.context() as patch:
+        with by("torch"), pytest.MonkeyPatch.context() as patch:
             patch.setattr(adjoint, "_KEPT_BYTES", kept)
             angles = torch.from_numpy(theta).requires_grad_()
             p = probabilities(angles, ansatz)
@@ -142,17 +171,19 @@ def test_many_layers_kept_in_parts_have_the_same_gradients(circuit):
 # --- where it may be used ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("ansatz", ["ry", "rx_rz"])
-def test_what_is_cached_in_inference_mode_serves_training(ansatz):
+def test_what_is_cached_in_inference_mode_serves_training(way, ansatz):
     from qpa_exp.circuits import kronecker, layouts, program
 
     kept = (kronecker._blocks, kronecker._generators, layouts._index, layouts._zero_state)
-    for cached in (*kept, program._move):
+    for cached in (*kept, program._move, compiled.make_layer):
         cached.cache_clear()
-    with torch.inference_mode():
-        probabilities(torch.ones(theta_shape(ansatz, 4, 2)), ansatz)
     theta = torch.ones(theta_shape(ansatz, 4, 2), requires_grad=True)
-    probabilities(theta, ansatz)[0].backward()
+    with by(way):
+        with torch.inference_mode():
+            probabilities(theta.detach(), ansatz)
+        probabilities(theta, ansatz)[0].backward()
     assert theta.grad.count_nonzero() > 0
 
 
@@ -247,10 +278,15 @@ def test_as_one_operation_for_the_compiler_it_gives_the_same_values_and_slopes(a
     torch.library.opcheck(torch.ops.qpa_exp.circuit.default, arguments)
 
 
-@pytest.mark.parametrize("n_qubits", [3, 15])
-def test_the_number_of_threads_is_left_as_it_was(n_qubits, monkeypatch):
-    used = []
-    monkeypatch.setattr(torch, "set_num_threads", used.append)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    probabilities(torch.ones(1, 1, n_qubits, requires_grad=True)).sum().backward()
-    assert used == ([1, 2] * 3 if n_qubits == 3 else [])
+def test_many_circuits_shared_out_among_threads_are_the_same_bit_for_bit(monkeypatch):
+    theta = torch.randn(5, 4, 1, 7, generator=torch.Generator().manual_seed(0))
+    found = []
+    for threads, worth in ((1, 0), (3, 0), (3, 10**9)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(compiled, "_WORTH_THREADS", worth)
+        angles = theta.clone().requires_grad_()
+        p = probabilities(angles)
+        (p * torch.arange(128)).sum().backward()
+        found.append(torch.cat([p.detach().flatten(), angles.grad.flatten()]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
