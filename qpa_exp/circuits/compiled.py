@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from qpa_exp.circuits import kernels
 from qpa_exp.circuits.ansatz import is_real
 from qpa_exp.circuits.program import Operation, Permutation, Rotations, SingleGate, compile_layer
+from qpa_exp.native import share_out
 
 MOST_QUBITS = 16
 """Above, a state no longer fits near one core, and products that all cores share are faster."""
@@ -139,15 +139,8 @@ class CompiledProgram:
         return slopes
 
     def _each(self, do: Callable[[int, int], None]) -> None:
-        """All circuits; where they are many, shared out among as many threads as torch has."""
-        batch = len(self.theta)
-        threads = min(batch, torch.get_num_threads())
-        if threads == 1 or self.theta.size * self.n_states < _WORTH_THREADS:
-            do(0, batch)
-            return
-        bounds = [batch * part // threads for part in range(threads + 1)]
-        with ThreadPoolExecutor(threads) as pool:  # one for each call: a fork would not keep it
-            list(pool.map(do, bounds[:-1], bounds[1:]))
+        large = self.theta.size * self.n_states >= _WORTH_THREADS
+        share_out(do, len(self.theta), threads=large)
 
 
 def _in_planes(states: Shaped[Tensor, "batch states"]) -> Float[np.ndarray, "batch states planes"]:

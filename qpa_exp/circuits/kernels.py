@@ -22,19 +22,14 @@ from __future__ import annotations
 
 from typing import Any, no_type_check
 
-import numba
 import numpy as np
+
+from qpa_exp.native import compiled
 
 IDLE, X, Y, Z = 0, 1, 2, 3
 
-# Checks of types, which the tests put into every function, cannot be compiled: no_type_check.
-# Sums may be taken in any order, so that they are taken many at a time; NaN and infinity stay.
-_compiled: Any = numba.njit(
-    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"}
-)
 
-
-@_compiled
+@compiled
 @no_type_check
 def forth(
     theta: Any, axes: Any, places: Any, front: Any, swap: Any, then: Any, states: Any,
@@ -62,7 +57,7 @@ def forth(
         _deinterleave(here, states[circuit])
 
 
-@_compiled
+@compiled
 @no_type_check
 def back(
     theta: Any, axes: Any, places: Any, front: Any, unswap: Any, before: Any, states: Any,
@@ -95,7 +90,7 @@ def back(
                 _turn_back(here, towards, axes[moment], turn, at, found, 0, front)
 
 
-@_compiled
+@compiled
 @no_type_check
 def _half_angles(theta: Any, axes: Any, places: Any, turn: Any) -> None:
     """Write cosine and sine of half of each angle to ``turn``, (2, N)."""
@@ -105,7 +100,7 @@ def _half_angles(theta: Any, axes: Any, places: Any, turn: Any) -> None:
             turn[0, qubit], turn[1, qubit] = np.cos(half), np.sin(half)
 
 
-@_compiled
+@compiled
 @no_type_check
 def _move(old: Any, new: Any, places: Any) -> None:
     for plane in range(old.shape[0]):
@@ -114,7 +109,7 @@ def _move(old: Any, new: Any, places: Any) -> None:
             to[i] = from_[places[i]]
 
 
-@_compiled
+@compiled
 @no_type_check
 def _deinterleave(planes: Any, states: Any) -> None:
     for plane in range(planes.shape[0]):
@@ -122,7 +117,7 @@ def _deinterleave(planes: Any, states: Any) -> None:
             states[i, plane] = planes[plane, i]
 
 
-@_compiled
+@compiled
 @no_type_check
 def _interleave(states: Any, planes: Any) -> None:
     for plane in range(planes.shape[0]):
@@ -130,7 +125,7 @@ def _interleave(states: Any, planes: Any) -> None:
             planes[plane, i] = states[i, plane]
 
 
-@_compiled
+@compiled
 @no_type_check
 def _turn(states: Any, axes: Any, turn: Any, first: Any, last: Any) -> None:
     """Turn qubits ``first`` to ``last``, which are the first ones of the states' index."""
@@ -152,7 +147,7 @@ def _turn(states: Any, axes: Any, turn: Any, first: Any, last: Any) -> None:
                     _turn_pairs(states[0, middle:stop], states[1, middle:stop], c, s)
 
 
-@_compiled
+@compiled
 @no_type_check
 def _turn_pairs(a: Any, b: Any, c: Any, s: Any) -> None:
     """(a, b) -> (c a - s b, s a + c b).
@@ -165,7 +160,7 @@ def _turn_pairs(a: Any, b: Any, c: Any, s: Any) -> None:
         b[i] = s * u + c * v
 
 
-@_compiled
+@compiled
 @no_type_check
 def _turn_back(
     states: Any, towards: Any, axes: Any, turn: Any, places: Any, slopes: Any, first: Any,
@@ -207,7 +202,7 @@ def _turn_back(
             slopes[places[qubit]] = slope / 2
 
 
-@_compiled
+@compiled
 @no_type_check
 def _turn_pairs_back(a: Any, b: Any, p: Any, q: Any, c: Any, s: Any) -> Any:
     """Undo :func:`_turn_pairs` in the pairs (a, b) and their cotangents (p, q).

@@ -25,7 +25,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from qpa_exp.lm import head_kernels
 from qpa_exp.lm.head import FrozenHead
+from qpa_exp.lm.head_kernels import Logits, exponentiate
 
 IGNORED = -100
 """The target of a position that has none, as in ``torch.nn.functional.cross_entropy``."""
@@ -189,10 +191,10 @@ def _adapted_norms(head: FrozenHead, a: Tensor, b: Tensor, scaling: float) -> Te
     own = head.row_norms().square()
     added = scaling**2 * ((b @ (a @ a.T)) * b).sum(1)
     square = own + 2 * scaling * (b * head.times(a.T)).sum(1) + added
-    cancelled = (square < 0.01 * (own + added)).nonzero()[:, 0]
+    cancelled = (square < 0.1 * (own + added)).nonzero()[:, 0]
     if len(cancelled):
-        rows = head.weight[cancelled].float() + scaling * b[cancelled] @ a
-        square[cancelled] = rows.square().sum(1)
+        rows = head.weight[cancelled].double() + scaling * b[cancelled].double() @ a.double()
+        square[cancelled] = rows.square().sum(1).float()
     return square.sqrt()
 
 
@@ -206,6 +208,7 @@ class _Step:
         self.share = None if update is None else update.share
         self.trained = update is not None and update.trained
         self.needs_gradients = self.trained or of_hidden is not None
+        self.compiled = head_kernels.takes(head.weight.device, head.dtype)
         # DoRA's magnitude needs the logits before it, beside their exponentials.
         self.kinds = 2 if self.trained and self.share is not None else 1
 
@@ -354,6 +357,21 @@ class _Chunk:
 
     def _exponentiate(self, shift: Float[Tensor, " tokens"]) -> bool:
         """The logits become exponentials; whether the sums of those are in range."""
+        if self.step.compiled:
+            self._exponentiate_compiled(shift)
+        else:
+            self._exponentiate_by_blocks(shift)
+        limit = 1e4 if self.stored.dtype == torch.float16 else 1e30
+        return bool((self.sums < limit).all())
+
+    def _exponentiate_compiled(self, shift: Float[Tensor, " tokens"]) -> None:
+        step = self.step
+        b = step.update.scaled_b if step.trained and step.update else self.left[:, :0]
+        late = step.bias if step.share is not None else None
+        logits = Logits(self.left, self.right, step.share, late, step.head.final.soft_cap)
+        self.sums, self.towards_u = exponentiate(self.stored, self.stored_raw, logits, shift, b)
+
+    def _exponentiate_by_blocks(self, shift: Float[Tensor, " tokens"]) -> None:
         step = self.step
         self.sums = torch.zeros_like(shift)
         scaled_b = step.update.scaled_b if step.update is not None and step.trained else None
@@ -372,11 +390,12 @@ class _Chunk:
                 self.stored_raw[rows] = raw.mul_(block)
             if self.stored.dtype != torch.float32:
                 self.stored[rows] = block
-        limit = 1e4 if self.stored.dtype == torch.float16 else 1e30
-        return bool((self.sums < limit).all())
 
     def add_product(self, stored: Tensor, columns: Tensor, to: Tensor) -> None:
         """Add ``stored`` times a few columns, (tokens, n), to (vocab, n)."""
+        if self.step.compiled:
+            head_kernels.add_product(stored, columns, to)
+            return
         for rows in self._blocks():
             to[rows].addmm_(self._in_float32(stored, rows), columns)
 
