@@ -21,7 +21,10 @@ PAPER = [
     "fig2", "table2", "fig3", "table3", "fig4a", "fig4b", "fig4cd", "fig5", "fig6", "fig7",
     "fig8", "fig9", "fig10", "fig11", "table8", "table9",
 ]  # fmt: skip
-OURS = ["circuit_matters", "methods", "quantum", "variants", "rivals", "seeds", "optuna_pareto"]
+OURS = [
+    "attention", "circuit_matters", "learning_rates", "methods", "optuna_pareto", "quantum", "rivals", "seeds",
+    "variants",
+]  # fmt: skip
 WITHOUT_FILES_FROM_THE_HUB = ["data=pydoc", "hydra.sweeper.only_plan=true"]
 
 
