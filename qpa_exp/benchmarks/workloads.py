@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qpa_exp.adapters import QPAModel, build_peft_model, get_qpa_model, train_adapter_only
 from qpa_exp.adapters.adapted_head import AdaptedHead, language_model
+from qpa_exp.cli import compose_config
 from qpa_exp.config import Backend, QPAConfig
 from qpa_exp.errors import InputError
 from qpa_exp.lm.backbone import hidden_states
@@ -27,6 +28,8 @@ _SEED = 0
 _RANK = 4
 _LOGITS_HELD_NAIVELY = 7
 """Tensors of the size of the logits that a step holds which makes them all at once."""
+_MOST_FOR_SEVERAL = 10**8
+"""Weights of a head for which the many small chunks of the default's generator are measured."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Shape:
 
 
 SHAPES = {
+    "tiny": Shape("tiny", "gpt2", 16384, 128, 512, 64),
     "gpt2": Shape("gpt2", "gpt2", 50257, 768, 512, 2048, layers=12),
     "gemma": Shape("gemma", "gemma", 256000, 2048, 512, 8192),
     "gemma2": Shape("gemma2", "gemma2", 256000, 2304, 512, 8192, soft_cap=30.0),
@@ -136,6 +140,8 @@ class Workload:
             steps["lora_fast_uncached"] = self.fast(self.lora(), cached=False)
             steps["qpa_fast_uncached"] = self.fast(self.qpa("statevector"), cached=False)
             steps["qpa_fast_bf16"] = self.fast(self.qpa("statevector"), low=torch.bfloat16)
+        if self.shape.vocab * self.shape.width <= _MOST_FOR_SEVERAL:
+            steps["qpa_fast_several"] = self.fast(self.several())
         return steps
 
     def step(self, name: str) -> Callable[[], object]:
@@ -146,6 +152,8 @@ class Workload:
         naive = "naive" in name
         backend = self.naive_backend if naive else "statevector"
         model = self.lora() if name.startswith("lora") else self.qpa(backend)
+        if name.endswith("several"):
+            model = self.several()
         if naive:
             return self.naive(model)
         return self.fast(model, cached=not name.endswith("uncached"), low=low)
@@ -181,6 +189,11 @@ class Workload:
     def qpa(self, backend: str) -> QPAModel:
         """The same, generated."""
         config = QPAConfig(n_mlp=self.shape.n_mlp, backend=Backend(backend), seed=_SEED)
+        return get_qpa_model(self._fresh_base(), self._lora_config(), config).train()
+
+    def several(self) -> QPAModel:
+        """The same by the default's generator, 128 circuits of the same angles."""
+        config = replace(compose_config([]).qpa, seed=_SEED)
         return get_qpa_model(self._fresh_base(), self._lora_config(), config).train()
 
     # --- steps ----------------------------------------------------------------------------------

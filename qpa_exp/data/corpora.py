@@ -97,6 +97,11 @@ def load_corpus(config: DataConfig) -> CorpusText:
     return CorpusText(name=config.name.value, splits=splits, sha256=digest, source=source)
 
 
+def comes_from_the_hub(config: DataConfig) -> bool:
+    """Whether reading this corpus may ask the network."""
+    return config.path is None and config.name in _HUB
+
+
 def split_name(name: str) -> str:
     """The canonical name of a split: ``valid``, ``val`` and ``dev`` are ``validation``."""
     return _ALIASES.get(name, name)

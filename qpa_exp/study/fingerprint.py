@@ -24,10 +24,11 @@ _WITHOUT_EFFECT = {"logger": None, "resume": None}
 """Keys under which a run computes the same numbers."""
 
 
-def run_name(config: Config, work: Work) -> str:
+def run_name(config: Config, work: Work, *, reads_text: bool = True) -> str:
     """``<method>-<variant>-<hash>``: the directory of this run.
 
     A model directory of the user's own enters by its path and the names and sizes of its files.
+    Without ``reads_text`` the name tells runs of one sweep apart, and is no run's directory.
 
     Raises:
         InputError: the corpus cannot be read.
@@ -35,7 +36,7 @@ def run_name(config: Config, work: Work) -> str:
     content = {
         "config": relevant(config),
         "work": work.value,
-        "data": data_sha256(config.data),
+        "data": data_sha256(config.data) if reads_text else None,
         "model": _model_files(config.model.name_or_path),
         "code": code_sha256(),
     }

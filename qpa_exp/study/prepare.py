@@ -18,6 +18,7 @@ from qpa_exp.adapters.catalogue import virtual_tokens
 from qpa_exp.adapters.counts import Counts, plan_counts
 from qpa_exp.cli import explain, to_config
 from qpa_exp.config import Config
+from qpa_exp.data.corpora import comes_from_the_hub
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import check_length, load_architecture
 from qpa_exp.study.expand import as_overrides, labels
@@ -71,6 +72,7 @@ class Preparation:
         self.context, self.master, self.chosen = context, master, list(chosen)
         self.work = Work(master.hydra.sweeper.work)
         self.directory = Path(master.hydra.sweep.dir)
+        self.only_plan = bool(master.hydra.sweeper.only_plan)
         self._counts: dict[str, Counts] = {}
 
     def study(self) -> dict[str, Any]:
@@ -97,7 +99,9 @@ class Preparation:
         config = self._compose([*self.chosen, *overrides])
         _refuse_processes(config)
         CHECKS[self.work](config)
-        name = run_name(config, self.work)
+        # A plan needs neither weights nor the network, so not the text that the hub has.
+        unread = self.only_plan and comes_from_the_hub(config.data)
+        name = run_name(config, self.work, reads_text=not unread)
         shape = _shape(config)
         if shape not in self._counts:
             self._counts[shape] = _count(config)

@@ -22,10 +22,10 @@ PAPER = [
     "fig8", "fig9", "fig10", "fig11", "table8", "table9",
 ]  # fmt: skip
 OURS = [
-    "attention", "circuit_matters", "learning_rates", "methods", "optuna_pareto", "quantum", "rivals", "seeds",
-    "variants",
+    "attention", "circuit_matters", "learning_rates", "methods", "optuna_pareto", "quantum",
+    "rivals", "seeds", "variants",
 ]  # fmt: skip
-WITHOUT_FILES_FROM_THE_HUB = ["data=pydoc", "hydra.sweeper.only_plan=true"]
+PLAN = ["hydra.sweeper.only_plan=true"]
 
 
 def available(study: str) -> None:
@@ -62,7 +62,7 @@ def test_a_product_a_measurement_and_a_search_compose(
 ) -> None:
     available(study)
     monkeypatch.chdir(tmp_path)
-    run_hydra(["-m", f"sweep={study}", "scale=smoke", *WITHOUT_FILES_FROM_THE_HUB])
+    run_hydra(["-m", f"sweep={study}", "scale=smoke", *PLAN])
     assert not list(tmp_path.rglob("config.yaml"))
 
 
@@ -92,7 +92,7 @@ def test_it_composes_at_its_scales(
     monkeypatch.setattr(sweeps, "expand", lambda *given: covering(expand(*given)))
     available(study)
     monkeypatch.chdir(tmp_path)
-    run_hydra(["-m", f"sweep={study}", f"scale={scale}", *WITHOUT_FILES_FROM_THE_HUB])
+    run_hydra(["-m", f"sweep={study}", f"scale={scale}", *PLAN])
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_study_has_exactly_the_papers_counts(
         lambda jobs, *names: planned.extend(job.counts.trainable_params for job in jobs),
     )
     monkeypatch.chdir(tmp_path)
-    run_hydra(["-m", f"sweep={study}", f"scale={scale}", *WITHOUT_FILES_FROM_THE_HUB])
+    run_hydra(["-m", f"sweep={study}", f"scale={scale}", *PLAN])
     assert sorted(planned) == sorted(row.trainable_params for row in reported(table))
 
 
@@ -147,7 +147,7 @@ def test_the_papers_own_scale_has_a_name_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run_hydra(["-m", "sweep=table3_gpt2_xl", *WITHOUT_FILES_FROM_THE_HUB])
+    run_hydra(["-m", "sweep=table3_gpt2_xl", *PLAN])
     assert "Sweep table3, scale gpt2_xl: 4 runs of 55,616 to 106,224" in capsys.readouterr().out
 
 
