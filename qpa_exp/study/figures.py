@@ -30,7 +30,7 @@ _WIDTH, _HEIGHT = 4.2, 3.4
 _MOST_LABELLED = 2
 """With more QPA series than that in one panel, labels would lie over each other."""
 
-_SHOTS = "qpa.shots"
+_SHOTS, _RATE, _VALIDATION = "qpa.shots", "optim.lr", "validation_perplexity"
 _LINE = 84
 """Letters in a line of a setting's name."""
 _FEWEST_TICKS = 3
@@ -143,6 +143,33 @@ def over(runs: pd.DataFrame, key: str, label: str | None = None, log: bool = Fal
     return figure
 
 
+def learning_rates(runs: pd.DataFrame) -> Figure:
+    """Validation perplexity over the learning rate; for each method and size a star at the best."""
+    runs = runs[runs[_VALIDATION].notna()].astype({_VALIDATION: float})
+    if runs.empty:
+        raise InputError("No run of this study has measured a validation perplexity.")
+    table = aggregate(runs)
+    figure = Figure(figsize=(1.6 * _WIDTH, 1.2 * _HEIGHT), layout="constrained")
+    axis = figure.subplots()
+    names = table.apply(_with_size, axis=1)
+    for name, style in zip(dict.fromkeys(names), _many_styles(), strict=False):
+        points = table[names == name]
+        _curve(axis, points, _RATE, _VALIDATION, label=name, **style)
+        best = lowest(points, _VALIDATION)
+        axis.plot(
+            best[_RATE], best[_VALIDATION], marker="*", markersize=12, linestyle="none",
+            color=style["color"], markeredgecolor="black", zorder=5,
+        )  # fmt: skip
+    axis.set_xscale("log")
+    _plain_ticks(axis, sorted(table[_RATE].unique()), "{:g}".format)
+    axis.set_xlabel("learning rate")
+    axis.set_ylabel("validation perplexity (real tokens)")
+    if _spread_out(table[_VALIDATION]):
+        axis.set_yscale("log")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
 def qubits(runs: pd.DataFrame) -> Figure:
     """Qubits against trainable parameters (Eq. 8), for each method and model."""
     table = aggregate(runs[runs["qpa.variant"] != "off"])
@@ -241,6 +268,7 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "parameters": parameters,
     "pareto": pareto_front,
     "over": over,
+    "learning_rates": learning_rates,
     "qubits": qubits,
     "time": time,
     "categories": categories,
@@ -453,6 +481,11 @@ def _levels(table: pd.DataFrame, generated: pd.DataFrame) -> pd.DataFrame:
     classical = table[table["qpa.variant"] == "off"]
     same = classical[classical["peft.r"].isin(generated["peft.r"])]
     return classical if same.empty else same
+
+
+def _with_size(row: pd.Series) -> str:
+    variant = "" if row["qpa.variant"] == "off" else f", {row['qpa.variant']}"
+    return f"{family(row)}{variant} ({row['trainable_params']:,.0f})"
 
 
 def _named(row: pd.Series) -> str:

@@ -154,7 +154,7 @@ def test_gradient_variances_are_drawn_against_qubits_and_depth(runs_of: Runs) ->
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_every_kind_can_be_written(runs_of: Runs, tmp_path: Path, kind: str) -> None:
-    extra = {"gradient_variance": 1e-3, "expectation_variance": 1e-4}
+    extra = {"gradient_variance": 1e-3, "expectation_variance": 1e-4, "validation": 99.0}
     runs = runs_of(*[(o, m | extra) for o, m in (lora(4, 1, 94.0), qpa(16, 97.0), qpa(64, 95.0))])
     figure = draw(runs, {"kind": kind, **({"key": "peft.r"} if kind == "over" else {})})
     assert isinstance(figure, Figure)
@@ -166,3 +166,19 @@ def test_an_unknown_figure_is_one_sentence(runs_of: Runs, spec: dict[str, str]) 
     with pytest.raises(InputError) as caught:
         draw(runs_of(qpa(16, 97.0)), spec)
     assert "\n" not in str(caught.value)
+
+
+def test_learning_rates_are_chosen_by_validation(runs_of: Runs) -> None:
+    rates = [0.001, 0.01, 0.1]
+    runs = runs_of(
+        *((["qpa=off", f"optim.lr={rate}"], {"trainable_params": 1000}) for rate in rates),
+        *((["qpa=paper", f"optim.lr={rate}"], {"trainable_params": 500}) for rate in rates),
+    ).assign(validation_perplexity=[90.0, 80.0, 85.0, 70.0, 75.0, 99.0])
+    (axes,) = draw(runs, {"kind": "learning_rates"}).axes
+    assert axes.get_ylabel() == "validation perplexity (real tokens)"
+    assert curve(axes, "LoRA (1,000)") == (rates, [90.0, 80.0, 85.0])
+    assert curve(axes, "QPA LoRA, paper (500)") == (rates, [70.0, 75.0, 99.0])
+    stars = {
+        tuple(map(float, line.get_xydata()[0])) for line in axes.lines if line.get_marker() == "*"
+    }
+    assert stars == {(0.01, 80.0), (0.001, 70.0)}
