@@ -64,7 +64,9 @@ def _with_spread(row: pd.Series, metric: str) -> str:
     mean, spread = row[metric], row[f"{metric}_std"]
     if pd.isna(mean):
         return ""
-    return f"{mean:.4g}" if pd.isna(spread) else f"{mean:.4g} ± {spread:.2g}"
+    if pd.isna(spread):
+        return f"{mean:.4g}"
+    return " ± ".join(part.rstrip(".") for part in (f"{mean:#.4g}", f"{spread:#.2g}"))
 
 
 # --- beside the paper's -----------------------------------------------------------------------

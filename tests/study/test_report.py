@@ -46,7 +46,7 @@ def test_a_page_needs_nothing_else_and_says_everything(
     for expected in (
         "trains 50.00 % of the parameters of LoRA (r = 4) (500 of 1,000)",
         "2 seeds, paired",
-        "102 ± 2.8",
+        "102.0 ± 2.8",
         "data.layout is blocks; the paper's is lines.",
         "python -m qpa_exp -m sweep=fig2",
         f"python -m qpa_exp.report runs={study}",
