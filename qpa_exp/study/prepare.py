@@ -76,9 +76,15 @@ class Preparation:
         self._counts: dict[str, Counts] = {}
 
     def study(self) -> dict[str, Any]:
-        """What ``hydra.sweeper`` says, every reference resolved."""
+        """What ``hydra.sweeper`` says, every reference resolved.
+
+        A sweep of the user's own is what the command line says: what the scale fixes is for
+        studies, and for who names a scale.
+        """
         study = OmegaConf.to_container(self.master.hydra.sweeper, resolve=True)
         assert isinstance(study, dict)
+        if study["study"] is None and not self.chosen:
+            study["fixed"] = {}
         return {str(key): value for key, value in study.items()}
 
     def jobs(self, runs: Sequence[Mapping[str, str]]) -> list[Job]:

@@ -53,9 +53,7 @@ def sweep(
 
         search(preparation, Runner(context, task, config, preparation), given)
         return
-    # A sweep of the user's own is what the command line says, and has no scale unless it names one.
-    fixed = study["fixed"] if study["study"] or chosen else {}
-    jobs = preparation.jobs(expand(study["parts"], fixed, given))
+    jobs = preparation.jobs(expand(study["parts"], study["fixed"], given))
     announce(jobs, study["study"], str(study["scale"].get("name", "")))
     if study["only_plan"]:
         return

@@ -93,7 +93,7 @@ def test_two_processes_train_and_measure_what_one_does(
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
     measured = [json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("one", "two")]
-    assert measured[0]["base_perplexity"] == pytest.approx(measured[1]["base_perplexity"], rel=1e-6)
+    assert measured[0]["base_perplexity"] == pytest.approx(measured[1]["base_perplexity"], rel=1e-5)
     assert measured[0]["perplexity"] == pytest.approx(measured[1]["perplexity"], rel=1e-3)
     assert measured[0]["steps"] == measured[1]["steps"] == 6
 
