@@ -52,6 +52,31 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def refusal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """``refusal(main, ["qpa.n_mlp=0"], directory)``: the one line with which a command ends.
+
+    In this process: a command of its own would take seconds to import what is here already.
+    """
+    from qpa_exp.cli import run_command
+
+    def refuse(main: Callable[[list[str]], Any], arguments: list[str], directory: Path) -> str:
+        monkeypatch.chdir(directory)
+        monkeypatch.setattr("sys.argv", ["qpa_exp", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_command(main)
+        assert ended.value.code == 2
+        err = capfd.readouterr().err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        return err
+
+    return refuse
+
+
 @pytest.fixture(scope="session")
 def small_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 of two layers, 16 wide, with random weights, and a tokenizer of whole words."""

@@ -75,12 +75,11 @@ main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 def test_a_killed_sweep_ends_with_the_table_of_one_left_alone(
-    arguments: list[str], tmp_path: Path, seed: int
+    arguments: list[str], tmp_path: Path
 ) -> None:
     whole = start(arguments, tmp_path / "whole")
-    moment = random.Random(seed).randrange(1, RUNS * STEPS)
+    moment = random.Random(0).randrange(1, RUNS * STEPS)
     killed = finish(start(arguments, tmp_path / "killed", ["-c", KILLED], KILL_AFTER=str(moment)))
     assert killed.returncode == -signal.SIGKILL
     again = finish(start(arguments, tmp_path / "killed"))

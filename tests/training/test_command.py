@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -123,13 +123,19 @@ def test_hydra_multirun_makes_one_run_for_each_value(overrides: list[str], tmp_p
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(
-    overrides: list[str], tmp_path: Path, bad: str, says: str
+    overrides: list[str], tmp_path: Path, bad: str, says: str, refusal: Callable[..., str]
 ) -> None:
+    from qpa_exp.__main__ import main
+
     arguments = [bad] if bad.startswith("resume") else [*overrides, bad]
-    done = finish(start(arguments, tmp_path))
+    assert says in refusal(main, arguments, tmp_path)
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_in_a_process_of_its_own_too(overrides: list[str], tmp_path: Path) -> None:
+    done = finish(start([*overrides, "qpa.n_mlp=0"], tmp_path))
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.startswith("error: qpa.n_mlp=0 is too small")
     assert done.stderr.count("\n") == 1
-    assert says in done.stderr
     assert done.stdout == ""
     assert list(tmp_path.rglob("*")) == []
