@@ -59,6 +59,7 @@ class FrozenHead:
         self._copy: Tensor | None = None
         self._mean: Tensor | None = None
         self._norms: Tensor | None = None
+        self._buffer: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,6 +77,18 @@ class FrozenHead:
             for rows, copy in pairs:
                 copy.copy_(rows.float() - self.mean_row())
         return self._copy
+
+    def buffer(self, size: int) -> Tensor:
+        """Room for so many products, not to be kept past the step that asked for it.
+
+        On a CPU it is the same every time: a block of that size, once freed, is often cut into by
+        something small, and the next one then is a second one.
+        """
+        kept = self._buffer
+        if kept is None or kept.numel() < size or kept.dtype != self.dtype:
+            kept = torch.empty(size, dtype=self.dtype, device=self.weight.device)
+        self._buffer = kept if kept.device.type == "cpu" else None
+        return kept[:size]
 
     def mean_row(self) -> Float[Tensor, " k"]:
         """The mean of the weight's rows, in float32."""

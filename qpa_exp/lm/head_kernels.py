@@ -77,8 +77,8 @@ def exponentiate(
     cap = np.float32(logits.soft_cap or 0)
 
     def do(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        sums = np.zeros(at.shape[1], np.float32)
-        towards = np.zeros((b.shape[1], at.shape[1]), np.float32)
+        sums = np.zeros(len(shift_), np.float32)
+        towards = np.zeros((b.shape[1], len(shift_)), np.float32)
         _exponentiate(
             at, raw, left, right, share, bias_, cap, shift_, b, sums, towards, first, last
         )
@@ -108,9 +108,12 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 
 def _bits(stored: Tensor) -> np.ndarray:
-    """NumPy has no bfloat16: its bits stand in for it."""
-    bits = stored.view(torch.int16) if stored.dtype == torch.bfloat16 else stored
-    return bits.detach().numpy()
+    """Whole rows, those that are padded with their padding, so that they lie side by side.
+
+    NumPy has no bfloat16: its bits stand in for it.
+    """
+    rows = stored.detach().as_strided((len(stored), stored.stride(0)), (stored.stride(0), 1))
+    return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
 
 
 # --- compiled ---------------------------------------------------------------------------------
@@ -123,7 +126,7 @@ def _exponentiate(
     shift: Any, b: Any, sums: Any, towards: Any, first: Any, last: Any,
 ) -> None:  # fmt: skip
     """Row by row; each step is a loop of its own, so that what is the same step rounds the same."""
-    n_tokens = stored.shape[1]
+    n_tokens = shift.shape[0]
     row, raw = np.empty(n_tokens, np.float32), np.empty(n_tokens, np.float32)
     slope = np.empty(n_tokens, np.float32)
     for v in range(first, last):
@@ -206,7 +209,7 @@ def _add_product(stored: Any, rows: Any, to: Any, first: Any, last: Any) -> None
         for j in range(0, n - n % 4, 4):
             p, q, r, s = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
             a, b, c, d = zero, zero, zero, zero
-            for t in range(stored.shape[1]):
+            for t in range(rows.shape[1]):
                 x = _as_float(stored[v, t])
                 a += x * p[t]
                 b += x * q[t]
@@ -218,7 +221,7 @@ def _add_product(stored: Any, rows: Any, to: Any, first: Any, last: Any) -> None
             to[v, j + 3] += d
         for j in range(n - n % 4, n):
             p, a = rows[j], zero
-            for t in range(stored.shape[1]):
+            for t in range(rows.shape[1]):
                 a += _as_float(stored[v, t]) * p[t]
             to[v, j] += a
 

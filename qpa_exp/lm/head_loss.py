@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from qpa_exp.lm import head_kernels
 from qpa_exp.lm.head import FrozenHead
@@ -34,6 +35,9 @@ IGNORED = -100
 
 BUFFER_BYTES = 256 * 2**20
 """The most that the logits of one chunk of tokens take."""
+
+_ALIGNED = 16
+"""Columns of a product are a multiple of so many, the last ones of nothing."""
 
 _BLOCKS = {"cpu": 2**20}
 _BLOCK_ELSEWHERE = 2**26
@@ -218,8 +222,9 @@ class _Step:
         """All chunks; the nats of each token."""
         nats = torch.empty(len(targets), device=hidden.device)
         size = self._tokens_at_a_time(len(targets), buffer_bytes)
-        # One allocation for all chunks: of two, the first would still be held by the C library.
-        self.buffers = hidden.new_empty(self.kinds, self.vocab * size, dtype=self.head.dtype)
+        # One for all chunks: of two, the first would still be held by the C library.
+        room = self.head.buffer(self.kinds * self.vocab * _aligned(size))
+        self.buffers = room.view(self.kinds, -1)
         for begin in range(0, len(targets), size):
             span = slice(begin, begin + size)
             inputs = self.update.inputs if self.update is not None else None
@@ -239,11 +244,16 @@ class _Step:
         return max(1, -(-n_tokens // max(1, chunks)))
 
 
+def _aligned(tokens: int) -> int:
+    return -(-tokens // _ALIGNED) * _ALIGNED
+
+
 class _Chunk:
     """The logits of some tokens, vocabulary by tokens, and then their exponentials in place.
 
     Attributes:
-        stored: exp(logit - shift), times the slope of the soft cap.
+        product: the head's product with the hidden states and, behind them, with nothing.
+        stored: that of the tokens; then exp(logit - shift), times the slope of the soft cap.
         stored_raw: for DoRA, ``stored`` times the logit before the magnitude.
         sums: of the exponentials of each token.
         towards_u: (r, tokens), B^T ``stored``.
@@ -254,10 +264,14 @@ class _Chunk:
     target_raw: Tensor
 
     def __init__(self, step: _Step, hidden: Tensor, inputs: Tensor, targets: Tensor) -> None:
-        self.step, self.hidden, self.inputs, self.targets = step, hidden, inputs, targets
+        self.step, self.inputs, self.targets = step, inputs, targets
         vocab, tokens = step.vocab, len(targets)
-        buffers = [b[: vocab * tokens].view(vocab, tokens) for b in step.buffers]
-        self.stored, self.stored_raw = buffers[0], buffers[1] if len(buffers) > 1 else None
+        # Rows of a whole number of registers: a product into any others takes half as long again.
+        columns = _aligned(tokens)
+        buffers = [b[: vocab * columns].view(vocab, columns) for b in step.buffers]
+        self.product, self.padded = buffers[0], F.pad(hidden, (0, 0, 0, columns - tokens))
+        self.stored, *raw = (b[:, :tokens] for b in buffers)
+        self.stored_raw = raw[0] if raw else None
         block = _BLOCKS.get(hidden.device.type, _BLOCK_ELSEWHERE)
         self.block_rows = max(1, min(vocab, block // max(1, tokens)))
         self.work = hidden.new_empty(self.block_rows, tokens, dtype=torch.float32)
@@ -292,8 +306,8 @@ class _Chunk:
 
     def _multiply(self) -> None:
         """The product with the head; what it leaves out of each token goes to the additions."""
-        offset = self.step.head.product(self.hidden, self.stored)
-        self.right[0] = 0.0 if offset is None else offset
+        offset = self.step.head.product(self.padded, self.product)
+        self.right[0] = 0.0 if offset is None else offset[: len(self.targets)]
 
     def _blocks(self, most: int | None = None) -> Iterator[slice]:
         starts = range(0, len(self.stored), self.block_rows)

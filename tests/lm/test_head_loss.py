@@ -202,6 +202,13 @@ def test_an_update_of_zero_gives_the_bits_of_the_base_model(kind, way, monkeypat
     assert torch.equal(adapted, base)
 
 
+def test_room_for_products_is_asked_for_once():
+    head = Problem(1, "base", 5, 20, 4, 2, torch.float32, False, FinalLogits(), 1.0).head
+    first = head.buffer(64)
+    assert head.buffer(32).data_ptr() == first.data_ptr()
+    assert head.buffer(65).numel() == 65
+
+
 def test_an_update_goes_with_constant_hidden_states_alone():
     problem = Problem(1, "lora", 5, 20, 4, 2, torch.float32, False, FinalLogits(), 1.0)
     problem.hidden.requires_grad_()
