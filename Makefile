@@ -10,7 +10,7 @@ BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reproduce-all wandb-dashboard test check format lock pretrain-tiny clean
+.PHONY: help setup run reproduce-all results wandb-dashboard test check format lock pretrain-tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-17s%s\n", $$1, $$2}'
@@ -27,6 +27,10 @@ reproduce-all: $(READY)  ## every study of sweeps/, its figures and tables; SCAL
 
 reproduce-%: $(READY)  ## one study: make reproduce-fig2
 	$(BIN)/python -m qpa_exp.reproduce studies=$* scale=$(SCALE) $(ARGS)
+
+results: $(READY)  ## every study at SCALE=tiny into docs/results; hours
+	$(BIN)/python -m qpa_exp.reproduce studies=all scale=tiny $(ARGS)
+	$(BIN)/python -m qpa_exp.report runs=outputs/studies/tiny out=docs/results
 
 wandb-dashboard: $(READY)  ## a W&B workspace with the paper's panels; ARGS='study=fig2'
 	$(BIN)/python -m qpa_exp.dashboard $(ARGS)
