@@ -3,14 +3,18 @@
 ``python -m qpa_exp.reproduce studies=fig2,table2 scale=tiny``; ``studies=all`` is every file of
 ``sweeps/``. ``scale=paper`` is the scales at which the paper has a study. A study is the sweep
 ``python -m qpa_exp -m sweep=<study>`` and then its report; further Hydra overrides, of the runs or
-the launcher, are passed on to the sweeps.
+the launcher, are passed on to the sweeps. At the scales of the bundled model runs go side by side,
+one to a core, unless a launcher is named.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 from pathlib import Path
 
+import psutil
 from omegaconf import OmegaConf
 
 from qpa_exp.__main__ import run_hydra
@@ -20,6 +24,8 @@ from qpa_exp.report import report
 from qpa_exp.study.spec import paper_scales, study_names, sweeps_dir
 
 PAPER = "paper"
+_ON_A_CPU = ("tiny", "smoke")
+_BYTES_OF_A_RUN = 3 * 2**29
 
 
 def main(arguments: list[str]) -> None:
@@ -32,7 +38,7 @@ def main(arguments: list[str]) -> None:
     for name in names:
         for place in scales(name, scale):
             print(f"--- {name}, scale {place}", flush=True)
-            if not _sweep(name, place, out, rest):
+            if not _sweep(name, place, out, [*rest, *launcher(place, rest)]):
                 failed.append(f"{name} ({place})")
         if not _report(name, scale, out):
             failed.append(f"the report of {name}")
@@ -62,6 +68,21 @@ def scales(study: str, scale: str) -> list[str]:
     if scale != PAPER:
         return [scale]
     return paper_scales(OmegaConf.load(sweeps_dir() / f"{study}.yaml"))
+
+
+def launcher(scale: str, rest: list[str]) -> list[str]:
+    """A launcher of as many runs at once as there are cores and memory for, where that is faster.
+
+    Args:
+        scale: a run at the others keeps a GPU busy.
+        rest: what the user says about launchers holds.
+    """
+    jobs = min(os.cpu_count() or 1, psutil.virtual_memory().available // _BYTES_OF_A_RUN)
+    named = any(argument.startswith(("hydra/launcher", "hydra.launcher")) for argument in rest)
+    there = importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is not None
+    if named or not there or jobs < 2 or not scale.startswith(_ON_A_CPU):
+        return []
+    return ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"]
 
 
 def _record(study: str, scale: str, out: Path) -> Path:

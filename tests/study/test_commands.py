@@ -27,6 +27,18 @@ def test_the_papers_scales_are_those_of_the_study() -> None:
     assert reproduce.scales("fig2", "tiny") == ["tiny"]
 
 
+def test_the_bundled_model_s_runs_go_side_by_side_unless_a_launcher_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    both = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    assert reproduce.launcher("tiny", ["seed=1"]) == both
+    assert reproduce.launcher("gpt2", []) == []
+    assert reproduce.launcher("smoke", ["hydra/launcher=basic"]) == []
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert reproduce.launcher("tiny", []) == []
+
+
 def test_a_study_is_run_and_reported_and_the_next_goes_on_after_a_failure(
     overrides: list[str],
     tmp_path: Path,
