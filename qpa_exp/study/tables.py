@@ -66,7 +66,13 @@ def _with_spread(row: pd.Series, metric: str) -> str:
         return ""
     if pd.isna(spread):
         return f"{mean:.4g}"
-    return " ± ".join(part.rstrip(".") for part in (f"{mean:#.4g}", f"{spread:#.2g}"))
+    return f"{_digits(mean, 4)} ± {_digits(spread, 2)}"
+
+
+def _digits(value: float, digits: int) -> str:
+    """So many digits, trailing zeros among them; whole where there are more before the point."""
+    whole = value >= 10 ** (digits - 1)
+    return f"{value:,.0f}" if whole else f"{value:#.{digits}g}"
 
 
 # --- beside the paper's -----------------------------------------------------------------------
