@@ -81,7 +81,10 @@ def _alone(directory: Path) -> Iterator[None]:
 
 def _base(study: Mapping[str, Any], given: Sequence[str]) -> dict[str, str]:
     """What all trials share."""
-    runs = expand(study["parts"], study["fixed"], given)
+    fixed = dict(study["fixed"])
+    if isinstance(fixed.get("seed"), list):  # a search looks at many settings, each under one seed
+        fixed["seed"] = fixed["seed"][0]
+    runs = expand(study["parts"], fixed, given)
     if len(runs) != 1:
         raise InputError(
             f"A search has one fixed part, and this describes {len(runs)} runs: give each key one "
