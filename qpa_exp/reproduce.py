@@ -26,6 +26,7 @@ from qpa_exp.study.spec import paper_scales, study_names, sweeps_dir
 PAPER = "paper"
 _ON_A_CPU = ("tiny", "smoke")
 _BYTES_OF_A_RUN = 3 * 2**29
+"""Of memory, with the bundled model."""
 
 
 def main(arguments: list[str]) -> None:

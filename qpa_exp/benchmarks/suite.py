@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,19 @@ _ROUNDS = {"circuits": 5, "tiny": 15, "gpt2": 9, "gemma": 3, "gemma2": 3, "growt
 _QUICK_ROUNDS = {"circuits": 3, "tiny": 7, "gpt2": 3, "gemma": 2, "gemma2": 2, "growth": 3}
 _QUBITS = [4, 6, 8, 10, 12, 14, 16, 18, 20]
 _QUICK_QUBITS = [4, 8, 12]
+_RATIOS = {
+    "qpa_over_lora": {
+        "": ("qpa_fast", "lora_fast"),
+        "_128_circuits": ("qpa_fast_several", "lora_fast"),
+    },
+    "naive_over_fast": {
+        "_cached": ("qpa_naive", "qpa_fast"),
+        "_uncached": ("qpa_naive", "qpa_fast_uncached"),
+        "_cached_bf16": ("qpa_naive", "qpa_fast_bf16"),
+    },
+    "lora_over_floor": {"": ("lora_fast", "floor")},
+}
+"""Of the steps: what is named how, and which step's time is over which."""
 _PROBED = ["lora_naive", "lora_fast", "qpa_naive", "qpa_fast"]
 
 
@@ -109,32 +122,18 @@ class Suite:
         if over:
             found["circuit_over_torchquantum"] = over
         if self.steps:
-            found["qpa_over_lora"] = self._qpa_over_lora()
-            found["naive_over_fast"] = self._naive_over_fast()
-            found["lora_over_floor"] = {
-                name: times["lora_fast"].over(times["floor"]) for name, times in self.steps.items()
-            }
+            found |= {name: self._over(kinds) for name, kinds in _RATIOS.items()}
         if self.memory:
             found["extra_memory_mib"] = {n: mib.get("qpa_fast") for n, mib in self.memory.items()}
         return found
 
-    def _qpa_over_lora(self) -> dict[str, float]:
-        kinds = {"": "qpa_fast", "_128_circuits": "qpa_fast_several"}
+    def _over(self, kinds: Mapping[str, tuple[str, str]]) -> dict[str, float]:
+        """For each shape, and each kind of the two steps that it has both of, their ratio."""
         return {
-            f"{name}{kind}": times[step].over(times["lora_fast"])
+            f"{name}{kind}": times[one].over(times[other])
             for name, times in self.steps.items()
-            for kind, step in kinds.items()
-            if step in times
-        }
-
-    def _naive_over_fast(self) -> dict[str, float]:
-        kinds = {"cached": "qpa_fast", "uncached": "qpa_fast_uncached"}
-        kinds["cached_bf16"] = "qpa_fast_bf16"
-        return {
-            f"{name}_{kind}": times["qpa_naive"].over(times[step])
-            for name, times in self.steps.items()
-            for kind, step in kinds.items()
-            if step in times
+            for kind, (one, other) in kinds.items()
+            if {one, other} <= times.keys()
         }
 
     def record(self) -> dict[str, Any]:

@@ -151,9 +151,9 @@ class Workload:
             return self.floor()
         naive = "naive" in name
         backend = self.naive_backend if naive else "statevector"
-        model = self.lora() if name.startswith("lora") else self.qpa(backend)
         if name.endswith("several"):
-            model = self.several()
+            return self.fast(self.several())
+        model = self.lora() if name.startswith("lora") else self.qpa(backend)
         if naive:
             return self.naive(model)
         return self.fast(model, cached=not name.endswith("uncached"), low=low)
@@ -188,12 +188,14 @@ class Workload:
 
     def qpa(self, backend: str) -> QPAModel:
         """The same, generated."""
-        config = QPAConfig(n_mlp=self.shape.n_mlp, backend=Backend(backend), seed=_SEED)
-        return get_qpa_model(self._fresh_base(), self._lora_config(), config).train()
+        return self._generated(QPAConfig(n_mlp=self.shape.n_mlp, backend=Backend(backend)))
 
     def several(self) -> QPAModel:
         """The same by the default's generator, 128 circuits of the same angles."""
-        config = replace(compose_config([]).qpa, seed=_SEED)
+        return self._generated(compose_config([]).qpa)
+
+    def _generated(self, config: QPAConfig) -> QPAModel:
+        config = replace(config, seed=_SEED)
         return get_qpa_model(self._fresh_base(), self._lora_config(), config).train()
 
     # --- steps ----------------------------------------------------------------------------------

@@ -83,12 +83,9 @@ def _moments(
         if isinstance(operation, Rotations):
             moments.append((operation, None))
         elif isinstance(operation, Permutation):
-            rotations, after = moments.pop() if moments else (None, None)
-            if rotations is None or after is not None:
-                if rotations is not None:
-                    moments.append((rotations, after))
-                rotations = Rotations(("Y",) * n_qubits, (None,) * n_qubits)
-            moments.append((rotations, operation.order(_CPU).numpy()))
+            if not moments or moments[-1][1] is not None:
+                moments.append((Rotations(("Y",) * n_qubits, (None,) * n_qubits), None))
+            moments[-1] = (moments[-1][0], operation.order(_CPU).numpy())
     return moments
 
 

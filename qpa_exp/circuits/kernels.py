@@ -54,7 +54,7 @@ def forth(
                 _move(here, there, swap)
                 _turn(there, axes[moment], turn, front, n_qubits)
                 _move(there, here, then[moment])
-        _deinterleave(here, states[circuit])
+        states[circuit] = here.T
 
 
 @compiled
@@ -74,7 +74,7 @@ def back(
     there, towards, away = np.empty_like(here), np.empty_like(here), np.empty_like(here)
     turn = np.empty((2, n_qubits), theta.dtype)
     for circuit in range(first, last):
-        _interleave(states[circuit], here)
+        here[:] = states[circuit].T
         for plane in range(planes):
             for i in range(n_states):
                 towards[plane, i] = 2 * grad[circuit, i] * here[plane, i]
@@ -107,22 +107,6 @@ def _move(old: Any, new: Any, places: Any) -> None:
         from_, to = old[plane], new[plane]
         for i in range(to.shape[0]):
             to[i] = from_[places[i]]
-
-
-@compiled
-@no_type_check
-def _deinterleave(planes: Any, states: Any) -> None:
-    for plane in range(planes.shape[0]):
-        for i in range(planes.shape[1]):
-            states[i, plane] = planes[plane, i]
-
-
-@compiled
-@no_type_check
-def _interleave(states: Any, planes: Any) -> None:
-    for plane in range(planes.shape[0]):
-        for i in range(planes.shape[1]):
-            planes[plane, i] = states[i, plane]
 
 
 @compiled

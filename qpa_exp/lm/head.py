@@ -85,9 +85,10 @@ class FrozenHead:
         something small, and the next one then is a second one.
         """
         kept = self._buffer
-        if kept is None or kept.numel() < size or kept.dtype != self.dtype:
-            kept = torch.empty(size, dtype=self.dtype, device=self.weight.device)
-        self._buffer = kept if kept.device.type == "cpu" else None
+        device = self.weight.device
+        if kept is None or kept.numel() < size or (kept.dtype, kept.device) != (self.dtype, device):
+            kept = torch.empty(size, dtype=self.dtype, device=device)
+        self._buffer = kept if device.type == "cpu" else None
         return kept[:size]
 
     def mean_row(self) -> Float[Tensor, " k"]:

@@ -67,21 +67,17 @@ def exponentiate(
         result.
     """
     at, raw = _bits(stored), _bits(stored[:0] if stored_raw is None else stored_raw)
-    none = shift[:0]
-    bias = torch.zeros_like(logits.share) if logits.share is not None else none
-    given = [
-        logits.left, logits.right, none if logits.share is None else logits.share,
-        bias if logits.bias is None else logits.bias, shift, scaled_b,
-    ]  # fmt: skip
-    left, right, share, bias_, shift_, b = (_numpy(tensor) for tensor in given)
+    of_dora = shift[:0] if logits.share is None else logits.share
+    late = torch.zeros_like(of_dora) if logits.bias is None else logits.bias
+    left, right, share, bias, away, b = map(
+        _numpy, (logits.left, logits.right, of_dora, late, shift, scaled_b)
+    )
     cap = np.float32(logits.soft_cap or 0)
 
     def do(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        sums = np.zeros(len(shift_), np.float32)
-        towards = np.zeros((b.shape[1], len(shift_)), np.float32)
-        _exponentiate(
-            at, raw, left, right, share, bias_, cap, shift_, b, sums, towards, first, last
-        )
+        sums = np.zeros(len(away), np.float32)
+        towards = np.zeros((b.shape[1], len(away)), np.float32)
+        _exponentiate(at, raw, left, right, share, bias, cap, away, b, sums, towards, first, last)
         return sums, towards
 
     parts = share_out(do, len(at), threads=at.size >= _WORTH_THREADS)

@@ -28,7 +28,6 @@ from torch.nn import functional as F
 
 from qpa_exp.lm import head_kernels
 from qpa_exp.lm.head import FrozenHead
-from qpa_exp.lm.head_kernels import Logits, exponentiate
 
 IGNORED = -100
 """The target of a position that has none, as in ``torch.nn.functional.cross_entropy``."""
@@ -382,8 +381,11 @@ class _Chunk:
         step = self.step
         b = step.update.scaled_b if step.trained and step.update else self.left[:, :0]
         late = step.bias if step.share is not None else None
-        logits = Logits(self.left, self.right, step.share, late, step.head.final.soft_cap)
-        self.sums, self.towards_u = exponentiate(self.stored, self.stored_raw, logits, shift, b)
+        cap = step.head.final.soft_cap
+        logits = head_kernels.Logits(self.left, self.right, step.share, late, cap)
+        self.sums, self.towards_u = head_kernels.exponentiate(
+            self.stored, self.stored_raw, logits, shift, b
+        )
 
     def _exponentiate_by_blocks(self, shift: Float[Tensor, " tokens"]) -> None:
         step = self.step
