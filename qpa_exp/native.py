@@ -1,4 +1,4 @@
-"""Loops that Numba compiles for the processor, and the threads that they are shared out among.
+"""This machine: loops that Numba compiles for its processor, their threads, and its free memory.
 
 A loop that is to be compiled is ``@compiled``, and beneath it ``@no_type_check``: the checks of
 types that the tests put into every function cannot be compiled.
@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import numba
+import psutil
 import torch
 
 T = TypeVar("T")
@@ -53,3 +54,8 @@ def share_out(do: Callable[[int, int], T], n: int, *, threads: bool) -> list[T]:
     with ThreadPoolExecutor(parts - 1) as pool:  # one for each call: a fork would not keep it
         others = [pool.submit(do, *span) for span in pairwise(bounds[1:])]
         return [do(*bounds[:2]), *(other.result() for other in others)]
+
+
+def free_memory() -> int:
+    """Bytes that are free on this machine."""
+    return int(psutil.virtual_memory().available)

@@ -14,12 +14,12 @@ import os
 import sys
 from pathlib import Path
 
-import psutil
 from omegaconf import OmegaConf
 
 from qpa_exp.__main__ import run_hydra
 from qpa_exp.cli import run_command
 from qpa_exp.errors import InputError, nearest
+from qpa_exp.native import free_memory
 from qpa_exp.report import report
 from qpa_exp.study.spec import paper_scales, study_names, sweeps_dir
 
@@ -78,7 +78,7 @@ def launcher(scale: str, rest: list[str]) -> list[str]:
         scale: a run at the others keeps a GPU busy.
         rest: what the user says about launchers holds.
     """
-    jobs = min(os.cpu_count() or 1, psutil.virtual_memory().available // _BYTES_OF_A_RUN)
+    jobs = min(os.cpu_count() or 1, free_memory() // _BYTES_OF_A_RUN)
     named = any(argument.startswith(("hydra/launcher", "hydra.launcher")) for argument in rest)
     there = importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is not None
     if named or not there or jobs < 2 or not scale.startswith(_ON_A_CPU):

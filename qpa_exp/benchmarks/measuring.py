@@ -136,8 +136,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def free_bytes() -> int:
-    """Memory that could be had now without swapping."""
-    return int(psutil.virtual_memory().available)

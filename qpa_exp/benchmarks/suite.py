@@ -10,9 +10,10 @@ from typing import Any
 
 from qpa_exp.benchmarks.circuits import CircuitTimes, measure_circuits
 from qpa_exp.benchmarks.growth import Growth, measure_growth
-from qpa_exp.benchmarks.measuring import Machine, Seconds, free_bytes, side_by_side
+from qpa_exp.benchmarks.measuring import Machine, Seconds, side_by_side
 from qpa_exp.benchmarks.memory import can_measure, measure_memory
 from qpa_exp.benchmarks.workloads import SHAPES, Shape, Workload
+from qpa_exp.native import free_memory
 from qpa_exp.training.memory import release_freed_memory
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Suite:
         shape = self.shapes[name]
         if self.quick and name != "gpt2":
             shape = shape.with_vocab(min(shape.vocab, _QUICK_VOCAB))
-        self.measured_shapes[name] = shape.fitting(free_bytes())
+        self.measured_shapes[name] = shape.fitting(free_memory())
         return self.measured_shapes[name]
 
     def _run_steps(self) -> None:

@@ -22,6 +22,7 @@ from qpa_exp.config import Backend, QPAConfig
 from qpa_exp.errors import InputError
 from qpa_exp.lm.backbone import hidden_states
 from qpa_exp.lm.head import FinalLogits
+from qpa_exp.lm.packing import Packing
 from qpa_exp.training.memory import stock_memory
 
 _SEED = 0
@@ -228,19 +229,20 @@ class Workload:
         head, optimizer = AdaptedHead(model, self.final, low), _optimizer(model)
         targets = self.ids[:, 1:]
         weights = torch.full(targets.shape, 1 / targets.numel())
+        packing = Packing()
 
         def step() -> None:
             optimizer.zero_grad()
-            hidden = self.hidden if cached else self._computed(model)
+            hidden = self.hidden if cached else self._computed(model, packing)
             with _one_vector(model):
                 head.loss(hidden, targets, weights).loss.backward()
             optimizer.step()
 
         return step
 
-    def _computed(self, model: Any) -> Tensor:
+    def _computed(self, model: Any, packing: Packing) -> Tensor:
         lm = language_model(model)
-        return hidden_states(lm, self.ids, torch.ones_like(self.ids))[:, :-1]
+        return hidden_states(lm, self.ids, torch.ones_like(self.ids), packing)[:, :-1]
 
     def bf16_perplexity(self) -> float:
         """The base model's perplexity with products in bfloat16, over that in float32, less 1."""

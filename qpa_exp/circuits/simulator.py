@@ -6,12 +6,12 @@ import importlib
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-import psutil
 from jaxtyping import Float
 from torch import Tensor
 
 from qpa_exp.config import Backend, QPAConfig
 from qpa_exp.errors import InputError
+from qpa_exp.native import free_memory
 
 MOST_QUBITS = 30
 """A sanity limit, one for all back ends; before it, memory is the limit."""
@@ -78,7 +78,7 @@ def make_simulator(config: QPAConfig, ansatz: str, n_qubits: int) -> Simulator:
 
 def _check_memory(simulator: Simulator) -> None:
     n_circuits = simulator.config.n_circuits
-    needed, free = simulator.bytes_needed / 2**30, psutil.virtual_memory().available / 2**30
+    needed, free = simulator.bytes_needed / 2**30, free_memory() / 2**30
     needed *= n_circuits
     if needed > free:
         several = f"{n_circuits} circuits of " if n_circuits > 1 else ""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import gelu
-from transformers.activations import NewGELUActivation
 
 from qpa_exp.lm.head import FinalLogits
+from qpa_exp.lm.packing import Packing
 
 
 class _Reached(Exception):
@@ -25,11 +22,15 @@ class _Reached(Exception):
 
 @torch.no_grad()
 def hidden_states(
-    model: Any, input_ids: Int[Tensor, "rows tokens"], attention_mask: Int[Tensor, "rows tokens"]
+    model: Any,
+    input_ids: Int[Tensor, "rows tokens"],
+    attention_mask: Int[Tensor, "rows tokens"],
+    packing: Packing | None = None,
 ) -> Float[Tensor, "rows tokens k"]:
     """What enters the output head: after the final norm, and any projection there is.
 
-    The head itself is not computed. ``model`` is any of transformers' causal language models.
+    The head itself is not computed. ``model`` is any of transformers' causal language models;
+    ``packing`` makes the pass faster, and keeps what that takes for the next one.
     """
 
     def stop(_: nn.Module, given: tuple[Tensor, ...]) -> NoReturn:
@@ -37,29 +38,13 @@ def hidden_states(
 
     handle = model.get_output_embeddings().register_forward_pre_hook(stop)
     try:
-        with _fused_activations(model):
+        with nullcontext() if packing is None else packing.used_by(model):
             model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     except _Reached as reached:
         return reached.hidden
     finally:
         handle.remove()
     raise RuntimeError(f"{type(model).__name__} did not call its output head.")
-
-
-@contextmanager
-def _fused_activations(model: nn.Module) -> Iterator[None]:
-    """GPT-2's activation is eight operations in transformers; torch has the same as one.
-
-    With gradients there is nothing to choose, so it is theirs outside of this.
-    """
-    written_out = [m for m in model.modules() if isinstance(m, NewGELUActivation)]
-    for module in written_out:
-        module.forward = partial(gelu, approximate="tanh")  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for module in written_out:
-            del module.forward
 
 
 @torch.no_grad()

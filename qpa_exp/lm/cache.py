@@ -33,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qpa_exp.lm.backbone import hidden_states
+from qpa_exp.lm.packing import Packing
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ class Backbone:
 
     def __init__(self, model: Any, identity: str, autocast: torch.dtype | None = None) -> None:
         self.model, self.identity, self.autocast = model, identity, autocast
+        self._packing = Packing()
 
     def hidden(
         self, input_ids: Int[Tensor, "rows t"], attention_mask: Int[Tensor, "rows t"]
@@ -141,7 +143,8 @@ class Backbone:
         if self.autocast is not None:
             context = torch.autocast(device.type, self.autocast)
         with context:
-            return hidden_states(self.model, input_ids.to(device), attention_mask.to(device))
+            ids, mask = input_ids.to(device), attention_mask.to(device)
+            return hidden_states(self.model, ids, mask, self._packing)
 
     def shape(self, rows: Rows) -> tuple[torch.Size, torch.dtype]:
         """The shape and type of the table of these rows; the backbone is asked for one token."""

@@ -224,10 +224,7 @@ def test_ten_noisy_qubits_train(qpa):
 def test_too_many_qubits_for_the_memory_are_refused_with_what_they_need(qpa, backend, monkeypatch):
     from qpa_exp.circuits import simulator
 
-    class Memory:
-        available = 2**20
-
-    monkeypatch.setattr(simulator.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(simulator, "free_memory", lambda: 2**20)
     wanted = r"16 qubits need about [\d.e+]+ GiB .* 0\.000977 GiB are free: raise qpa\.n_mlp"
     with pytest.raises(InputError, match=wanted):
         Circuit(qpa(backend=backend), 16)
