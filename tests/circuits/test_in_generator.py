@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -198,24 +194,18 @@ def test_a_circuit_that_cannot_be_is_refused_before_anything_is_written(tmp_path
     ],
     ids=["shots", "noise", "qiskit"],
 )
-def test_a_run_trains_on_measured_circuits_and_repeats_itself(tmp_path, keys):
+def test_a_run_trains_on_measured_circuits_and_repeats_itself(tmp_path, keys, monkeypatch):
+    from qpa_exp.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
     perplexities = []
     for name in ("first", "second"):
         short = [
             "qpa.n_mlp=2048", "trainer.max_steps=2", "trainer.limit_eval_batches=1",
-            f"hydra.run.dir={tmp_path / name}",
+            f"hydra.run.dir={tmp_path / name}", "trainer.progress_bar=false",
         ]  # fmt: skip
-        subprocess.run(
-            [sys.executable, "-m", "qpa_exp", *short, *keys],
-            capture_output=True, text=True, check=True, cwd=tmp_path,
-            env=_environment() | {"QPA_EXP_CACHE": str(tmp_path / "cache")},
-        )  # fmt: skip
+        main([*short, *keys])
         metrics = json.loads((tmp_path / name / "metrics.json").read_text())
         perplexities.append(metrics["perplexity"])
     assert metrics["status"] == "complete"
     assert perplexities[0] == perplexities[1]
-
-
-def _environment() -> dict[str, str]:
-    root = str(Path(__file__).resolve().parents[2])
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}

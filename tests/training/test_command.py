@@ -98,14 +98,13 @@ def test_two_processes_train_and_measure_what_one_does(
     assert measured[0]["steps"] == measured[1]["steps"] == 6
 
 
-def test_hydra_multirun_makes_one_run_for_each_value(overrides: list[str], tmp_path: Path) -> None:
-    done = finish(
-        start(
-            ["-m", *overrides, "trainer.max_steps=1", "qpa.n_mlp=32,64", "hydra.sweep.dir=sweep"],
-            tmp_path,
-        )
-    )
-    assert done.returncode == 0, done.stderr
+def test_hydra_multirun_makes_one_run_for_each_value(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qpa_exp.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    main(["-m", *overrides, "trainer.max_steps=1", "qpa.n_mlp=32,64", "hydra.sweep.dir=sweep"])
     found = [json.loads(file.read_text()) for file in tmp_path.rglob("metrics.json")]
     assert sorted(metrics["n_chunks"] for metrics in found) == [1025, 2050]
 
