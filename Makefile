@@ -10,7 +10,7 @@ BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reproduce-all results wandb-dashboard test check format lock pretrain-tiny clean
+.PHONY: help setup run reproduce-all results wandb-dashboard test test-all check format lock pretrain-tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-17s%s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ wandb-dashboard: $(READY)  ## a W&B workspace with the paper's panels; ARGS='stu
 
 test: $(READY)  ## run the tests, on all cores
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+
+test-all: $(READY)  ## the tests, and the long variants of the slow ones
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "" $(ARGS)
 
 check: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

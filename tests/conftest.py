@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from families import OVERRIDES
+from huggingface_hub import constants
 from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -27,6 +28,9 @@ from transformers.utils.logging import disable_progress_bar
 # One thread each, commands that are started included: the tests themselves run side by side.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# No test needs a hub, and asking for one that is not there takes half a minute.
+os.environ["HF_HUB_OFFLINE"] = "1"
+constants.HF_HUB_OFFLINE = True
 disable_progress_bar()
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("repeatable")

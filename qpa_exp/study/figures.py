@@ -75,7 +75,7 @@ def parameters(runs: pd.DataFrame, hue: str | Sequence[str] | None = None) -> Fi
             name += ", by n_mlp" if labelled else ""
             _curve(axis, points, "trainable_params", panel.metric, label=name, **style)
             if labelled:
-                _annotate(axis, points, panel.metric, "qpa.n_mlp", colour=style["color"])
+                _annotate_beside(axis, points, panel.metric, "qpa.n_mlp", style["color"])
         _reported_marks(axis, panel)
         _log_parameters(axis)
         _perplexity_axis(axis, panel)
@@ -410,6 +410,15 @@ def _annotate(
             f"{prefix}{row[key]:g}", (row["trainable_params"], end),
             textcoords="offset points", xytext=(0, 5 * up), ha="center",
             va="bottom" if up == 1 else "top", fontsize=7, color=colour,
+        )  # fmt: skip
+
+
+def _annotate_beside(axis: Axes, points: pd.DataFrame, y: str, key: str, colour: str) -> None:
+    """Name points of a steep curve, which falls to the right: upwards of there is room."""
+    for _, row in points.iterrows():
+        axis.annotate(
+            f"{row[key]:g}", (row["trainable_params"], row[y]),
+            textcoords="offset points", xytext=(5, 2), fontsize=7, color=colour,
         )  # fmt: skip
 
 

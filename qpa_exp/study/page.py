@@ -67,7 +67,7 @@ def svg(figure: Figure) -> bytes:
     """The figure as SVG, the same bytes for the same figure."""
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "qpa_exp", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
     return buffer.getvalue()
 
 

@@ -38,7 +38,7 @@ def write_report(collected: Collected, out: Path, command: str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     _write_runs(collected.runs, directory)
     for name, figure in figures.items():
-        figure.savefig(directory / f"{name}.png", dpi=300)
+        figure.savefig(directory / f"{name}.png", dpi=300, bbox_inches="tight")
         (directory / f"{name}.svg").write_bytes(vectors[name])
     for table in tables:
         table.rows.to_csv(directory / f"{table.name}_table.csv", index=False)

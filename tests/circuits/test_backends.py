@@ -148,7 +148,7 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> float:
     return float(np.abs(p - q).sum() / 2)
 
 
-@pytest.mark.parametrize("n_qubits", [1, 5, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_qubits", [1, 5, pytest.param(6, marks=pytest.mark.long)])
 @pytest.mark.parametrize("ansatz", ["ry", "rx", "rx_rz", "ry_rz", "product"])
 @pytest.mark.parametrize("noise", list(NOISE))
 def test_noisy_probabilities_are_aers(qpa, noise, ansatz, n_qubits, random_theta):

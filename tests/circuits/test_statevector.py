@@ -242,7 +242,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ansatz", ["ry", "rx", "rx_rz", "ry_rz", "product"])
+@pytest.mark.parametrize(
+    "ansatz",
+    ["ry", "ry_rz", *(pytest.param(a, marks=pytest.mark.long) for a in ("rx", "rx_rz", "product"))],
+)
 def test_twenty_qubits_and_eight_layers_train_in_a_quarter_of_a_gibibyte(ansatz):
     done = subprocess.run(
         [sys.executable, "-c", _PEAK, ansatz], capture_output=True, text=True, check=True

@@ -7,7 +7,6 @@ import json
 import shutil
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -28,12 +27,6 @@ LOADERS = [load_model, load_tokenizer, load_architecture]
 
 def at(place: object, **fields: object) -> ModelConfig:
     return ModelConfig(name="hf", name_or_path=str(place), **fields)
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """No network: the hub client refuses before it opens a connection."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 def refusal(load, config: ModelConfig) -> str:
@@ -83,7 +76,7 @@ def test_shapes_that_the_config_names_need_no_files_at_all():
 @pytest.mark.skipif(
     not (BUNDLED["qpa_exp/tiny"] / "model.safetensors").is_file(), reason="no bundled model"
 )
-def test_the_bundled_model_loads_by_its_name_without_network(offline):
+def test_the_bundled_model_loads_by_its_name_without_network():
     config = ModelConfig(name="tiny", name_or_path="qpa_exp/tiny")
     model, tokenizer = load_model(config), load_tokenizer(config)
     assert model.get_output_embeddings().weight.shape == (16384, 128)
@@ -124,7 +117,7 @@ def test_a_model_that_writes_no_text_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("load", LOADERS)
-def test_a_hub_out_of_reach_leads_to_a_directory_or_the_bundled_model(load, offline):
+def test_a_hub_out_of_reach_leads_to_a_directory_or_the_bundled_model(load):
     sentence = refusal(load, at("nobody-at-all/no-such-model"))
     assert "nobody-at-all/no-such-model" in sentence
     assert "model.name_or_path=<directory" in sentence

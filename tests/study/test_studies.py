@@ -80,7 +80,13 @@ def covering(runs: list[dict[str, str]]) -> list[dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "scale"),
-    [("variants", "tiny"), ("rivals", "tiny"), ("table2", "gpt2"), ("fig9", "gpt2")],
+    [
+        ("fig9", "gpt2"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.long)
+            for pair in [("variants", "tiny"), ("rivals", "tiny"), ("table2", "gpt2")]
+        ),
+    ],
 )
 def test_it_composes_at_its_scales(
     study: str, scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -53,7 +53,7 @@ main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("compiled", ["false", "true"])
+@pytest.mark.parametrize("compiled", ["false", pytest.param("true", marks=pytest.mark.long)])
 def test_a_killed_run_is_resumed_to_the_same_weights(
     overrides: list[str], tmp_path: Path, compiled: str
 ) -> None:

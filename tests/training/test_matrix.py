@@ -135,19 +135,28 @@ def logits_of(model: Any, tokens: Tensor) -> Tensor:
 
 
 CELLS = list(itertools.product(METHOD_NAMES, FAMILIES))
-# Without --matrix: every method on one family, LoRA on every third.
-FEW_FAMILIES = FAMILIES[::3]
-FEW_CELLS = {
+# Every method on one family, LoRA on every third; the rest is long, and most of it for --matrix.
+SOME_FAMILIES = FAMILIES[::3]
+ONE_OF_EACH = [
     (method, FAMILIES[(2 * row) % len(FAMILIES)]) for row, method in enumerate(METHOD_NAMES)
-} | {("lora", family) for family in FEW_FAMILIES}
+]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    whole = metafunc.config.getoption("--matrix")
     if metafunc.function is test_it_trains_and_leaves_what_others_load:
-        metafunc.parametrize(("method", "family"), CELLS if whole else sorted(FEW_CELLS))
+        whole = metafunc.config.getoption("--matrix")
+        lora = [("lora", family) for family in FAMILIES if ("lora", family) not in ONE_OF_EACH]
+        few = [*ONE_OF_EACH, *lora]
+        kept = ONE_OF_EACH + [cell for cell in lora if cell[1] in SOME_FAMILIES]
+        metafunc.parametrize(("method", "family"), CELLS if whole else _long(few, kept))
     if metafunc.function is test_attention_and_mlp_are_targets_too:
-        metafunc.parametrize("family", FAMILIES if whole else FEW_FAMILIES)
+        metafunc.parametrize(
+            "family", _long([(f,) for f in FAMILIES], [(f,) for f in SOME_FAMILIES])
+        )
+
+
+def _long(cells: list[tuple[str, ...]], but: list[tuple[str, ...]]) -> list[Any]:
+    return [pytest.param(*cell, marks=() if cell in but else pytest.mark.long) for cell in cells]
 
 
 def test_it_trains_and_leaves_what_others_load(
@@ -196,7 +205,7 @@ def test_attention_and_mlp_are_targets_too(
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.long)])
 @pytest.mark.parametrize("method", ["lora", "dora", "prefix", "ffa"])
 def test_frozen_weights_of_16_bits(
     method: str,
