@@ -38,6 +38,9 @@ BUFFER_BYTES = 256 * 2**20
 _ALIGNED = 16
 """Columns of a product are a multiple of so many, the last ones of nothing."""
 
+_MOST_COMPILED = 6
+"""The largest rank whose products the compiled passes do; torch is faster at those of more."""
+
 _BLOCKS = {"cpu": 2**20}
 _BLOCK_ELSEWHERE = 2**26
 """Logits that are worked on at a time: on a CPU 4 MB, which stay in its cache."""
@@ -211,7 +214,10 @@ class _Step:
         self.share = None if update is None else update.share
         self.trained = update is not None and update.trained
         self.needs_gradients = self.trained or of_hidden is not None
-        self.compiled = head_kernels.takes(head.weight.device, head.dtype)
+        rank = 0 if update is None else len(update.a)
+        self.compiled = rank <= _MOST_COMPILED and head_kernels.takes(
+            head.weight.device, head.dtype
+        )
         # DoRA's magnitude needs the logits before it, beside their exponentials.
         self.kinds = 2 if self.trained and self.share is not None else 1
 
