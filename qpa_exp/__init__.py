@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,11 @@ __version__ = "0.1.0"
 
 # PEFT imports bitsandbytes where it is installed, which then remarks on kernels it would like.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+# A thread of torch's that waits for work spins, and by default for so long that the threads of the
+# compiled loops find their core taken. GNU OpenMP reads this once, when torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _HOMES = {
     "QPAConfig": "qpa_exp.config",

@@ -48,3 +48,20 @@ assert qpa_exp.__file__.startswith({site!r}), qpa_exp.__file__
 from qpa_exp.__main__ import main
 main(sys.argv[1:])
 """
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_waiting_threads_give_way_unless_the_user_says_how_they_wait(given, spins) -> None:
+    """It has to be said before torch is imported."""
+    program = (
+        "import os, sys, qpa_exp; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    other = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    environment = {key: value for key, value in os.environ.items() if key not in other} | given
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [spins, "False"]

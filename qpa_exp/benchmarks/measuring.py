@@ -57,17 +57,22 @@ class Seconds:
 def side_by_side(
     work: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | None = None
 ) -> dict[str, Seconds]:
-    """Do each once to warm up, then all of them in turn, ``rounds`` times."""
+    """Do each once to warm up, then all of them in turn, ``rounds`` times.
+
+    Every other round goes backwards: what comes before a piece of work tells on it.
+    """
     for do in work.values():
         do()
     times: dict[str, list[float]] = {name: [] for name in work}
+    order = list(work.items())
     for _ in range(rounds):
-        for name, do in work.items():
+        for name, do in order:
             _synchronize(device)
             began = time.perf_counter()
             do()
             _synchronize(device)
             times[name].append(time.perf_counter() - began)
+        order.reverse()
     return {name: Seconds(tuple(runs)) for name, runs in times.items()}
 
 
