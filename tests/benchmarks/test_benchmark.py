@@ -58,12 +58,12 @@ def test_seconds_are_compared_round_by_round():
     assert Seconds((4.0,)).spread == (4.0, 4.0)
 
 
-def test_everything_is_done_in_turn():
+def test_everything_is_done_in_turn_and_the_next_time_backwards():
     done = []
     work = {name: (lambda name=name: done.append(name)) for name in "abc"}
-    times = side_by_side(work, 2)
-    assert done == list("abc" + "abc" * 2)
-    assert all(len(seconds.runs) == 2 and min(seconds.runs) > 0 for seconds in times.values())
+    times = side_by_side(work, 3)
+    assert done == list("abc" + "abc" + "cba" + "abc")
+    assert all(len(seconds.runs) == 3 and min(seconds.runs) > 0 for seconds in times.values())
 
 
 @pytest.mark.parametrize("name", SIMULATORS)
