@@ -14,7 +14,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from qpa_exp.__main__ import main
 from qpa_exp.study.analysis import aggregate
 from qpa_exp.study.collect import collect
 
@@ -63,14 +62,13 @@ def table(cwd: Path) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def left_alone(tmp_path_factory: pytest.TempPathFactory) -> LeftAlone:
-    """The table of such a sweep that nothing happens to, made once, in this process."""
+    """The table of such a sweep that nothing happens to, made once."""
 
     @cache
     def of(*arguments: str) -> pd.DataFrame:
         directory = tmp_path_factory.mktemp("left_alone")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(directory)
-            main(list(arguments))
+        done = finish(start(arguments, directory))
+        assert done.returncode == 0, done.stderr
         return table(directory)
 
     return lambda arguments: of(*arguments)
