@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 PARTS = ("circuits", "memory", "steps", "growth")
 
 _QUICK_VOCAB = 16384
-_ROUNDS = {"circuits": 10, "tiny": 16, "gpt2": 10, "gemma": 6, "gemma2": 6, "growth": 5}
+_ROUNDS = {"circuits": 10, "tiny": 16, "gpt2": 10, "gemma": 4, "gemma2": 4, "growth": 5}
 _QUICK_ROUNDS = {"circuits": 3, "tiny": 7, "gpt2": 3, "gemma": 2, "gemma2": 2, "growth": 3}
 _QUBITS = [4, 6, 8, 10, 12, 14, 16, 18, 20]
 _QUICK_QUBITS = [4, 8, 12]
