@@ -39,7 +39,7 @@ test: $(READY)  ## run the tests, on all cores
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-all: $(READY)  ## the tests, and the long variants of the slow ones
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "" $(ARGS)
+	$(MAKE) test ARGS='-m "" $(ARGS)'
 
 check: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

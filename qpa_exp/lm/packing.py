@@ -7,7 +7,7 @@ The blocks are a second copy of the weights, kept for as long as the :class:`Pac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, TypeGuard
@@ -73,7 +73,11 @@ class Packing:
             elif isinstance(module, NewGELUActivation):  # eight operations; torch has it as one
                 ways[module] = partial(gelu, approximate="tanh")
         for block in own:
-            if isinstance(block, GPT2MLP) and self._takes_both(block.c_fc, block.act, ways):
+            if (
+                isinstance(block, GPT2MLP)
+                and isinstance(block.act, NewGELUActivation)
+                and {block.c_fc, block.act} <= ways.keys()
+            ):
                 ways[block.c_fc] = partial(self._multiply, block.c_fc, then=("gelu", "tanh"))
                 ways[block.act] = _unchanged
         return ways
@@ -83,11 +87,6 @@ class Packing:
         if not _possible(layer.weight) or _rows(layer).shape[1] < _FEWEST_INPUTS:
             return False
         return layer in self._kept or layer.weight.nbytes <= _SHARE_OF_FREE * free_memory()
-
-    def _takes_both(self, layer: nn.Module, activation: nn.Module, ways: Container[object]) -> bool:
-        """Whether the layer can do the activation, too, and nobody else has a hand in either."""
-        ours = layer in ways and activation in ways and isinstance(activation, NewGELUActivation)
-        return ours and _is_layer(layer) and self._takes(layer)
 
     def _multiply(
         self,

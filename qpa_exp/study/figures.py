@@ -406,20 +406,24 @@ def _annotate(
     for place, (_, row) in enumerate(points.iterrows()):
         up = 1 if place % 2 else -1
         end = row[y] + up * _bar(row.get(f"{y}_std", 0.0))
-        axis.annotate(
-            f"{prefix}{row[key]:g}", (row["trainable_params"], end),
-            textcoords="offset points", xytext=(0, 5 * up), ha="center",
-            va="bottom" if up == 1 else "top", fontsize=7, color=colour,
-        )  # fmt: skip
+        va = "bottom" if up == 1 else "top"
+        at = (row["trainable_params"], end)
+        _name(axis, f"{prefix}{row[key]:g}", at, (0, 5 * up), colour, ha="center", va=va)
 
 
 def _annotate_beside(axis: Axes, points: pd.DataFrame, y: str, key: str, colour: str) -> None:
     """Name points of a steep curve, which falls to the right: upwards of there is room."""
     for _, row in points.iterrows():
-        axis.annotate(
-            f"{row[key]:g}", (row["trainable_params"], row[y]),
-            textcoords="offset points", xytext=(5, 2), fontsize=7, color=colour,
-        )  # fmt: skip
+        _name(axis, f"{row[key]:g}", (row["trainable_params"], row[y]), (5, 2), colour)
+
+
+def _name(
+    axis: Axes, text: str, at: tuple[Any, Any], beside: tuple[int, int], colour: str, **place: Any
+) -> None:
+    """Small text so many points beside a mark."""
+    axis.annotate(
+        text, at, textcoords="offset points", xytext=beside, fontsize=7, color=colour, **place
+    )
 
 
 def _reported_marks(axis: Axes, panel: Panel) -> None:
@@ -453,10 +457,7 @@ def _log_parameters(axis: Axes) -> None:
 def _off_the_axis(axis: Axes, edge: float, place: Any, value: float) -> None:
     """A setting that went wrong stands at the edge with its value, so that the others are seen."""
     axis.plot(edge, place, marker=">", color=COLOURS[1], clip_on=False)
-    axis.annotate(
-        f"{value:.2g}", (edge, place), textcoords="offset points", xytext=(-6, 0),
-        ha="right", va="center", fontsize=7, color=COLOURS[1],
-    )  # fmt: skip
+    _name(axis, f"{value:.2g}", (edge, place), (-6, 0), COLOURS[1], ha="right", va="center")
 
 
 def _perplexity_axis(axis: Axes, panel: Panel) -> None:
