@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ class Collected:
     Attributes:
         runs: one row a run: the config's keys, dotted; the figures of ``metrics.json``;
             ``validation_perplexity``, the last of the curve; ``path``, ``study``, ``scale``,
-            ``label``, ``command``, and ``setting``, which is equal for runs that differ in their
-            seed alone.
+            ``label``, ``command``, and ``setting``, a hash that is equal for runs which differ in
+            their seed alone.
         manifests: the records of the study, one for each scale.
     """
 
@@ -140,7 +141,8 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     config = read_config(path)
     metrics = _metrics(path)
     flat = flatten(dataclasses.asdict(config))
-    setting = {k: v for k, v in flat.items() if not k.startswith(_NOT_SETTINGS)}
+    kept = {k: v for k, v in flat.items() if not k.startswith(_NOT_SETTINGS)}
+    setting = json.dumps(kept, sort_keys=True, default=str)
     overrides = run["overrides"]
     return {
         **flat,
@@ -151,7 +153,7 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
         "scale": manifest.scale if manifest else "",
         "label": run["label"] or path.name,
         "command": _command(overrides) if overrides is not None else "",
-        "setting": json.dumps(setting, sort_keys=True, default=str),
+        "setting": hashlib.sha256(setting.encode()).hexdigest()[:12],
     }
 
 

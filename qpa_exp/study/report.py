@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from qpa_exp.study.collect import Collected
 from qpa_exp.study.figures import draw
-from qpa_exp.study.page import render, svg
+from qpa_exp.study.page import png, render, svg
 from qpa_exp.study.tables import Table, make_table, runs_table
 
 PAGE = "report.html"
@@ -38,7 +38,7 @@ def write_report(collected: Collected, out: Path, command: str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     _write_runs(collected.runs, directory)
     for name, figure in figures.items():
-        figure.savefig(directory / f"{name}.png", dpi=300, bbox_inches="tight")
+        (directory / f"{name}.png").write_bytes(png(figure))
         (directory / f"{name}.svg").write_bytes(vectors[name])
     for table in tables:
         table.rows.to_csv(directory / f"{table.name}_table.csv", index=False)
@@ -53,7 +53,8 @@ def _write_runs(runs: pd.DataFrame, directory: Path) -> None:
     plain = runs.copy()
     for column in plain.select_dtypes(object):  # numbers and text in one column
         plain[column] = plain[column].map(lambda value: None if value is None else str(value))
-    plain.to_parquet(directory / "runs.parquet", index=False)
+    # The schema of pandas, a second one, would be larger than the figures.
+    plain.to_parquet(directory / "runs.parquet", index=False, store_schema=False)
 
 
 def _specs(collected: Collected) -> list[dict[str, Any]]:

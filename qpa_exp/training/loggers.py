@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from requests.utils import get_netrc_auth
 
@@ -33,6 +32,8 @@ def make_loggers(config: Config, run_dir: Path) -> list[Logger]:
 def _wandb_logger(config: Config, run_dir: Path) -> WandbLogger:
     """Online where a key is set up and accepted, else offline, which needs no network."""
     if not _is_offline():
+        import wandb  # here, for it takes every run that does not use it half a second to start
+
         online = _new_wandb_logger(config, run_dir, offline=False)
         try:
             _ = online.experiment  # W&B is asked here
@@ -71,6 +72,8 @@ def log_summary(loggers: list[Logger], metrics: dict[str, Any]) -> None:
     for logger in loggers:
         if not isinstance(logger, WandbLogger):
             continue
+        import wandb
+
         run = logger.experiment
         figures = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
         run.summary.update(figures)
