@@ -191,13 +191,14 @@ def qubits(runs: pd.DataFrame) -> Figure:
 def time(runs: pd.DataFrame) -> Figure:
     """Seconds of training, and of one step, against trainable parameters."""
     table = aggregate(runs)
+    several_lengths = table["trainer.max_epochs"].nunique() > 1
     figure = Figure(figsize=(2 * _WIDTH, _HEIGHT), layout="constrained")
     names = {
         "train_seconds": "seconds of training",
         "step_seconds_median": "seconds a step, median",
     }
     for axis, (column, label) in zip(figure.subplots(1, 2), names.items(), strict=True):
-        keys = table.apply(lambda row: f"{family(row)}, {row['model.name']}", axis=1)
+        keys = table.apply(lambda row: _timed(row, several_lengths), axis=1)
         for name, style in zip(dict.fromkeys(keys), _many_styles(), strict=False):
             _curve(axis, table[keys == name], "trainable_params", column, label=name, **style)
         _log_parameters(axis)
@@ -205,6 +206,11 @@ def time(runs: pd.DataFrame) -> Figure:
         axis.set_ylabel(label)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def _timed(row: pd.Series, with_length: bool) -> str:
+    name = f"{family(row)}, {row['model.name']}"
+    return f"{name}, max_epochs = {row['trainer.max_epochs']:g}" if with_length else name
 
 
 def categories(runs: pd.DataFrame) -> Figure:
