@@ -69,8 +69,8 @@ $(READY): pyproject.toml constraints.txt requirements-apart.txt
 	  { echo "make: this Python cannot make environments: install its venv package (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a few minutes the first time."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]' || \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test,check]' || \
 	  { echo "make: pip could not install the packages: see its message above; PyPI must be reachable"; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-apart.txt || \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements-apart.txt || \
 	  { echo "make: pip could not install the packages of requirements-apart.txt: see its message above"; exit 1; }
 	@touch $@

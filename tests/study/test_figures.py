@@ -116,6 +116,13 @@ def test_qubits_and_times_are_drawn_as_measured(runs_of: Runs) -> None:
     assert curve(step, "LoRA, tiny") == ([4000], [0.1])
 
 
+def test_times_of_longer_runs_are_a_curve_of_their_own(runs_of: Runs) -> None:
+    epochs = {n: qpa(16, 97.0, f"trainer.max_epochs={n}") for n in (1, 2)}
+    train, _ = draw(runs_of(*epochs.values()), {"kind": "time"}).axes
+    for n in epochs:
+        assert curve(train, f"QPA LoRA, tiny, max_epochs = {n}") == ([316], [5.0])
+
+
 def test_the_front_is_drawn_through_the_points_on_it(runs_of: Runs) -> None:
     runs = runs_of(lora(1, 1, 90.0), lora(4, 1, 95.0), qpa(16, 97.0), qpa(64, 98.0))
     (axes,) = draw(runs, {"kind": "pareto"}).axes

@@ -26,6 +26,7 @@ def test_a_setting_has_exactly_the_count_and_the_printed_percentage(row: Reporte
         assert 0 <= abs(counts.target_percent - float(row.percent)) < 0.01
 
 
+@pytest.mark.long
 def test_the_page_in_docs_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     report.main(["counts=true"])
     assert capsys.readouterr().out == (ROOT / "docs" / "counts.md").read_text(encoding="utf-8")

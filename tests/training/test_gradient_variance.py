@@ -30,7 +30,7 @@ def test_the_generator_is_left_as_it_was_found(anchor: bool) -> None:
     assert all(p.grad is None for p in generator.parameters())
 
 
-@pytest.mark.parametrize("anchor", ["true", "false"])
+@pytest.mark.parametrize("anchor", ["true", pytest.param("false", marks=pytest.mark.long)])
 def test_it_is_logged_and_the_run_goes_on_as_without_it(
     configure: Configure, tmp_path: Path, anchor: str
 ) -> None:

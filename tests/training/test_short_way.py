@@ -66,7 +66,7 @@ def require_alike(directory: Path, other: Path, keys: tuple[str, ...] = FIGURES)
         ["qpa=off"],
         ["qpa=released", "peft=dora", "optim.lr=1e-4"],
         ["qpa=paper", "peft=prefix", "data.layout=lines", "optim.lr=1e-4"],
-        ["qpa=off", "peft=ffa", "optim.lr=1e-3"],
+        pytest.param(["qpa=off", "peft=ffa", "optim.lr=1e-3"], marks=pytest.mark.long),
         ["qpa=off", "peft=vera", "peft.r=8"],
     ],
     ids=" ".join,
@@ -81,7 +81,7 @@ def test_the_short_way_leads_to_where_the_long_one_does(
     require_alike(tmp_path / "short", tmp_path / "long", keys)
 
 
-@pytest.mark.parametrize("mode", ["memory", "off", "auto"])
+@pytest.mark.parametrize("mode", ["memory", "off", pytest.param("auto", marks=pytest.mark.long)])
 def test_where_hidden_states_are_kept_changes_no_figure(
     configure: Configure, own_cache: str, tmp_path: Path, mode: str
 ) -> None:
@@ -187,8 +187,15 @@ def test_a_model_whose_logits_are_not_its_heads_is_computed_whole(
 # --- steps of several batches, other precisions, time -------------------------------------------
 
 
-@pytest.mark.parametrize("targets", ["lm_head", "c_attn"])
-@pytest.mark.parametrize("clip", ["null", "0.01"])
+@pytest.mark.parametrize(
+    ("targets", "clip"),
+    [
+        ("lm_head", "0.01"),
+        ("c_attn", "null"),
+        pytest.param("lm_head", "null", marks=pytest.mark.long),
+        pytest.param("c_attn", "0.01", marks=pytest.mark.long),
+    ],
+)
 def test_batches_are_gathered_before_they_go_through_the_generator(
     configure: Configure,
     tmp_path: Path,
@@ -220,7 +227,7 @@ def test_batches_are_gathered_before_they_go_through_the_generator(
     require_alike(tmp_path / "together", tmp_path / "each")
 
 
-@pytest.mark.parametrize("peft", ["lora", "prefix"])
+@pytest.mark.parametrize("peft", ["lora", pytest.param("prefix", marks=pytest.mark.long)])
 def test_bf16_mixed_measures_what_float32_does(
     configure: Configure, own_cache: str, tmp_path: Path, peft: str
 ) -> None:
