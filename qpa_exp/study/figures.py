@@ -30,6 +30,9 @@ _WIDTH, _HEIGHT = 4.2, 3.4
 _MOST_LABELLED = 2
 """With more QPA series than that in one panel, labels would lie over each other."""
 
+_MOST_INSIDE = 6
+"""With as many QPA series, their names would lie over the curves: they go beside the panel."""
+
 _SHOTS, _RATE, _VALIDATION = "qpa.shots", "optim.lr", "validation_perplexity"
 _LINE = 84
 """Letters in a line of a setting's name."""
@@ -66,10 +69,11 @@ def parameters(runs: pd.DataFrame, hue: str | Sequence[str] | None = None) -> Fi
         hue: the key, or keys, whose values are QPA series of their own: ``qpa.shots``.
     """
     panels = list(_panels(aggregate(runs)))
-    figure, axes = _grid(panels)
-    for axis, panel in zip(axes, panels, strict=True):
+    drawn = [list(_series(panel.table, hue)) for panel in panels]
+    beside = max(map(len, drawn), default=0) >= _MOST_INSIDE
+    figure, axes = _grid(panels, width=_WIDTH + 2.2 * beside)
+    for axis, panel, series in zip(axes, panels, drawn, strict=True):
         _classical_curve(axis, panel)
-        series = list(_series(panel.table, hue))
         for (name, points), style in zip(series, _styles(), strict=False):
             labelled = len(series) <= _MOST_LABELLED
             name += ", by n_mlp" if labelled else ""
@@ -79,7 +83,7 @@ def parameters(runs: pd.DataFrame, hue: str | Sequence[str] | None = None) -> Fi
         _reported_marks(axis, panel)
         _log_parameters(axis)
         _perplexity_axis(axis, panel)
-        axis.legend()
+        _legend(axis, beside)
     return figure
 
 
@@ -87,6 +91,7 @@ def pareto_front(runs: pd.DataFrame) -> Figure:
     """Perplexity against parameters for every method, and the front that none of them beats.
 
     A method has one colour and marker; it is filled where a circuit makes the method's tensors.
+    What went wrong stands at the upper edge, with its value.
     """
     table = aggregate(runs)
     panels = list(_panels(table, by_method=False))
@@ -97,17 +102,21 @@ def pareto_front(runs: pd.DataFrame) -> Figure:
             front["trainable_params"], front[panel.metric], where="post",
             color="0.6", linewidth=4, alpha=0.5, label="Pareto front", zorder=1,
         )  # fmt: skip
-        methods = sorted(set(panel.table["peft.method"]))
+        edge = _edge(panel)
+        shown = panel.table[panel.table[panel.metric] <= edge]
+        methods = sorted(set(shown["peft.method"]))
         for method, style in zip(methods, _method_styles(), strict=False):
-            of_method = panel.table[panel.table["peft.method"] == method]
+            of_method = shown[shown["peft.method"] == method]
             for name, points in of_method.groupby(of_method.apply(family, axis=1)):
                 generated = (points["qpa.variant"] != "off").all()
                 fill = {} if generated else {"markerfacecolor": "white"}
                 look = {**style, **fill, "label": name, "join": False}
                 _curve(axis, points, "trainable_params", panel.metric, **look)
+        for _, row in panel.table[panel.table[panel.metric] > edge].iterrows():
+            _off_the_axis(axis, (row["trainable_params"], edge), "^", row[panel.metric])
         _log_parameters(axis)
-        _perplexity_axis(axis, panel)
-        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axis.set_ylabel(METRIC_NAMES[panel.metric])
+        _legend(axis, beside=True)
     return figure
 
 
@@ -166,7 +175,7 @@ def learning_rates(runs: pd.DataFrame) -> Figure:
     axis.set_ylabel("validation perplexity (real tokens)")
     if _spread_out(table[_VALIDATION]):
         axis.set_yscale("log")
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _legend(axis, beside=True)
     return figure
 
 
@@ -204,7 +213,7 @@ def time(runs: pd.DataFrame) -> Figure:
         _log_parameters(axis)
         axis.set_ylim(bottom=0)
         axis.set_ylabel(label)
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _legend(axis, beside=True)
     return figure
 
 
@@ -223,10 +232,10 @@ def categories(runs: pd.DataFrame) -> Figure:
     figure, axes = _grid(panels, width=4.2 + 0.07 * longest, height=height)
     for axis, panel in zip(axes, panels, strict=True):
         ordered = panel.table.sort_values(panel.metric, ascending=False).reset_index(drop=True)
-        edge = _EDGE * max(ordered[f"base_{panel.metric}"].mean(), ordered[panel.metric].min())
+        edge = _edge(panel)
         for place, (_, row) in enumerate(ordered.iterrows()):
             if row[panel.metric] > edge:
-                _off_the_axis(axis, edge, place, row[panel.metric])
+                _off_the_axis(axis, (edge, place), ">", row[panel.metric])
                 continue
             single = runs[runs["setting"] == row["setting"]][panel.metric]
             axis.plot(single, [place] * len(single), "o", color=COLOURS[0], alpha=0.5, markersize=4)
@@ -266,7 +275,7 @@ def gradient_variance(runs: pd.DataFrame) -> Figure:
                 axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.set_xlabel(label)
             axis.set_ylabel(f"gradient variance of\n{name}")
-            axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            _legend(axis, beside=True)
     return figure
 
 
@@ -449,6 +458,12 @@ def _reported_marks(axis: Axes, panel: Panel) -> None:
             )  # fmt: skip
 
 
+def _legend(axis: Axes, beside: bool) -> None:
+    """Names in the panel where it has room, or at its right."""
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}
+    axis.legend(**place)
+
+
 def _log_parameters(axis: Axes) -> None:
     axis.set_xscale("log")
     axis.set_xlabel("trainable parameters")
@@ -460,10 +475,16 @@ def _log_parameters(axis: Axes) -> None:
     _plain_ticks(axis, ticks)
 
 
-def _off_the_axis(axis: Axes, edge: float, place: Any, value: float) -> None:
+def _edge(panel: Panel) -> float:
+    """The perplexity from which on a setting went wrong."""
+    values = panel.table[panel.metric]
+    return _EDGE * max(panel.table[f"base_{panel.metric}"].mean(), values.min())
+
+
+def _off_the_axis(axis: Axes, place: tuple[Any, Any], marker: str, value: float) -> None:
     """A setting that went wrong stands at the edge with its value, so that the others are seen."""
-    axis.plot(edge, place, marker=">", color=COLOURS[1], clip_on=False)
-    _name(axis, f"{value:.2g}", (edge, place), (-6, 0), COLOURS[1], ha="right", va="center")
+    axis.plot(*place, marker=marker, color=COLOURS[1], clip_on=False)
+    _name(axis, f"{value:.2g}", place, (-6, 0), COLOURS[1], ha="right", va="center")
 
 
 def _perplexity_axis(axis: Axes, panel: Panel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,11 +58,16 @@ def render(
             *dict.fromkeys(line for m in manifests for line in m.differs),
             *differences(runs),
         ],
-        skipped=[f"{item.path}: {item.why}" for item in collected.skipped],
+        skipped=[without_place(f"{item.path}: {item.why}") for item in collected.skipped],
         commands=[*(manifest.command for manifest in manifests), report],
         run_commands=[command for command in runs["command"] if command],
         versions=list(_versions(runs)),
     )
+
+
+def without_place(text: str) -> str:
+    """Paths below the working directory as relative ones: what is passed on names no machine."""
+    return text.replace(f"{Path.cwd()}{os.sep}", "")
 
 
 def svg(figure: Figure) -> bytes:

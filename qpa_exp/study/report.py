@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 
 from qpa_exp.study.collect import Collected
 from qpa_exp.study.figures import draw
-from qpa_exp.study.page import png, render, svg
+from qpa_exp.study.page import png, render, svg, without_place
 from qpa_exp.study.tables import Table, make_table, runs_table
 
 PAGE = "report.html"
@@ -47,8 +46,7 @@ def write_report(collected: Collected, out: Path, command: str) -> Path:
 
 
 def _write_runs(runs: pd.DataFrame, directory: Path) -> None:
-    here = f"{Path.cwd()}{os.sep}"  # a table that is passed on names no place of this machine
-    runs = runs.assign(path=[str(path).removeprefix(here) for path in runs["path"]])
+    runs = runs.assign(path=[without_place(str(path)) for path in runs["path"]])
     runs.to_csv(directory / "runs.csv", index=False)
     plain = runs.copy()
     for column in plain.select_dtypes(object):  # numbers and text in one column

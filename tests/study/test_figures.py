@@ -129,6 +129,14 @@ def test_the_front_is_drawn_through_the_points_on_it(runs_of: Runs) -> None:
     assert curve(axes, "Pareto front") == ([316, 1000], [97.0, 90.0])
 
 
+def test_what_went_wrong_does_not_press_the_front_together(runs_of: Runs) -> None:
+    (axes,) = draw(runs_of(lora(4, 1, 90.0), qpa(16, 97.0), qpa(64, 1e9)), {"kind": "pareto"}).axes
+    assert curve(axes, "QPA LoRA") == ([316], [97.0])
+    assert axes.get_yscale() == "linear"
+    assert axes.get_ylim()[1] < 400.0
+    assert "1e+09" in {text.get_text() for text in axes.texts}
+
+
 def test_categories_show_every_seed_and_what_went_wrong_at_the_edge(runs_of: Runs) -> None:
     runs = runs_of(lora(4, 1, 90.0), lora(4, 2, 92.0), qpa(16, 97.0), qpa(64, 1e9))
     (axes,) = draw(runs, {"kind": "categories"}).axes
