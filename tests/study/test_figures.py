@@ -167,6 +167,7 @@ def test_gradient_variances_are_drawn_against_qubits_and_depth(runs_of: Runs) ->
     assert all(axis.get_yscale() == "log" for axis in axes)
 
 
+@pytest.mark.long  # the studies at the scale smoke write them, too
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_every_kind_can_be_written(runs_of: Runs, tmp_path: Path, kind: str) -> None:
     extra = {"gradient_variance": 1e-3, "expectation_variance": 1e-4, "validation": 99.0}

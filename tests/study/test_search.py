@@ -82,6 +82,7 @@ def test_a_trial_that_was_stopped_is_run_again_as_it_was(
     assert len(list(Path("runs").glob("*/config.yaml"))) == 1
 
 
+@pytest.mark.long
 def test_a_trial_that_fails_is_told_and_does_not_stop_the_rest(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

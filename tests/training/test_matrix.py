@@ -135,8 +135,10 @@ def logits_of(model: Any, tokens: Tensor) -> Tensor:
 
 
 CELLS = list(itertools.product(METHOD_NAMES, FAMILIES))
-# Every method on one family, LoRA on every third; the rest is long, and most of it for --matrix.
+# LoRA on every third family, the paper's methods and some more on one; every other method on one is
+# long, and the rest is for --matrix.
 SOME_FAMILIES = FAMILIES[::3]
+SOME_METHODS = {"lora", "dora", "prefix", "ffa", "prefix_tuning", "ia3", "unilora"}
 ONE_OF_EACH = [
     (method, FAMILIES[(2 * row) % len(FAMILIES)]) for row, method in enumerate(METHOD_NAMES)
 ]
@@ -147,7 +149,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         whole = metafunc.config.getoption("--matrix")
         lora = [("lora", family) for family in FAMILIES if ("lora", family) not in ONE_OF_EACH]
         few = [*ONE_OF_EACH, *lora]
-        kept = ONE_OF_EACH + [cell for cell in lora if cell[1] in SOME_FAMILIES]
+        some = [cell for cell in ONE_OF_EACH if cell[0] in SOME_METHODS]
+        kept = some + [cell for cell in lora if cell[1] in SOME_FAMILIES]
         metafunc.parametrize(("method", "family"), CELLS if whole else _long(few, kept))
     if metafunc.function is test_attention_and_mlp_are_targets_too:
         metafunc.parametrize(

@@ -130,7 +130,7 @@ class Crash(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cobyla", pytest.param("spsa", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["spsa", pytest.param("cobyla", marks=pytest.mark.long)])
 def test_a_resumed_search_ends_with_the_same_weights(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
