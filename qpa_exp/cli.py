@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
+@functools.cache
 def register_schema() -> None:
     """Make the dataclasses known to Hydra as ``schema``, and the resolvers that conf/ uses."""
     schema = OmegaConf.structured(Config)

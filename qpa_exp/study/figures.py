@@ -355,9 +355,9 @@ def _method_styles() -> Iterator[dict[str, Any]]:
 
 
 def _many_styles() -> Iterator[dict[str, Any]]:
-    """Past eight series the markers are hollow and the lines dashed."""
+    """Past eight series the markers are hollow and the lines dashed, and then the lines dotted."""
     yield {**CLASSICAL, "linestyle": "-"}
-    for line, fill in itertools.cycle((("-", None), ("--", "white"))):
+    for line, fill in itertools.cycle((("-", None), ("--", "white"), (":", None))):
         for colour, marker in zip(COLOURS, MARKERS, strict=True):
             style = {"color": colour, "marker": marker, "linestyle": line}
             yield style if fill is None else {**style, "markerfacecolor": fill}

@@ -104,6 +104,8 @@ def relevant(config: Config) -> dict[str, Any]:
     """The config without what has no effect on the numbers."""
     values = dataclasses.asdict(config) | _WITHOUT_EFFECT
     values["trainer"] = values["trainer"] | {"progress_bar": None}
+    # The recipe's values are in the keys that refer to it.
+    values["model"] = values["model"] | {"recipe": None}
     # The text itself is in the hash; where and how much is cached does not change it.
     values["data"] = values["data"] | dict.fromkeys(("path", "cache_dir", "cache_gib"))
     if config.qpa.variant == Variant.off:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from qpa_exp.study.fingerprint import relevant
 from qpa_exp.study.spec import Work
 from qpa_exp.study.states import CONFIG, FAILED, record_failure, state_of
 from qpa_exp.training.directory import read_config
+from qpa_exp.training.memory import release_freed_memory
 
 LOCK, OUTPUT = ".lock", "output.log"
 
@@ -82,6 +84,11 @@ def attempt(work: Callable[[Config, Path], Any], config: Config, run_dir: Path) 
             _record(work, config, run_dir)
     except Timeout:
         return
+    finally:
+        # A run keeps what it has freed, for its next step. The next run of this process begins with
+        # little again: joblib ends a worker that has grown, and a new one takes long to import.
+        gc.collect()
+        release_freed_memory()
 
 
 def _record(work: Callable[[Config, Path], Any], config: Config, run_dir: Path) -> None:

@@ -27,8 +27,12 @@ def test_what_changes_the_numbers_changes_the_name(configure: Configure, change:
 
 
 @pytest.mark.parametrize(
-    "change", ["logger=tensorboard", "logger.group=g", "trainer.progress_bar=true"]
-)
+    "change",
+    [
+        "logger=tensorboard", "logger.group=g", "trainer.progress_bar=true",
+        "model.recipe.batch_size=7",  # data.batch_size is given, which refers to it
+    ],
+)  # fmt: skip
 def test_what_does_not_change_them_leaves_it(configure: Configure, change: str) -> None:
     assert run_name(configure(), Work.train) == run_name(configure(change), Work.train)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from filelock import FileLock
@@ -16,6 +17,7 @@ from qpa_exp.study import jobs
 from qpa_exp.study.jobs import LOCK, attempt
 from qpa_exp.study.states import State, state_of
 from qpa_exp.study.sweep import SweepFailed
+from qpa_exp.training.memory import keep_freed_memory
 from qpa_exp.training.module import AdapterModule
 from qpa_exp.training.run import resume
 
@@ -152,6 +154,26 @@ def test_a_run_that_another_process_holds_is_left_to_it(
     assert not jobs.is_busy(run)
     attempt(lambda config, place: made.append(place), configure(), run)
     assert made == [run]
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="this C library gives memory back by itself")
+def test_a_run_leaves_its_process_as_small_as_it_was(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    """joblib ends a worker that has grown by 300 MB, and another must import everything again."""
+
+    def take(config: Config, place: Path) -> None:
+        keep_freed_memory()
+        taken = [torch.ones(2**18) for _ in range(400)]  # of a MiB each
+        seen.append(process.memory_info().rss)
+        del taken
+
+    seen: list[int] = []
+    process = psutil.Process()
+    before = process.memory_info().rss
+    attempt(take, configure(), tmp_path / "run")
+    assert seen[0] - before > 300 * 2**20
+    assert process.memory_info().rss - before < 100 * 2**20
 
 
 def test_a_damaged_checkpoint_is_told_with_the_run(
