@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 def run_example(name: str, out: Path) -> str:
-    command = [sys.executable, EXAMPLES / name, "--steps", "15", "--out", out]
+    command = [sys.executable, EXAMPLES / name, "--steps", "8", "--out", out]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "trainable params: 40,952" in done.stdout

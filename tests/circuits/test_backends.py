@@ -28,7 +28,7 @@ def evaluated(config, theta: np.ndarray, weights: np.ndarray):
     return probabilities.detach().numpy(), angles.grad.numpy()
 
 
-@pytest.mark.parametrize("n_qubits", [1, 2, 5, 8])
+@pytest.mark.parametrize("n_qubits", [1, pytest.param(2, marks=pytest.mark.long), 5, 8])
 @pytest.mark.parametrize("ansatz", ANSATZ)
 @pytest.mark.parametrize("backend", EXACT)
 def test_probabilities_and_slopes_are_qiskits(
@@ -148,7 +148,9 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> float:
     return float(np.abs(p - q).sum() / 2)
 
 
-@pytest.mark.parametrize("n_qubits", [1, 5, pytest.param(6, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "n_qubits", [5, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 6))]
+)
 @pytest.mark.parametrize("ansatz", ["ry", "rx", "rx_rz", "ry_rz", "product"])
 @pytest.mark.parametrize("noise", list(NOISE))
 def test_noisy_probabilities_are_aers(qpa, noise, ansatz, n_qubits, random_theta):

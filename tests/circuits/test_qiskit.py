@@ -56,7 +56,7 @@ def sampler(qpa):
 PAPER = ["ry", "rx", "rx_rz", "ry_rz", "product"]
 
 
-@pytest.mark.parametrize("n_qubits", [1, 2, 5])
+@pytest.mark.parametrize("n_qubits", [1, pytest.param(2, marks=pytest.mark.long), 5])
 @pytest.mark.parametrize(
     ("device", "ansatz"),
     [(device, ansatz) for device in DEVICES for ansatz in PAPER] + [("aer", "of_a_user")],

@@ -116,9 +116,8 @@ def test_two_sweeps_at_once_share_the_runs(arguments: list[str], tmp_path: Path)
     assert {part.name for part in parts} == {"version_0"}  # none was made, or resumed, twice
 
 
-@pytest.mark.parametrize(
-    "launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.long)]
-)
+@pytest.mark.long  # of these, joblib runs every study at the scale smoke
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_launcher_changes_no_number(
     arguments: list[str], tmp_path: Path, launcher: str, left_alone: LeftAlone
 ) -> None:
