@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
+from qpa_exp.config import UNTRAINED
 from qpa_exp.errors import InputError
 from qpa_exp.study.analysis import METRIC_NAMES, NAMES, aggregate, family, lowest, pareto, present
 from qpa_exp.study.reported import reported_perplexities
@@ -40,6 +41,14 @@ _FEWEST_TICKS = 3
 _MOST_LINEAR = 20.0
 _EDGE = 1.5
 """A setting whose perplexity is beyond that many times the unadapted model's went wrong."""
+
+_CONTROL = "no trained circuit"
+_HALF: dict[str, Any] = {"markerfacecoloralt": "white"}
+_FILLS: dict[str, dict[str, Any]] = {
+    "off": {"markerfacecolor": "white"}, "tuned": {},
+    "paper": {**_HALF, "fillstyle": "left"}, "released": {**_HALF, "fillstyle": "top"},
+    _CONTROL: {**_HALF, "fillstyle": "bottom"},
+}  # fmt: skip
 
 _STYLE: Any = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "legend.fontsize": 8,
@@ -90,8 +99,9 @@ def parameters(runs: pd.DataFrame, hue: str | Sequence[str] | None = None) -> Fi
 def pareto_front(runs: pd.DataFrame) -> Figure:
     """Perplexity against parameters for every method, and the front that none of them beats.
 
-    A method has one colour and marker; it is filled where a circuit makes the method's tensors.
-    What went wrong stands at the upper edge, with its value.
+    A method has one colour and marker, or where there is but one, whatever makes its tensors; they
+    are filled where a circuit does, by half where that is the paper's or the released one, or is
+    not trained. What went wrong stands at the upper edge, with its value.
     """
     table = aggregate(runs)
     panels = list(_panels(table, by_method=False))
@@ -104,14 +114,8 @@ def pareto_front(runs: pd.DataFrame) -> Figure:
         )  # fmt: skip
         edge = _edge(panel)
         shown = panel.table[panel.table[panel.metric] <= edge]
-        methods = sorted(set(shown["peft.method"]))
-        for method, style in zip(methods, _method_styles(), strict=False):
-            of_method = shown[shown["peft.method"] == method]
-            for name, points in of_method.groupby(of_method.apply(family, axis=1)):
-                generated = (points["qpa.variant"] != "off").all()
-                fill = {} if generated else {"markerfacecolor": "white"}
-                look = {**style, **fill, "label": name, "join": False}
-                _curve(axis, points, "trainable_params", panel.metric, **look)
+        for points, style in _by_generator(shown):
+            _curve(axis, points, "trainable_params", panel.metric, join=False, **style)
         for _, row in panel.table[panel.table[panel.metric] > edge].iterrows():
             _off_the_axis(axis, (row["trainable_params"], edge), "^", row[panel.metric])
         _log_parameters(axis)
@@ -352,6 +356,24 @@ def _method_styles() -> Iterator[dict[str, Any]]:
     for shift in range(len(MARKERS)):
         for place, colour in enumerate(COLOURS):
             yield {"color": colour, "marker": MARKERS[(place + shift) % len(MARKERS)]}
+
+
+def _by_generator(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]:
+    """The settings of each method and of what makes its tensors, with their name and style."""
+    table = table.assign(_by=table.apply(_generated_by, axis=1))
+    several = len(set(table["_by"]) - {"off"}) > 1
+    coloured_by = "peft.method" if table["peft.method"].nunique() > 1 else "_by"
+    styles = dict(zip(sorted(set(table[coloured_by])), _method_styles(), strict=False))
+    for (_, by), points in table.groupby(["peft.method", "_by"]):
+        first = points.iloc[0]
+        name = family(first) + (f", {by}" if several and by != "off" else "")
+        yield points, {**styles[first[coloured_by]], **_FILLS[str(by)], "label": name}
+
+
+def _generated_by(row: pd.Series) -> str:
+    """The variant that makes a setting's tensors, or that no trained circuit does."""
+    control = row["qpa.variant"] != "off" and row["qpa.ansatz"] in UNTRAINED
+    return _CONTROL if control else str(row["qpa.variant"])
 
 
 def _many_styles() -> Iterator[dict[str, Any]]:

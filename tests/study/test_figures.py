@@ -129,6 +129,16 @@ def test_the_front_is_drawn_through_the_points_on_it(runs_of: Runs) -> None:
     assert curve(axes, "Pareto front") == ([316, 1000], [97.0, 90.0])
 
 
+def test_the_front_tells_generators_apart(runs_of: Runs) -> None:
+    runs = runs_of(
+        lora(1, 1, 90.0), qpa(16, 97.0, "qpa=paper"), qpa(16, 95.0, "qpa=tuned"),
+        qpa(16, 96.0, "qpa=tuned", "qpa.ansatz=frozen"),
+    )  # fmt: skip
+    (axes,) = draw(runs, {"kind": "pareto"}).axes
+    for kind, perplexity in {"paper": 97.0, "tuned": 95.0, "no trained circuit": 96.0}.items():
+        assert curve(axes, f"QPA LoRA, {kind}")[1] == [perplexity]
+
+
 def test_what_went_wrong_does_not_press_the_front_together(runs_of: Runs) -> None:
     (axes,) = draw(runs_of(lora(4, 1, 90.0), qpa(16, 97.0), qpa(64, 1e9)), {"kind": "pareto"}).axes
     assert curve(axes, "QPA LoRA") == ([316], [97.0])
