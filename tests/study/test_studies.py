@@ -22,8 +22,8 @@ PAPER = [
     "fig8", "fig9", "fig10", "fig11", "table8", "table9",
 ]  # fmt: skip
 OURS = [
-    "attention", "budgets", "circuit_matters", "learning_rates", "methods", "optuna_pareto",
-    "quantum", "rivals", "seeds", "variants",
+    "attention", "attention_rates", "budgets", "circuit_matters", "learning_rates", "methods",
+    "optuna_pareto", "quantum", "rivals", "seeds", "variants",
 ]  # fmt: skip
 PLAN = ["hydra.sweeper.only_plan=true"]
 
