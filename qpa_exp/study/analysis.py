@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from qpa_exp.config import UNTRAINED
+
 METRICS = ("perplexity", "perplexity_padded")
 """Both perplexities: over real tokens, and the paper's, over padded lines."""
 
@@ -90,7 +92,8 @@ class Comparison:
             f"({two[self.metric]:.4g} against {one[self.metric]:.4g}; {self._uncertainty()})."
         )
         if self.candidates > 1:
-            words += f" Chosen from {self.candidates} settings by the lowest {self.chosen_by}."
+            words += f" Chosen from {self.candidates} settings by the lowest "
+            words += f"{self.chosen_by.replace('_', ' ')}."
         return words
 
     def _uncertainty(self) -> str:
@@ -112,13 +115,15 @@ def comparisons(runs: pd.DataFrame) -> Iterator[Comparison]:
     """For each model, text and method: QPA at its best against the classical method.
 
     The classical run has the rank that is generated, as in the paper. QPA's setting is the one of
-    lowest validation perplexity among those with fewer parameters; the test split is only reported.
+    lowest validation perplexity among those with fewer parameters and a circuit that is trained; so
+    is the classical one among those of its size. The test split is only reported.
     """
     table = aggregate(runs)
     for _, group in table.groupby(["model.name", "data.name", "data.layout", "peft.method"]):
         classical = group[group["qpa.variant"] == "off"]
-        generated = group[group["qpa.variant"] != "off"]
-        for _, first in classical.iterrows():
+        generated = group[(group["qpa.variant"] != "off") & ~group["qpa.ansatz"].isin(UNTRAINED)]
+        for _, of_size in classical.groupby("trainable_params", sort=False):
+            first = lowest(of_size, chosen_by(of_size))
             rank = first.get("peft.r")
             rivals = generated[generated["trainable_params"] < first["trainable_params"]]
             if rank is not None and not pd.isna(rank):

@@ -97,11 +97,15 @@ def test_the_setting_is_chosen_by_validation_and_never_by_the_test_split(
         # Better, but it has more parameters than LoRA; and another rank.
         (["qpa.n_mlp=64"], 1, 10.0, {"trainable_params": 5000, "validation": 10.0}),
         (["qpa.n_mlp=16", "peft.r=8"], 1, 10.0, {**small, "validation": 10.0}),
+        # No circuit is trained there; and LoRA at a rate that is worse for it.
+        (["qpa.n_mlp=16", "qpa.ansatz=frozen"], 1, 10.0, {**small, "validation": 10.0}),
+        ([*LORA, "optim.lr=1"], 1, 10.0, {"validation": 200.0}),
     )
     (found,) = analysis.comparisons(runs)
+    assert found.first["perplexity"] == 100.0
     assert found.second["qpa.n_mlp"] == 32
     assert found.candidates == 2
-    assert "Chosen from 2 settings by the lowest validation_perplexity" in found.sentence()
+    assert "Chosen from 2 settings by the lowest validation perplexity" in found.sentence()
 
 
 points = st.lists(
