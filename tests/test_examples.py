@@ -27,7 +27,10 @@ def run_example(name: str, out: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "figure"),
-    [("bare_loop.py", r"loss (\d+\.\d+)"), ("hf_trainer.py", r"(?:perplexity|->) (\d+\.\d+)")],
+    [
+        pytest.param("bare_loop.py", r"loss (\d+\.\d+)", marks=pytest.mark.long),
+        ("hf_trainer.py", r"(?:perplexity|->) (\d+\.\d+)"),
+    ],
 )
 def test_it_learns_and_leaves_an_adapter_that_peft_loads(name: str, figure: str, tmp_path: Path):
     printed = run_example(name, tmp_path / "out")

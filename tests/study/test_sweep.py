@@ -176,6 +176,7 @@ def test_a_run_leaves_its_process_as_small_as_it_was(
     assert process.memory_info().rss - before < 100 * 2**20
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_told_with_the_run(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
