@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from qpa_exp.config import UNTRAINED
 from qpa_exp.errors import InputError
@@ -38,7 +38,7 @@ _SHOTS, _RATE, _VALIDATION = "qpa.shots", "optim.lr", "validation_perplexity"
 _LINE = 84
 """Letters in a line of a setting's name."""
 _FEWEST_TICKS = 3
-_MOST_LINEAR = 20.0
+_MOST_LINEAR = 8.0
 _EDGE = 1.5
 """A setting whose perplexity is beyond that many times the unadapted model's went wrong."""
 
@@ -120,6 +120,7 @@ def pareto_front(runs: pd.DataFrame) -> Figure:
             _off_the_axis(axis, (row["trainable_params"], edge), "^", row[panel.metric])
         _log_parameters(axis)
         axis.set_ylabel(METRIC_NAMES[panel.metric])
+        _log_if_spread_out(axis, shown[panel.metric])
         _legend(axis, beside=True)
     return figure
 
@@ -157,7 +158,10 @@ def over(runs: pd.DataFrame, key: str, label: str | None = None, log: bool = Fal
 
 
 def learning_rates(runs: pd.DataFrame) -> Figure:
-    """Validation perplexity over the learning rate; for each method and size a star at the best."""
+    """Validation perplexity over the learning rate; for each method and size a star at the best.
+
+    Where a rate was too large the curve leaves the panel.
+    """
     runs = runs[runs[_VALIDATION].notna()].astype({_VALIDATION: float})
     if runs.empty:
         raise InputError("No run of this study has measured a validation perplexity.")
@@ -177,8 +181,9 @@ def learning_rates(runs: pd.DataFrame) -> Figure:
     _plain_ticks(axis, sorted(table[_RATE].unique()), "{:g}".format)
     axis.set_xlabel("learning rate")
     axis.set_ylabel("validation perplexity (real tokens)")
-    if _spread_out(table[_VALIDATION]):
-        axis.set_yscale("log")
+    top = _EDGE * table.groupby(names)[_VALIDATION].min().max()
+    if table[_VALIDATION].max() > top:
+        axis.set_ylim(0.9 * table[_VALIDATION].min(), top)
     _legend(axis, beside=True)
     return figure
 
@@ -511,13 +516,16 @@ def _off_the_axis(axis: Axes, place: tuple[Any, Any], marker: str, value: float)
 
 def _perplexity_axis(axis: Axes, panel: Panel) -> None:
     axis.set_ylabel(METRIC_NAMES[panel.metric])
-    if _spread_out(panel.table[panel.metric]):
+    _log_if_spread_out(axis, panel.table[panel.metric])
+
+
+def _log_if_spread_out(axis: Axes, values: pd.Series) -> None:
+    """On a linear axis the largest perplexities would press the others together."""
+    if values.min() > 0 and values.max() / values.min() > _MOST_LINEAR:
         axis.set_yscale("log")
-
-
-def _spread_out(values: pd.Series) -> bool:
-    """Whether runs that went wrong would press the others together on a linear axis."""
-    return bool(values.min() > 0 and values.max() / values.min() > _MOST_LINEAR)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _plain_ticks(

@@ -127,6 +127,16 @@ def test_the_front_is_drawn_through_the_points_on_it(runs_of: Runs) -> None:
     runs = runs_of(lora(1, 1, 90.0), lora(4, 1, 95.0), qpa(16, 97.0), qpa(64, 98.0))
     (axes,) = draw(runs, {"kind": "pareto"}).axes
     assert curve(axes, "Pareto front") == ([316, 1000], [97.0, 90.0])
+    assert axes.get_yscale() == "linear"
+
+
+def test_perplexities_far_apart_are_on_a_logarithmic_axis(runs_of: Runs) -> None:
+    far = [
+        (config, figures | {"base_perplexity": 1000.0})
+        for config, figures in (lora(1, 1, 90.0), qpa(16, 900.0))
+    ]
+    (axes,) = draw(runs_of(*far), {"kind": "pareto"}).axes
+    assert axes.get_yscale() == "log"
 
 
 def test_the_front_tells_generators_apart(runs_of: Runs) -> None:
@@ -208,3 +218,7 @@ def test_learning_rates_are_chosen_by_validation(runs_of: Runs) -> None:
         tuple(map(float, line.get_xydata()[0])) for line in axes.lines if line.get_marker() == "*"
     }
     assert stars == {(0.01, 80.0), (0.001, 70.0)}
+
+    wrong = runs.assign(validation_perplexity=[90.0, 80.0, 9e4, 70.0, 75.0, 99.0])
+    (axes,) = draw(wrong, {"kind": "learning_rates"}).axes
+    assert axes.get_ylim()[1] == 120.0  # 1.5 times the worst of the best
