@@ -128,6 +128,7 @@ torch.testing.assert_close(step(model, torch.compile(model, backend="aot_eager")
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_it_computes_the_same(small_directory: Path):
     """In a process of its own: the type checks of these tests are not for the compiler."""
@@ -174,7 +175,6 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_share_the_batch_or_the_frozen_weights(small_directory: Path, tmp_path: Path):
     """DistributedDataParallel, and FSDP's ``fully_shard`` on the frozen blocks."""

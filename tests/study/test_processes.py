@@ -129,6 +129,7 @@ def test_a_launcher_changes_no_number(
     )
 
 
+@pytest.mark.long
 def test_a_failure_is_told_on_one_line_and_in_the_status(
     arguments: list[str], tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def test_both_are_minimised_and_a_search_goes_on(
     }
 
 
+@pytest.mark.long
 def test_a_trial_that_was_stopped_is_run_again_as_it_was(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

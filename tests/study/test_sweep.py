@@ -113,6 +113,7 @@ def test_a_run_that_diverged_is_not_repeated_but_is_told(
     assert len(calls) == 1
 
 
+@pytest.mark.long
 def test_an_interrupted_run_goes_on_from_its_checkpoint(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,7 @@ def generators(tmp_path: Path, *runs: str) -> list[dict[str, torch.Tensor]]:
     return [load_file(tmp_path / run / "generator" / "generator.safetensors") for run in runs]
 
 
+@pytest.mark.long
 def test_two_processes_train_and_measure_what_one_does(
     overrides: list[str], tmp_path: Path
 ) -> None:

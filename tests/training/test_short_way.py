@@ -81,7 +81,9 @@ def test_the_short_way_leads_to_where_the_long_one_does(
     require_alike(tmp_path / "short", tmp_path / "long", keys)
 
 
-@pytest.mark.parametrize("mode", ["memory", "off", pytest.param("auto", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "mode", ["memory", *(pytest.param(m, marks=pytest.mark.long) for m in ("off", "auto"))]
+)
 def test_where_hidden_states_are_kept_changes_no_figure(
     configure: Configure, own_cache: str, tmp_path: Path, mode: str
 ) -> None:
