@@ -28,9 +28,9 @@ reproduce-all: $(READY)  ## every study of sweeps/, its figures and tables; SCAL
 reproduce-%: $(READY)  ## one study: make reproduce-fig2
 	$(BIN)/python -m qpa_exp.reproduce studies=$* scale=$(SCALE) $(ARGS)
 
-results: $(READY)  ## every study at SCALE=tiny into docs/results; hours
-	$(BIN)/python -m qpa_exp.reproduce studies=all scale=tiny $(ARGS)
-	$(BIN)/python -m qpa_exp.report runs=outputs/studies/tiny out=docs/results
+results: $(READY)  ## every study at SCALE=tiny into docs/results, and then what failed; hours
+	@status=0; $(BIN)/python -m qpa_exp.reproduce studies=all scale=tiny $(ARGS) || status=$$?; \
+	  $(BIN)/python -m qpa_exp.report runs=outputs/studies/tiny out=docs/results && exit $$status
 
 wandb-dashboard: $(READY)  ## a W&B workspace with the paper's panels; ARGS='study=fig2'
 	$(BIN)/python -m qpa_exp.dashboard $(ARGS)

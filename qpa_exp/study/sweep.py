@@ -132,10 +132,11 @@ def finish(jobs: Sequence[Job]) -> None:
         reason = error_of(job.run_dir) or "it ended without a result: its process was killed"
         say(f"failed: {job.title}: {reason} ({job.run_dir})")
     if failed:
-        raise SweepFailed(
-            f"{_runs(len(failed))} of {len(jobs)} failed, listed above; the same command runs "
-            "those alone again."
-        )
+        again = [job for job in failed if not job.state.is_final]
+        rest = "the same command runs those alone again."
+        if len(again) < len(failed):
+            rest = "those that diverged are not run again, for they would again."
+        raise SweepFailed(f"{_runs(len(failed))} of {len(jobs)} failed, listed above; {rest}")
     say(f"All {_runs(len(jobs))} are complete.")
 
 
