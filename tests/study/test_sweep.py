@@ -107,7 +107,7 @@ def test_a_run_that_diverged_is_not_repeated_but_is_told(
 
     monkeypatch.setattr(AdapterModule, "training_step", poisoned)
     for _ in range(2):
-        with pytest.raises(SweepFailed, match="1 run of 1 failed.*diverged are not run again"):
+        with pytest.raises(SweepFailed, match=r"1 run of 1 failed.*diverged are not run again"):
             sweep("seed=1")
         assert "is not a finite number" in capsys.readouterr().out
     assert len(calls) == 1
