@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import Any
 
@@ -113,14 +113,14 @@ def pareto_front(runs: pd.DataFrame) -> Figure:
             color="0.6", linewidth=4, alpha=0.5, label="Pareto front", zorder=1,
         )  # fmt: skip
         edge = _edge(panel)
-        shown = panel.table[panel.table[panel.metric] <= edge]
-        for points, style in _by_generator(shown):
+        wrong = panel.table[panel.metric] > edge
+        shown = replace(panel, table=panel.table[~wrong])
+        for points, style in _by_generator(shown.table):
             _curve(axis, points, "trainable_params", panel.metric, join=False, **style)
-        for _, row in panel.table[panel.table[panel.metric] > edge].iterrows():
+        for _, row in panel.table[wrong].iterrows():
             _off_the_axis(axis, (row["trainable_params"], edge), "^", row[panel.metric])
         _log_parameters(axis)
-        axis.set_ylabel(METRIC_NAMES[panel.metric])
-        _log_if_spread_out(axis, shown[panel.metric])
+        _perplexity_axis(axis, shown)
         _legend(axis, beside=True)
     return figure
 
@@ -515,12 +515,9 @@ def _off_the_axis(axis: Axes, place: tuple[Any, Any], marker: str, value: float)
 
 
 def _perplexity_axis(axis: Axes, panel: Panel) -> None:
+    """Logarithmic where the largest perplexities would press the others together."""
     axis.set_ylabel(METRIC_NAMES[panel.metric])
-    _log_if_spread_out(axis, panel.table[panel.metric])
-
-
-def _log_if_spread_out(axis: Axes, values: pd.Series) -> None:
-    """On a linear axis the largest perplexities would press the others together."""
+    values = panel.table[panel.metric]
     if values.min() > 0 and values.max() / values.min() > _MOST_LINEAR:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
