@@ -198,6 +198,7 @@ class TunedRecipe:
     n_mlp: int = MISSING
     n_circuits: int = 1
     share_angles: bool = False
+    window: int = 1
     feature: Feature = Feature.probability
     mapping_hidden: list[int] = field(default_factory=lambda: list(TABLE_1))
     scale: float = 0.02
@@ -278,6 +279,9 @@ class QPAConfig:
     share_angles: bool = False
     """Whether all circuits have the same angles. Circuit c then starts from the basis state |c>,
     so what is trained does not grow with their number, and there are at most 2^N of them."""
+    window: int = 1
+    """How many of a circuit's probabilities a chunk reads (the paper: 1): that of its own basis
+    state, and those of the states that follow it; |0...0> follows the last. At most 2^N."""
     ansatz: str = "ry"
     """The circuit's layer, a name of ``circuits.ANSATZE`` (Eq. 1, 12, 13, 14; ``product``: no
     CNOTs), or a control: ``frozen`` (``ry``, not trained), ``classical`` (a softmax of free
@@ -427,6 +431,7 @@ _AT_LEAST: dict[str, int] = {
     "qpa.n_mlp": 1,
     "qpa.n_layers": 1,
     "qpa.n_circuits": 1,
+    "qpa.window": 1,
     "data.max_length": 2,
     "data.batch_size": 1,
     "data.eval_batch_size": 1,
@@ -442,7 +447,9 @@ _AT_LEAST: dict[str, int] = {
     "trainer.limit_eval_batches": 1,
     "trainer.gradient_variance_starts": 2,
 }
-_AT_MOST: dict[str, float] = {"optim.lr": 100.0, "qpa.n_layers": 10_000, "qpa.n_circuits": 10_000}
+_AT_MOST: dict[str, float] = {
+    "optim.lr": 100.0, "qpa.n_layers": 10_000, "qpa.n_circuits": 10_000, "qpa.window": 100_000,
+}  # fmt: skip
 _POSITIVE = (
     "qpa.scale", "qpa.spsa_step", "data.cache_gib", "optim.lr", "optim.theta_lr", "optim.eps",
     "optim.radius", "trainer.gradient_clip_val",

@@ -187,6 +187,7 @@ OUT_OF_RANGE = {
     "trainer.checkpoint_every_n_steps": [0],
     "trainer.limit_eval_batches": [0],
     "qpa.n_circuits": [0, -1],
+    "qpa.window": [0, -1],
     "qpa.mapping_hidden": [[0], [32, -1]],
     "seed": [-1],
 }

@@ -28,7 +28,7 @@ _QUICK_QUBITS = [4, 8, 12]
 _RATIOS = {
     "qpa_over_lora": {
         "": ("qpa_fast", "lora_fast"),
-        "_128_circuits": ("qpa_fast_several", "lora_fast"),
+        "_tuned": ("qpa_fast_tuned", "lora_fast"),
     },
     "naive_over_fast": {
         "_cached": ("qpa_naive", "qpa_fast"),

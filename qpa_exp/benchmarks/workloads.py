@@ -29,8 +29,6 @@ _SEED = 0
 _RANK = 4
 _LOGITS_HELD_NAIVELY = 7
 """Tensors of the size of the logits that a step holds which makes them all at once."""
-_MOST_FOR_SEVERAL = 10**8
-"""Weights of a head for which the many small chunks of the default's generator are measured."""
 
 
 @dataclass(frozen=True)
@@ -136,13 +134,12 @@ class Workload:
             "lora_fast": self.fast(self.lora()),
             "qpa_naive": self.naive(self.qpa(self.naive_backend)),
             "qpa_fast": self.fast(self.qpa("statevector")),
+            "qpa_fast_tuned": self.fast(self.tuned()),
         }
         if self.shape.layers:
             steps["lora_fast_uncached"] = self.fast(self.lora(), cached=False)
             steps["qpa_fast_uncached"] = self.fast(self.qpa("statevector"), cached=False)
             steps["qpa_fast_bf16"] = self.fast(self.qpa("statevector"), low=torch.bfloat16)
-        if self.shape.vocab * self.shape.width <= _MOST_FOR_SEVERAL:
-            steps["qpa_fast_several"] = self.fast(self.several())
         return steps
 
     def step(self, name: str) -> Callable[[], object]:
@@ -152,8 +149,8 @@ class Workload:
             return self.floor()
         naive = "naive" in name
         backend = self.naive_backend if naive else "statevector"
-        if name.endswith("several"):
-            return self.fast(self.several())
+        if name.endswith("tuned"):
+            return self.fast(self.tuned())
         model = self.lora() if name.startswith("lora") else self.qpa(backend)
         if naive:
             return self.naive(model)
@@ -191,8 +188,8 @@ class Workload:
         """The same, generated."""
         return self._generated(QPAConfig(n_mlp=self.shape.n_mlp, backend=Backend(backend)))
 
-    def several(self) -> QPAModel:
-        """The same by the default's generator, 128 circuits of the same angles."""
+    def tuned(self) -> QPAModel:
+        """The same by the bundled model's ``qpa=tuned``: small chunks that read many numbers."""
         return self._generated(compose_config([]).qpa)
 
     def _generated(self, config: QPAConfig) -> QPAModel:

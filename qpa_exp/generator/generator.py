@@ -26,9 +26,9 @@ class Generator(nn.Module):
     """Generates ``m`` parameters from few trainable ones (Eq. 5 to 8).
 
     Chunk i holds ``n_mlp`` of them: the mapping model's output for the pair of basis state i, as
-    N bits, and its probability; with several circuits, its probability in each. The bits are
-    written -1 and +1 in every variant; the first layer has a bias, so it can express the same with
-    0 and 1.
+    N bits, and its probability. With ``config.window`` it reads the probabilities of the states
+    that follow, too, and with several circuits all of that in each. The bits are written -1 and +1
+    in every variant; the first layer has a bias, so it can express the same with 0 and 1.
 
     ``config.anchor`` subtracts what the generator gave at its start, G(theta) - G(theta_0), so
     that the first vector is exactly zero. The start is rebuilt from ``config.seed``, so it costs
@@ -57,7 +57,7 @@ class Generator(nn.Module):
             torch.manual_seed(config.seed)
             torch.empty(config.n_circuits, config.n_layers, 1, n_qubits).uniform_()
             self.mapping = MappingModel(
-                n_qubits + config.n_circuits,
+                n_qubits + config.n_circuits * config.window,
                 config.mapping_hidden,
                 config.n_mlp,
                 Activation(config.activation),
@@ -94,14 +94,15 @@ class Generator(nn.Module):
         chunks = self.mapping(self._features(states))
         generated = self.config.scale * chunks.flatten()[: self.chunking.m]
         if self.config.shuffle:
-            generated = generated[self.places]
+            generated = generated.index_select(0, self.places)  # the fastest gradient of its kind
         return generated - generated.mean() if self.config.center else generated
 
     def _features(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, "chunks features"]:
         features = self._read(self.circuit())
         bits = basis_bits(states, self.circuit.n_qubits).to(features.dtype)
         # Under a random order too, row i reads the i-th probability: the released code's pairing.
-        return torch.cat([bits, features[:, : self.chunking.n_chunks].T], dim=1)
+        read = in_windows(features, self.chunking.n_chunks, self.config.window)
+        return torch.cat([bits, *read], dim=1)
 
     def _read(
         self, measured: Float[Tensor, "*circuits states"]
@@ -172,15 +173,32 @@ class Generator(nn.Module):
 
 
 def _fitted(config: QPAConfig, n_qubits: int) -> QPAConfig:
-    """No more circuits of the same angles than there are basis states to start from."""
-    if not config.share_angles or config.n_circuits <= 2**n_qubits:
-        return config
-    log.warning(
-        "qpa.n_circuits=%d share their angles, so each needs a basis state to start from: the %d "
-        "qubits have %d, and that is how many circuits there are.",
-        config.n_circuits, n_qubits, 2**n_qubits,
-    )  # fmt: skip
-    return dataclasses.replace(config, n_circuits=2**n_qubits)
+    """No more circuits of the same angles than basis states to start from; nor a wider window."""
+    most = 2**n_qubits
+    if config.share_angles and config.n_circuits > most:
+        log.warning(
+            "qpa.n_circuits=%d share their angles, so each needs a basis state to start from: the "
+            "%d qubits have %d, and that is how many circuits there are.",
+            config.n_circuits, n_qubits, most,
+        )  # fmt: skip
+        config = dataclasses.replace(config, n_circuits=most)
+    if config.window > most:
+        log.warning(
+            "qpa.window=%d is wider than the %d basis states of %d qubits: a chunk reads the "
+            "probability of each of them once.",
+            config.window, most, n_qubits,
+        )  # fmt: skip
+        config = dataclasses.replace(config, window=most)
+    return config
+
+
+def in_windows(
+    features: Float[Tensor, "circuits states"], n_chunks: int, window: int
+) -> Float[Tensor, "circuits chunks window"]:
+    """The ``window`` numbers from place i on, for each chunk i; the first follows the last."""
+    turns = -(-(n_chunks + window - 1) // features.shape[-1])
+    line = torch.cat([features] * turns, dim=-1) if turns > 1 else features
+    return line[:, : n_chunks + window - 1].unfold(-1, window, 1)
 
 
 def basis_bits(states: Int[Tensor, " chunks"], n_qubits: int) -> Float[Tensor, "chunks qubits"]:

@@ -145,7 +145,7 @@ def test_the_whole_leaves_a_record_of_every_figure(monkeypatch, tmp_path):
         "gpt2_cached", "gpt2_uncached", "gpt2_cached_bf16", "gemma2_cached",
     }  # fmt: skip
     assert set(ratios["qpa_over_lora"]) == {
-        "gpt2", "gpt2_128_circuits", "gemma2", "gemma2_128_circuits",
+        "gpt2", "gpt2_tuned", "gemma2", "gemma2_tuned",
     }  # fmt: skip
     assert math.isfinite(record["bf16_perplexity_change"])
     assert list(tmp_path.iterdir()) == [tmp_path / "record.json"]

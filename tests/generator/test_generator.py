@@ -14,6 +14,7 @@ from torch import nn
 from qpa_exp.circuits import probabilities
 from qpa_exp.config import Activation, BasisOrder, Feature, MappingInit
 from qpa_exp.generator import Generator, basis_bits, squash
+from qpa_exp.generator.generator import in_windows
 
 VARIANTS = ["paper", "released", "tuned"]
 M, N_MLP = 200, 16  # 13 chunks on 4 qubits: one chunk is cut short, three states are spare
@@ -55,7 +56,9 @@ def second_computation(
     if normal:
         p = (p - p.mean(axis=0)) / np.sqrt(p.var(axis=0) + 1e-5)
     bits = [[1.0 if bit == "1" else -1.0 for bit in format(i, f"0{n_qubits}b")] for i in states]
-    x = np.hstack([np.array(bits), p[: len(states)]])
+    places = np.arange(len(states))[:, None] + np.arange(generator.config.window)
+    read = [circuit[places % len(circuit)] for circuit in p.T]
+    x = np.hstack([np.array(bits), *read])
     linear = [layer for layer in generator.mapping if isinstance(layer, nn.Linear)]
     for depth, layer in enumerate(linear):
         x = x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
@@ -134,9 +137,39 @@ def test_shuffled_the_same_parameters_stand_elsewhere(qpa_config):
 
 
 def test_there_are_at_most_as_many_circuits_of_the_same_angles_as_basis_states(qpa_config, caplog):
-    generator = make(qpa_config("tuned", n_mlp=N_MLP, n_circuits=500))
+    generator = make(qpa_config("paper", n_mlp=N_MLP, share_angles=True, n_circuits=500))
     assert generator.config.n_circuits == 16
     assert "the 4 qubits have 16" in caplog.text
+
+
+def test_a_window_is_at_most_all_basis_states(qpa_config, caplog):
+    generator = make(qpa_config("paper", n_mlp=N_MLP, window=500))
+    assert generator.config.window == 16
+    assert "wider than the 16 basis states of 4 qubits" in caplog.text
+
+
+@pytest.mark.parametrize(("n_circuits", "window"), [(1, 2), (1, 9), (3, 16)])
+def test_a_chunk_reads_the_probabilities_that_follow_its_own_around_the_end(
+    qpa_config, n_circuits, window
+):
+    config = qpa_config(
+        "paper", n_mlp=N_MLP, n_circuits=n_circuits, window=window, mapping_hidden=[6]
+    )
+    generator = make(config)
+    expected = second_computation(
+        generator, np.arange(13), squashed=False, centered=False, activation=Activation.relu
+    )
+    np.testing.assert_allclose(generator().detach(), expected, rtol=0, atol=1e-12)
+
+
+@given(
+    n_states=st.integers(1, 20), n_chunks=st.integers(1, 20), window=st.integers(1, 50),
+    n_circuits=st.integers(1, 3),
+)  # fmt: skip
+def test_windows_are_read_in_a_ring(n_states, n_chunks, window, n_circuits):
+    features = torch.arange(n_circuits * n_states).float().view(n_circuits, n_states)
+    places = (torch.arange(n_chunks)[:, None] + torch.arange(window)) % n_states
+    assert torch.equal(in_windows(features, n_chunks, window), features[:, places])
 
 
 @pytest.mark.parametrize("n_circuits", [1, 4])
@@ -166,6 +199,15 @@ def test_squash_is_the_short_name_of_a_feature(qpa_config):
 def test_without_hidden_layers_the_mapping_model_is_linear(qpa_config):
     generator = make(qpa_config("paper", n_mlp=N_MLP, mapping_hidden=[]))
     assert len(generator.mapping) == 1
+
+
+@pytest.mark.parametrize("ansatz", ["gaussian", "classical", "none", "frozen", "product"])
+def test_what_stands_in_the_circuits_place_is_read_in_the_same_windows(qpa_config, ansatz):
+    generator = make(qpa_config("tuned", n_mlp=N_MLP, window=5, ansatz=ansatz))
+    assert generator.mapping[0].in_features == 4 + 5
+    disturb(generator)
+    generator().sum().backward()
+    assert generator.mapping[0].weight.grad.isfinite().all()
 
 
 def test_beside_gaussian_numbers_the_mapping_model_reads_them_as_they_are(qpa_config):
