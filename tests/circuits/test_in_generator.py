@@ -90,7 +90,7 @@ def test_a_training_generator_draws_shots_and_the_seed_repeats_them(qpa):
         (["qpa.ansatz=rx_rz"], 2 * 8 * 11),
         (["qpa.ansatz=frozen"], 0),
         (["qpa.ansatz=none"], 0),
-        (["qpa.ansatz=classical"], 128 * 1032),
+        (["qpa.ansatz=classical"], 1032),
         (["qpa.ansatz=product", "qpa.shots=20x"], 8 * 11),
     ],
 )
