@@ -63,6 +63,8 @@ class Shape:
 
     def with_vocab(self, vocab: int) -> Shape:
         """This shape with a smaller vocabulary, which it remembers."""
+        if vocab == self.vocab:
+            return self
         return replace(self, vocab=vocab, reduced_from=self.reduced_from or self.vocab)
 
 
