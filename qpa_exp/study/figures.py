@@ -38,7 +38,7 @@ _SHOTS, _RATE, _VALIDATION = "qpa.shots", "optim.lr", "validation_perplexity"
 _LINE = 84
 """Letters in a line of a setting's name."""
 _FEWEST_TICKS = 3
-_MOST_LINEAR = 8.0
+_MOST_LINEAR = 5.0
 _EDGE = 1.5
 """A setting whose perplexity is beyond that many times the unadapted model's went wrong."""
 
