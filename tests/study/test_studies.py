@@ -23,7 +23,7 @@ PAPER = [
 ]  # fmt: skip
 OURS = [
     "attention", "attention_rates", "budgets", "circuit_matters", "learning_rates", "methods",
-    "optuna_pareto", "quantum", "rivals", "seeds", "variants",
+    "optuna_pareto", "quantum", "rivals", "seeds", "text_rates", "text_rivals", "variants",
 ]  # fmt: skip
 PLAN = ["hydra.sweeper.only_plan=true"]
 
