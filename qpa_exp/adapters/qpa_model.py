@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,17 @@ class GeneratedVector:
     :meth:`begin_step`.
 
     Attributes:
+        sizes: of the tensors, in their order.
         make: gives the vector: the generator, or the same compiled.
+        value: the vector as it is now, and ``pieces`` what it is cut into.
     """
 
-    def __init__(self, generator: Generator) -> None:
-        self.generator = generator
+    value: Float[Tensor, " m"]
+    pieces: Sequence[Float[Tensor, " size"]]
+
+    def __init__(self, generator: Generator, sizes: Sequence[int]) -> None:
+        self.generator, self.sizes = generator, list(sizes)
         self.make: Callable[[], Tensor] = generator
-        self.value: Float[Tensor, " m"]
         self._made_for: object = None
         self._generated: Float[Tensor, " m"] | None = None
         self._leaf: Float[Tensor, " m"]
@@ -51,7 +55,7 @@ class GeneratedVector:
         if self._generated is None:
             self._generated = self.make()
             self._leaf = self._generated.detach().clone().requires_grad_()
-        self.value, self._made_for = self._leaf, None
+        self._set(self._leaf)
 
     def end_step(self) -> None:
         """Take what has added up through the generator, to the gradients of its parameters."""
@@ -60,7 +64,7 @@ class GeneratedVector:
         generated, self._generated = self._generated, None
         if self._leaf.grad is not None:
             generated.backward(self._leaf.grad)
-        self.value, self._made_for = self._leaf.detach(), None
+        self._set(self._leaf.detach())
 
     def compile(self, mode: str) -> None:
         """Compile the generator and try it; it stays as it was where that fails."""
@@ -85,7 +89,7 @@ class GeneratedVector:
         self.generator.eval()
         try:
             with torch.no_grad():
-                self.value, self._made_for = self.make(), None
+                self._set(self.make())
         finally:
             self.generator.train(mode)
 
@@ -93,11 +97,17 @@ class GeneratedVector:
         """Bring ``value`` up to date with the generator's parameters."""
         if torch.is_grad_enabled() and self.generator.training:
             if self._generated is None:
-                self.value, self._made_for = self.make(), None
+                self._set(self.make())
             return
         now = self._state()
         if self._made_for != now:
-            self.value, self._made_for = self.make(), now
+            self._set(self.make(), now)
+
+    def _set(self, value: Float[Tensor, " m"], made_for: object = None) -> None:
+        """Cut at once, so that the gradients of all pieces are put together at once, too."""
+        with torch.set_grad_enabled(value.requires_grad):
+            self.value, self.pieces = value, value.split(self.sizes)
+        self._made_for = made_for
 
     def _state(self) -> object:
         parameters = list(self.generator.parameters())
@@ -111,13 +121,13 @@ class Slice(nn.Module):
     Under an anchor the tensor that PEFT itself initialised is added: init + G(theta) - G(theta_0).
     """
 
-    def __init__(self, vector: GeneratedVector, begin: int, shape: torch.Size) -> None:
+    def __init__(self, vector: GeneratedVector, place: int, shape: torch.Size) -> None:
         super().__init__()
-        self.vector, self.begin, self.shape = vector, begin, shape
+        self.vector, self.place, self.shape = vector, place, shape
 
     def forward(self, initial: Tensor) -> Tensor:
         """``initial`` is PEFT's own tensor; the result has its shape and type."""
-        piece = self.vector.value.narrow(0, self.begin, self.shape.numel()).view(self.shape)
+        piece = self.vector.pieces[self.place].view(self.shape)
         if self.vector.generator.config.anchor:
             return initial + piece.to(initial.dtype)
         return piece.to(initial.dtype)
@@ -139,9 +149,10 @@ class QPAModel(nn.Module):
         super().__init__()
         self.peft_model = peft_model
         named = trainable_tensors(peft_model)
-        self.generator = Generator(sum(p.numel() for _, p in named), config)
+        sizes = [p.numel() for _, p in named]
+        self.generator = Generator(sum(sizes), config)
         self.generator.to(peft_model.device)
-        self._vector = GeneratedVector(self.generator)
+        self._vector = GeneratedVector(self.generator, sizes)
         self._slots = [self._slot(name) for name, _ in named]
         for _, tensor in named:
             tensor.requires_grad_(False)
@@ -155,12 +166,9 @@ class QPAModel(nn.Module):
 
     def _parametrize(self) -> None:
         """Let every tensor of the method read its slice of the generated vector."""
-        begin = 0
-        for _, module, leaf in self._slots:
-            shape = getattr(module, leaf).shape
-            piece = Slice(self._vector, begin, shape)
+        for place, (_, module, leaf) in enumerate(self._slots):
+            piece = Slice(self._vector, place, getattr(module, leaf).shape)
             parametrize.register_parametrization(module, leaf, piece, unsafe=True)
-            begin += shape.numel()
 
     def _freeze_initial(self) -> None:
         """PEFT's own tensors are never trained; PEFT marks them when it enables its layers."""

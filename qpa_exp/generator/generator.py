@@ -15,6 +15,7 @@ from qpa_exp.circuits import make_circuit
 from qpa_exp.config import Activation, BasisOrder, Feature, MappingInit, QPAConfig
 from qpa_exp.generator.chunking import Chunking
 from qpa_exp.generator.mapping import MappingModel
+from qpa_exp.generator.order import RandomOrder
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +38,13 @@ class Generator(nn.Module):
     Attributes:
         circuit: the circuit, with its angles ``theta``, or a control in its place.
         mapping: the mapping model.
-        states: the basis state of each chunk where the order is fixed.
+        order: the random order of the parameters; None where they stand chunk after chunk.
+        states: the basis state of each chunk where the order is fixed, and ``bits`` its bits.
         chunking: m, n_mlp, n_chunks and n_qubits.
     """
 
     states: Tensor
-    places: Tensor | None
+    bits: Tensor
 
     def __init__(self, m: int, config: QPAConfig) -> None:
         """Raises InputError where the circuit would need more qubits than its back end takes."""
@@ -57,19 +59,23 @@ class Generator(nn.Module):
             torch.manual_seed(config.seed)
             torch.empty(config.n_circuits, config.n_layers, 1, n_qubits).uniform_()
             self.mapping = MappingModel(
-                n_qubits + config.n_circuits * config.window,
+                n_qubits,
                 config.mapping_hidden,
                 config.n_mlp,
                 Activation(config.activation),
                 MappingInit(config.mapping_init),
+                n_circuits=config.n_circuits,
+                window=config.window,
+                in_order=not self._draws_states,
+                scale=config.scale,
             )
             sample = torch.randperm(2**n_qubits)[: self.chunking.n_chunks]
-            places = torch.randperm(m) if config.shuffle else None
-        self.register_buffer("places", places, persistent=False)
+            self.order = RandomOrder(m) if config.shuffle else None
         # In evaluation a random order is one fixed sample: what is tested is what is exported.
         fixed = torch.arange(self.chunking.n_chunks)
         states = sample if self._draws_states else fixed
         self.register_buffer("states", states, persistent=False)
+        self.register_buffer("bits", basis_bits(states, n_qubits), persistent=False)
         self._origin = [self._frozen_copy()] if config.anchor else []
         self._start: Tensor | None = None
 
@@ -91,18 +97,14 @@ class Generator(nn.Module):
             return generated - self._start_at(states) if self.config.anchor else generated
 
     def _generate(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, " m"]:
-        chunks = self.mapping(self._features(states))
-        generated = self.config.scale * chunks.flatten()[: self.chunking.m]
-        if self.config.shuffle:
-            generated = generated.index_select(0, self.places)  # the fastest gradient of its kind
+        features = self._read(self.circuit())
+        # Under a random order too, row i reads the i-th probability: the released code's pairing.
+        chunks = self.mapping(self._bits(states).to(features.dtype), features).flatten()
+        generated = chunks[: self.chunking.m] if self.order is None else self.order(chunks)
         return generated - generated.mean() if self.config.center else generated
 
-    def _features(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, "chunks features"]:
-        features = self._read(self.circuit())
-        bits = basis_bits(states, self.circuit.n_qubits).to(features.dtype)
-        # Under a random order too, row i reads the i-th probability: the released code's pairing.
-        read = in_windows(features, self.chunking.n_chunks, self.config.window)
-        return torch.cat([bits, *read], dim=1)
+    def _bits(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, "chunks qubits"]:
+        return self.bits if states is self.states else basis_bits(states, self.circuit.n_qubits)
 
     def _read(
         self, measured: Float[Tensor, "*circuits states"]
@@ -138,7 +140,7 @@ class Generator(nn.Module):
         It stays in evaluation mode: with finite shots the start is its one fixed sample, which an
         evaluated generator that was never trained repeats exactly.
         """
-        frozen = copy.deepcopy(self)
+        frozen = copy.deepcopy(self, {id(self.order): self.order})
         frozen.requires_grad_(False)
         return frozen.eval()
 
@@ -162,7 +164,7 @@ class Generator(nn.Module):
         other = Generator(self.chunking.m, dataclasses.replace(self.config, seed=seed))
         other.to(self.states.device)
         self.load_state_dict(other.state_dict())
-        self.states.copy_(other.states)
+        self.states, self.bits, self.order = other.states, other.bits, other.order
         self._origin, self._start = other._origin, None
 
     def start_norm(self) -> float:
@@ -190,15 +192,6 @@ def _fitted(config: QPAConfig, n_qubits: int) -> QPAConfig:
         )  # fmt: skip
         config = dataclasses.replace(config, window=most)
     return config
-
-
-def in_windows(
-    features: Float[Tensor, "circuits states"], n_chunks: int, window: int
-) -> Float[Tensor, "circuits chunks window"]:
-    """The ``window`` numbers from place i on, for each chunk i; the first follows the last."""
-    turns = -(-(n_chunks + window - 1) // features.shape[-1])
-    line = torch.cat([features] * turns, dim=-1) if turns > 1 else features
-    return line[:, : n_chunks + window - 1].unfold(-1, window, 1)
 
 
 def basis_bits(states: Int[Tensor, " chunks"], n_qubits: int) -> Float[Tensor, "chunks qubits"]:

@@ -14,7 +14,6 @@ from torch import nn
 from qpa_exp.circuits import probabilities
 from qpa_exp.config import Activation, BasisOrder, Feature, MappingInit
 from qpa_exp.generator import Generator, basis_bits, squash
-from qpa_exp.generator.generator import in_windows
 
 VARIANTS = ["paper", "released", "tuned"]
 M, N_MLP = 200, 16  # 13 chunks on 4 qubits: one chunk is cut short, three states are spare
@@ -69,12 +68,12 @@ def second_computation(
 
 
 def run_and_record(generator: Generator) -> tuple[torch.Tensor, np.ndarray]:
-    """The vector, and the basis states that the mapping model was shown for it."""
+    """The vector, and the basis states whose bits the mapping model was shown for it."""
     shown: list[torch.Tensor] = []
     hook = generator.mapping.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
     vector = generator().detach()
     hook.remove()
-    bits = (shown[0][:, : generator.chunking.n_qubits] > 0).long()
+    bits = (shown[0] > 0).long()
     places = 2 ** torch.arange(bits.shape[1] - 1, -1, -1)
     return vector, (bits * places).sum(1).numpy()
 
@@ -121,8 +120,8 @@ def test_tuned_is_the_change_since_the_start(qpa_config, hidden):
     disturb(generator)
     now = second_computation(generator, np.arange(13), **parts)
     expected = generator.config.scale * (now - start)
-    if generator.config.shuffle:
-        expected = expected[generator.places.numpy()]
+    if generator.order is not None:
+        expected = expected[generator.order.places.numpy()]
     np.testing.assert_allclose(generator().detach(), expected, rtol=0, atol=1e-6)
     assert np.abs(expected).max() > 1e-3
 
@@ -160,16 +159,6 @@ def test_a_chunk_reads_the_probabilities_that_follow_its_own_around_the_end(
         generator, np.arange(13), squashed=False, centered=False, activation=Activation.relu
     )
     np.testing.assert_allclose(generator().detach(), expected, rtol=0, atol=1e-12)
-
-
-@given(
-    n_states=st.integers(1, 20), n_chunks=st.integers(1, 20), window=st.integers(1, 50),
-    n_circuits=st.integers(1, 3),
-)  # fmt: skip
-def test_windows_are_read_in_a_ring(n_states, n_chunks, window, n_circuits):
-    features = torch.arange(n_circuits * n_states).float().view(n_circuits, n_states)
-    places = (torch.arange(n_chunks)[:, None] + torch.arange(window)) % n_states
-    assert torch.equal(in_windows(features, n_chunks, window), features[:, places])
 
 
 @pytest.mark.parametrize("n_circuits", [1, 4])
@@ -214,9 +203,9 @@ def test_beside_gaussian_numbers_the_mapping_model_reads_them_as_they_are(qpa_co
     config = qpa_config("paper", n_mlp=N_MLP, n_circuits=5, ansatz="gaussian", feature=Feature.log)
     generator = Generator(M, config)
     shown: list[torch.Tensor] = []
-    generator.mapping.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
+    generator.mapping.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[1]))
     generator()
-    assert torch.equal(shown[0][:, -5:].T, generator.circuit.features)
+    assert torch.equal(shown[0], generator.circuit.features)
     assert generator.n_trainable == sum(p.numel() for p in generator.mapping.parameters())
 
 
@@ -388,6 +377,18 @@ def test_the_start_is_rebuilt_from_the_seed_and_not_from_the_weights(anchored):
     again.load_state_dict(anchored.state_dict())
     assert torch.equal(again(), anchored())
     assert again().count_nonzero() > 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_restarted_it_is_the_generator_of_another_seed(qpa_config, variant):
+    generator = Generator(M, qpa_config(variant, n_mlp=N_MLP, seed=1)).eval()
+    other = Generator(M, qpa_config(variant, n_mlp=N_MLP, seed=2)).eval()
+    generator()
+    generator.restart(2)
+    assert torch.equal(generator(), other())
+    for one in (generator, other):
+        disturb(one.double())
+    assert torch.equal(generator(), other())
 
 
 # --- seeds and gradients ----------------------------------------------------------------------
