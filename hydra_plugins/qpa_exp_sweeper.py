@@ -8,16 +8,16 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from qpa_exp.study.spec import register_studies
+from qpa_exp.sweeps.studies import register_studies
 
 register_studies()
 
 
 class StudySweeper(Sweeper):
-    """Runs the parts of a study, or of the command line; see :mod:`qpa_exp.study.sweep`."""
+    """Runs the parts of a study, or of the command line; see :mod:`qpa_exp.sweeps.sweep`."""
 
     def __init__(self, **study: Any) -> None:
-        """``study`` is what :class:`qpa_exp.study.spec.StudyConfig` describes."""
+        """``study`` is what :class:`qpa_exp.sweeps.studies.StudyConfig` describes."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -29,6 +29,6 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run everything that is not complete yet."""
-        from qpa_exp.study.sweep import sweep
+        from qpa_exp.sweeps.sweep import sweep
 
         sweep(self.hydra_context, self.task_function, self.config, arguments)

@@ -14,7 +14,7 @@ import hydra
 
 from qpa_exp.cli import compose_config, conf_dir, register_schema, run_command
 from qpa_exp.errors import InputError
-from qpa_exp.study.spec import name_scales
+from qpa_exp.sweeps.studies import name_scales
 
 
 def main(arguments: list[str]) -> None:
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
 
 def run_hydra(arguments: list[str]) -> None:
     """Let Hydra run or sweep, as it would from a shell with these arguments."""
-    from qpa_exp.study.jobs import refused, task
+    from qpa_exp.sweeps.jobs import refused, task
 
     arguments = name_scales(arguments)
     register_schema()
@@ -60,7 +60,7 @@ def continue_run(directory: str, arguments: list[str]) -> None:
     """Continue a run as it was configured."""
     import logging
 
-    from qpa_exp.training.run import resume
+    from qpa_exp.runs.train import resume
 
     others = [argument for argument in arguments if not argument.startswith("resume=")]
     if others:

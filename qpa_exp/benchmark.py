@@ -17,11 +17,11 @@ from typing import NoReturn
 import torch
 from rich.console import Console
 
+from qpa_exp.benchmarks.printing import show
 from qpa_exp.benchmarks.suite import PARTS, Suite
-from qpa_exp.benchmarks.tables import show
 from qpa_exp.cli import run_command
 from qpa_exp.errors import InputError
-from qpa_exp.training.memory import keep_freed_memory
+from qpa_exp.machine import keep_freed_memory
 
 
 class _Parser(argparse.ArgumentParser):

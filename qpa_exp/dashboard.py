@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qpa_exp.cli import parse_options, run_command
-from qpa_exp.study.dashboard import save
+from qpa_exp.report.wandb_workspace import save
 
 
 @dataclass

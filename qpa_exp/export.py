@@ -10,11 +10,11 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from qpa_exp.adapters.export import Format, export
+from qpa_exp.adapters.formats import Format, export
 from qpa_exp.cli import parse_options, run_command
 from qpa_exp.lm.loading import load_tokenizer
-from qpa_exp.training.card import model_card
-from qpa_exp.training.trained import load_run
+from qpa_exp.runs.model_card import model_card
+from qpa_exp.runs.trained import load_run
 
 
 @dataclass

@@ -18,7 +18,7 @@ from rich.text import Text
 from qpa_exp.cli import parse_options, run_command
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import load_tokenizer
-from qpa_exp.training.trained import TrainedRun, load_run
+from qpa_exp.runs.trained import TrainedRun, load_run
 
 
 @dataclass

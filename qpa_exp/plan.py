@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from qpa_exp.adapters.catalogue import virtual_tokens
 from qpa_exp.adapters.counts import Counts, describe, plan_counts
+from qpa_exp.adapters.methods.catalogue import virtual_tokens
 from qpa_exp.circuits.draw import check_picture, draw_picture, draw_text
 from qpa_exp.cli import compose_config, run_command
 from qpa_exp.config import Config, Variant

@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 from qpa_exp.__main__ import run_hydra
 from qpa_exp.cli import run_command
 from qpa_exp.errors import InputError, nearest
-from qpa_exp.native import free_memory
-from qpa_exp.report import report
-from qpa_exp.study.spec import paper_scales, study_names, sweeps_dir
+from qpa_exp.machine import free_memory
+from qpa_exp.report.__main__ import report
+from qpa_exp.sweeps.studies import paper_scales, study_names, sweeps_dir
 
 PAPER = "paper"
 _ON_A_CPU = ("tiny", "smoke")

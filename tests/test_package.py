@@ -23,7 +23,7 @@ def test_the_wheel_is_complete_and_runs_from_an_empty_directory(tmp_path: Path) 
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     assert (site / "qpa_exp" / "conf" / "config.yaml").is_file()
-    assert (site / "qpa_exp" / "sweeps" / "scale" / "tiny.yaml").is_file()
+    assert (site / "qpa_exp" / "studies" / "scale" / "tiny.yaml").is_file()
     assert (site / "qpa_exp" / "study" / "page.html").is_file()
     assert (site / "hydra_plugins" / "qpa_exp_sweeper.py").is_file()
 

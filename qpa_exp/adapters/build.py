@@ -5,10 +5,10 @@ from __future__ import annotations
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from qpa_exp.adapters.catalogue import make_peft_config
+from qpa_exp.adapters.building import build_peft_model
 from qpa_exp.adapters.checkpointing import checkpoint_activations
 from qpa_exp.adapters.counts import Counts, count_model
-from qpa_exp.adapters.methods import build_peft_model
+from qpa_exp.adapters.methods.catalogue import make_peft_config
 from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.config import Config, Variant
 

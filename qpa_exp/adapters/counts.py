@@ -10,8 +10,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from qpa_exp.adapters.catalogue import make_peft_config
-from qpa_exp.adapters.methods import build_without_storage, trainable_tensors, true_shape
+from qpa_exp.adapters.building import build_without_storage, trainable_tensors, true_shape
+from qpa_exp.adapters.methods.catalogue import make_peft_config
 from qpa_exp.config import Config, Variant
 from qpa_exp.generator import Chunking, Generator
 

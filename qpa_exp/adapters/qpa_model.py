@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from qpa_exp.adapters import files
+from qpa_exp.adapters import saved_generator as files
+from qpa_exp.adapters.building import build_peft_model, train_adapter_only, trainable_tensors
 from qpa_exp.adapters.checkpointing import checkpoint_activations
-from qpa_exp.adapters.methods import build_peft_model, train_adapter_only, trainable_tensors
 from qpa_exp.config import QPAConfig, Variant
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.generator import Generator

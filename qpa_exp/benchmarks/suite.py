@@ -11,10 +11,9 @@ from typing import Any
 from qpa_exp.benchmarks.circuits import CircuitTimes, measure_circuits
 from qpa_exp.benchmarks.growth import Growth, measure_growth
 from qpa_exp.benchmarks.measuring import Machine, Seconds, side_by_side
-from qpa_exp.benchmarks.memory import can_measure, measure_memory
+from qpa_exp.benchmarks.peak_memory import can_measure, measure_memory
 from qpa_exp.benchmarks.workloads import SHAPES, Shape, Workload
-from qpa_exp.native import free_memory
-from qpa_exp.training.memory import release_freed_memory
+from qpa_exp.machine import free_memory, release_freed_memory
 
 log = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qpa_exp.adapters import QPAModel, build_peft_model, get_qpa_model, train_adapter_only
-from qpa_exp.adapters.adapted_head import AdaptedHead, language_model
 from qpa_exp.cli import compose_config
 from qpa_exp.config import Backend, QPAConfig
 from qpa_exp.errors import InputError
-from qpa_exp.lm.backbone import hidden_states
-from qpa_exp.lm.head import FinalLogits
-from qpa_exp.lm.packing import Packing
-from qpa_exp.training.memory import stock_memory
+from qpa_exp.fast_head.adapted_head import AdaptedHead, language_model
+from qpa_exp.fast_head.backbone import hidden_states
+from qpa_exp.fast_head.head import FinalLogits
+from qpa_exp.fast_head.packing import Packing
+from qpa_exp.machine import stock_memory
 
 _SEED = 0
 _RANK = 4

@@ -14,7 +14,7 @@ from torch import Tensor
 from qpa_exp.circuits import kernels
 from qpa_exp.circuits.ansatz import is_real
 from qpa_exp.circuits.program import Operation, Permutation, Rotations, SingleGate, compile_layer
-from qpa_exp.native import share_out
+from qpa_exp.loops import share_out
 
 MOST_QUBITS = 16
 """Above, a state no longer fits near one core, and products that all cores share are faster."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qpa_exp.config import Backend, QPAConfig
 from qpa_exp.errors import InputError
-from qpa_exp.native import free_memory
+from qpa_exp.machine import free_memory
 
 MOST_QUBITS = 30
 """A sanity limit, one for all back ends; before it, memory is the limit."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qpa_exp.data.corpora import CorpusText, load_corpus
+from qpa_exp.data.corpora.corpora import CorpusText, load_corpus
 from qpa_exp.data.datamodule import TextDataModule
 from qpa_exp.data.layouts import Examples, lay_out
 

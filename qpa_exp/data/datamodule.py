@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from qpa_exp.config import DataConfig
-from qpa_exp.data.corpora import CorpusText, load_corpus, split_name
+from qpa_exp.data.corpora.corpora import CorpusText, load_corpus, split_name
 from qpa_exp.data.layouts import Examples, lay_out, mask
 from qpa_exp.errors import InputError
-from qpa_exp.lm.cache import HiddenStates
+from qpa_exp.fast_head.cache import HiddenStates
 
 Batch = dict[str, Tensor]
 

@@ -74,7 +74,7 @@ def test_checkpointing_lets_no_dropout_of_the_backbone_act(make_model: Any, toke
 
 
 def test_a_classical_run_checkpoints_too(make_model: Any, peft_config: Any, tokens: Tensor):
-    from qpa_exp.adapters.methods import build_peft_model, train_adapter_only
+    from qpa_exp.adapters.building import build_peft_model, train_adapter_only
 
     def trained(checkpointed: bool) -> list[Tensor]:
         base = make_model("llama")

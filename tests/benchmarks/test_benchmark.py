@@ -19,9 +19,9 @@ from qpa_exp.benchmarks import suite as suite_module
 from qpa_exp.benchmarks.circuits import N_LAYERS, SIMULATORS
 from qpa_exp.benchmarks.growth import Growth
 from qpa_exp.benchmarks.measuring import Seconds, fit_exponent, side_by_side
-from qpa_exp.benchmarks.memory import can_measure, probe
+from qpa_exp.benchmarks.peak_memory import can_measure, probe
+from qpa_exp.benchmarks.printing import show
 from qpa_exp.benchmarks.suite import Suite
-from qpa_exp.benchmarks.tables import show
 from qpa_exp.benchmarks.workloads import SHAPES, Shape, Workload
 from qpa_exp.errors import InputError
 

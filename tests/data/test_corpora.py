@@ -13,7 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpa_exp.config import Corpus, DataConfig, Layout
-from qpa_exp.data.corpora import divide_by_position, divide_topics, load_corpus, long_paragraphs
+from qpa_exp.data.corpora.corpora import (
+    divide_by_position,
+    divide_topics,
+    load_corpus,
+    long_paragraphs,
+)
 from qpa_exp.errors import InputError
 
 

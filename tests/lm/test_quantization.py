@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from qpa_exp.adapters import QPAModel, get_qpa_model
 from qpa_exp.adapters.build import count
-from qpa_exp.adapters.export import Format, export
+from qpa_exp.adapters.formats import Format, export
 from qpa_exp.config import ModelConfig, QPAConfig, Quantization
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import load_model

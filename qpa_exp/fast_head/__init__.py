@@ -1,0 +1,1 @@
+"""An accelerator: where the output head alone is adapted, the frozen backbone is computed once."""

@@ -1,0 +1,66 @@
+"""``python -m qpa_exp.report``: runs as tables, figures and one page for each study.
+
+``python -m qpa_exp.report runs=outputs/studies/tiny/fig2`` reads a study, a run, or any directory
+above them; several are separated by commas, and may be patterns. ``study=fig2`` takes that study
+alone. What is read is never run. ``counts=true`` prints the paper's parameter counts beside ours.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpa_exp.cli import parse_options, run_command
+from qpa_exp.errors import InputError
+from qpa_exp.report.collect import collect
+from qpa_exp.report.paper_counts import counts_page
+from qpa_exp.report.write import write_report
+
+
+@dataclass
+class ReportOptions:
+    """What the command takes."""
+
+    runs: str | None = None
+    study: str | None = None
+    out: str = "outputs/reports"
+    counts: bool = False
+
+
+def main(arguments: list[str]) -> None:
+    """Report the runs that these options name."""
+    options = parse_options(ReportOptions, arguments)
+    if options.counts:
+        print(counts_page(), end="")
+        return
+    if options.runs is None:
+        raise InputError("runs is missing: give runs=<a study, a run, or a directory of them>.")
+    places = [place for place in options.runs.split(",") if place]
+    report(places, options.study, Path(options.out))
+
+
+def report(places: list[str], study: str | None, out: Path) -> None:
+    """Write the report of every study in these places, and say what is left out.
+
+    Raises:
+        InputError: a place that does not exist, or nothing complete in any of them.
+    """
+    options = [f"runs={','.join(places)}", *([f"study={study}"] if study else []), f"out={out}"]
+    command = shlex.join(["python", "-m", "qpa_exp.report", *options])
+    written = 0
+    for collected in collect(places, study):
+        for item in collected.skipped:
+            print(f"left out: {item.why}")
+        if collected.runs.empty:
+            print(f"{collected.study}: no complete run: nothing is written.")
+            continue
+        page = write_report(collected, out, command)
+        written += 1
+        print(f"{collected.study}: {len(collected.runs)} runs, written to {page}")
+    if not written:
+        raise InputError(f"runs={','.join(places)}: there is no complete run to report.")
+
+
+if __name__ == "__main__":
+    run_command(main)

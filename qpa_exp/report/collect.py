@@ -1,0 +1,207 @@
+"""Runs from disk as one table. What is on disk is data: it is read, never run.
+
+A place is a run's directory, a study's (it holds ``sweep.json``, which lists its runs), or any
+directory above those. What cannot be used is left out, and said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qpa_exp.errors import InputError
+from qpa_exp.runs import results
+from qpa_exp.runs.directory import read_config
+from qpa_exp.runs.states import CONFIG, METRICS, State, error_of, read_json, state_of
+from qpa_exp.sweeps.manifest import MANIFEST, Manifest, read_manifest
+
+NO_STUDY = "runs"
+"""The name under which runs that belong to no study are reported."""
+
+SEEDS = ["seed", "qpa.seed"]
+_NOT_SETTINGS = ("logger.", "trainer.progress_bar", "resume", *SEEDS)
+_SIZES = ("trainable_params", "target_params", "seed")
+_GRADIENTS = ("gradient_variance", "expectation_variance")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A directory that is left out, and why, as the end of a sentence."""
+
+    path: Path
+    why: str
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The runs of one study.
+
+    Attributes:
+        runs: one row a run: the config's keys, dotted; the figures of ``metrics.json``;
+            ``validation_perplexity``, the last of the curve; ``path``, ``study``, ``scale``,
+            ``label``, ``command``, and ``setting``, a hash that is equal for runs which differ in
+            their seed alone.
+        manifests: the records of the study, one for each scale.
+    """
+
+    study: str
+    runs: pd.DataFrame
+    skipped: list[Skipped]
+    manifests: list[Manifest]
+
+
+def collect(places: Iterable[str], study: str | None = None) -> list[Collected]:
+    """Every study among the runs of these places, or ``study`` alone.
+
+    Args:
+        places: directories, or patterns for them.
+        study: leave the runs of others out.
+
+    Raises:
+        InputError: a place does not exist, or no study of that name is there.
+    """
+    found: dict[str, tuple[list[dict[str, Any]], list[Skipped], list[Manifest]]] = {}
+    for directory in _directories(places):
+        for manifest, runs in _groups(directory):
+            name = manifest.study if manifest else NO_STUDY
+            rows, skipped, manifests = found.setdefault(name, ([], [], []))
+            if manifest:
+                manifests.append(manifest)
+            for run in runs:
+                try:
+                    rows.append(_row(run, manifest))
+                except InputError as error:
+                    skipped.append(Skipped(run["path"], str(error)))
+    if study is not None:
+        if study not in found:
+            there = ", ".join(sorted(found)) or "nothing"
+            raise InputError(f"study={study} is not among these runs: there is {there}.")
+        found = {study: found[study]}
+    return [_collected(name, *parts) for name, parts in found.items()]
+
+
+def _collected(
+    name: str, rows: list[dict[str, Any]], skipped: list[Skipped], manifests: list[Manifest]
+) -> Collected:
+    table = pd.DataFrame(rows)
+    if rows:
+        table = table.drop_duplicates("path").reset_index(drop=True)
+    return Collected(name, table, skipped, manifests)
+
+
+def _directories(places: Iterable[str]) -> list[Path]:
+    directories: dict[Path, None] = {}
+    for place in places:
+        matches = sorted(glob.glob(str(Path(place).expanduser()), recursive=True))  # noqa: PTH207
+        inside = [Path(match) for match in matches if Path(match).is_dir()]
+        if not inside:
+            raise InputError(f"runs={place} matches no directory: give one, or a pattern of them.")
+        directories |= dict.fromkeys(inside)
+    return list(directories)
+
+
+def _groups(directory: Path) -> Iterator[tuple[Manifest | None, list[dict[str, Any]]]]:
+    """The studies below a directory with their runs, then the runs that are of no study."""
+    listed: set[Path] = set()
+    for file in sorted(directory.rglob(MANIFEST)):
+        manifest = read_manifest(file.parent)
+        runs = [{**run, "path": (file.parent / run["path"]).resolve()} for run in manifest.runs]
+        listed |= {run["path"] for run in runs}
+        yield manifest, runs
+    others = sorted(
+        {
+            file.parent.resolve()
+            for name in (CONFIG, METRICS)
+            for file in directory.rglob(name)
+            if "csv" not in file.parts
+        }
+        - listed
+    )
+    if others:
+        yield None, [{"path": path, "label": path.name, "overrides": None} for path in others]
+    elif not listed:
+        yield None, [{"path": directory, "label": directory.name, "overrides": None}]
+
+
+def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
+    """One run's row.
+
+    Raises:
+        InputError: why the run cannot be used.
+    """
+    path: Path = run["path"]
+    config = read_config(path)
+    metrics = _metrics(path)
+    flat = flatten(dataclasses.asdict(config))
+    kept = {k: v for k, v in flat.items() if not k.startswith(_NOT_SETTINGS)}
+    setting = json.dumps(kept, sort_keys=True, default=str)
+    overrides = run["overrides"]
+    return {
+        **flat,
+        **metrics,
+        "validation_perplexity": validation_perplexity(path),
+        "path": str(path),
+        "study": manifest.study if manifest else NO_STUDY,
+        "scale": manifest.scale if manifest else "",
+        "label": run["label"] or path.name,
+        "command": _command(overrides) if overrides is not None else "",
+        "setting": hashlib.sha256(setting.encode()).hexdigest()[:12],
+    }
+
+
+def _command(overrides: Sequence[str]) -> str:
+    import shlex
+
+    return shlex.join(["python", "-m", "qpa_exp", *overrides])
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    state = state_of(path)
+    if state is not State.complete:
+        raise InputError(_why_not(path, state))
+    metrics = read_json(path / METRICS) or {}
+    measured = [key for key in ("perplexity", *_GRADIENTS) if key in metrics]
+    needed = [*measured, *_SIZES]
+    if not measured or not all(isinstance(metrics.get(key), int | float) for key in needed):
+        raise InputError(f"{path / METRICS} holds no result of this program.")
+    return {key: json.dumps(v) if isinstance(v, dict | list) else v for key, v in metrics.items()}
+
+
+def _why_not(path: Path, state: State) -> str:
+    reason = error_of(path)
+    if state is State.interrupted and (path / METRICS).exists():
+        return f"{path / METRICS} is not one of ours or is damaged."
+    if state is State.interrupted:
+        return f"{path} is not complete: it is running, or was interrupted."
+    return f"{path} {state}: {reason}"
+
+
+def validation_perplexity(run_dir: Path) -> float | None:
+    """The last one that was measured after training began; None where there is none."""
+    try:
+        steps, values = results.read_curve(run_dir, "validation/perplexity")
+    except (ValueError, KeyError, OSError):
+        return None
+    return values[-1] if values and steps[-1] > 0 else None
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; lists and enumerations as text."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            if prefix + key not in ("model.recipe", "model.architecture"):
+                flat |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            flat[prefix + key] = json.dumps(value)
+        else:
+            flat[prefix + key] = getattr(value, "value", value)
+    return flat

@@ -1,0 +1,110 @@
+"""A study's page: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+from PIL import Image
+
+from qpa_exp.report.analysis import comparisons, differences
+from qpa_exp.report.collect import Collected
+from qpa_exp.report.tables import Table
+
+_NUMBER = re.compile(r"[-+\d.,e± ]*")
+
+
+def render(
+    collected: Collected, figures: Mapping[str, bytes], tables: Sequence[Table], report: str
+) -> str:
+    """The page as text.
+
+    Args:
+        collected: the study's runs.
+        figures: SVG files by name.
+        tables: in the order in which they stand.
+        report: the command that wrote the page.
+    """
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=False,
+    )  # fmt: skip
+    manifests, runs = collected.manifests, collected.runs
+    return environment.get_template("page.html").render(
+        study=collected.study,
+        title=manifests[0].title if manifests and manifests[0].title else "Runs",
+        paper=manifests[0].paper if manifests else "",
+        scales=[manifest.scale for manifest in manifests],
+        sentences=[comparison.sentence() for comparison in comparisons(runs)]
+        if "perplexity" in runs
+        else [],
+        figures=[
+            {"alt": name, "svg": base64.b64encode(file).decode()} for name, file in figures.items()
+        ],
+        tables=[_cells(table) for table in tables],
+        notes=list(dict.fromkeys(line for m in manifests for line in m.notes)),
+        differs=[
+            *dict.fromkeys(line for m in manifests for line in m.differs),
+            *differences(runs),
+        ],
+        skipped=[without_place(f"{item.path}: {item.why}") for item in collected.skipped],
+        commands=[*(manifest.command for manifest in manifests), report],
+        run_commands=[command for command in runs["command"] if command],
+        versions=list(_versions(runs)),
+    )
+
+
+def without_place(text: str) -> str:
+    """Paths below the working directory as relative ones: what is passed on names no machine."""
+    return text.replace(f"{Path.cwd()}{os.sep}", "")
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "qpa_exp", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG at 300 dpi, for print. It has few colours: a palette makes it small."""
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=300, bbox_inches="tight")
+    image = Image.open(drawn)
+    image.convert("RGB").quantize().save(buffer, "png", optimize=True, dpi=image.info["dpi"])
+    return buffer.getvalue()
+
+
+def _cells(table: Table) -> dict[str, Any]:
+    rows = [
+        [{"text": text, "number": bool(text) and bool(_NUMBER.fullmatch(text))} for text in row]
+        for row in table.rows.astype(str).itertuples(index=False)
+    ]
+    heading = "All runs" if table.name == "runs" else f"Beside {table.name} of the paper"
+    columns = list(table.rows.columns)
+    return {"heading": heading, "caption": table.caption, "columns": columns, "rows": rows}
+
+
+def _versions(runs: pd.DataFrame) -> Iterator[str]:
+    """What the numbers come from; where runs were made under different versions, so it is said."""
+    if "versions" in runs:
+        different = runs["versions"].dropna().unique()
+        for text in different:
+            yield ", ".join(f"{name} {version}" for name, version in json.loads(text).items())
+        if len(different) > 1:
+            yield "These runs were made under different versions: compare them with care."
+    if "data_sha256" in runs:
+        for (name, digest), _ in runs.groupby(["data.name", "data_sha256"]):
+            yield f"text of {name}: sha256 {digest}"

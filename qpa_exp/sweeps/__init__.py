@@ -1,0 +1,1 @@
+"""Sweeps: from a study to runs that skip, resume and share."""

@@ -1,0 +1,162 @@
+"""A sweep: say what it costs, run what is not complete, say what failed.
+
+Every run has a directory that follows from its content, under ``hydra.sweep.dir``, which all
+sweeps share: a run that is complete is not made again, by whichever sweep, and one that was
+interrupted goes on from its checkpoint. Runs hold a lock, so two sweeps at once share the work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from qpa_exp.errors import InputError
+from qpa_exp.runs.states import State, error_of
+from qpa_exp.sweeps.expand import expand
+from qpa_exp.sweeps.jobs import is_busy
+from qpa_exp.sweeps.manifest import make_manifest, write_manifest
+from qpa_exp.sweeps.prepare import Job, Preparation
+from qpa_exp.sweeps.progress import Progress, say
+
+_CHOOSES_THE_STUDY = ("sweep=", "scale=")
+_SECONDS_BETWEEN_LOOKS = 1.0
+_LONGEST_TABLE = 80
+
+
+class SweepFailed(InputError):
+    """Some runs of a sweep have no result; the rest do."""
+
+
+def sweep(
+    context: HydraContext, task: TaskFunction, config: DictConfig, arguments: Sequence[str]
+) -> None:
+    """Run every run that ``arguments`` and the study's parts describe.
+
+    Raises:
+        InputError: something that was given is not allowed; nothing has run then.
+        SweepFailed: at the end, where a run failed.
+    """
+    chosen = [a for a in arguments if a.startswith(_CHOOSES_THE_STUDY)]
+    given = [a for a in arguments if a not in chosen]
+    preparation = Preparation(context, config, chosen)
+    study = preparation.study()
+    if study["search"] is not None:
+        from qpa_exp.sweeps.search import search
+
+        search(preparation, Runner(context, task, config, preparation), given)
+        return
+    jobs = preparation.jobs(expand(study["parts"], study["fixed"], given))
+    announce(jobs, study["study"], str(study["scale"].get("name", "")))
+    if study["only_plan"]:
+        return
+    record(config, jobs)
+    Runner(context, task, config, preparation).run(jobs)
+    finish(jobs)
+
+
+class Runner:
+    """Gives jobs to Hydra's launcher until each has ended."""
+
+    def __init__(
+        self,
+        context: HydraContext,
+        task: TaskFunction,
+        config: DictConfig,
+        preparation: Preparation,
+    ) -> None:
+        self._preparation = preparation
+        self._launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=task, config=config
+        )
+        self._launched = 0
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run those that are not complete; wait for those that another process is at."""
+        waiting = [job for job in jobs if not job.state.is_final]
+        if not waiting:
+            return
+        with Progress(waiting):
+            while waiting:
+                free = [job for job in waiting if not is_busy(job.run_dir)]
+                if not free:
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)
+                    continue
+                self._launch(free)
+                waiting = [job for job in waiting if is_busy(job.run_dir)]
+
+    def _launch(self, jobs: Sequence[Job]) -> None:
+        overrides = [self._preparation.launched(job) for job in jobs]
+        self._launcher.launch(overrides, initial_job_idx=self._launched)
+        self._launched += len(jobs)
+
+
+def announce(jobs: Sequence[Job], study: str | None, scale: str) -> None:
+    """Say how many runs there are, what each costs, and which are done already."""
+    title = f"Sweep {study}, scale {scale}" if study else "Sweep"
+    states = Counter(job.state for job in jobs)
+    final = sum(n for state, n in states.items() if state.is_final)
+    if len(jobs) <= _LONGEST_TABLE:
+        Console().print(_table(jobs, title))
+    sizes = [job.counts.trainable_params for job in jobs]
+    say(f"{title}: {_runs(len(jobs))} of {min(sizes):,} to {max(sizes):,} trainable parameters.")
+    if final:
+        say(f"{_runs(final)} complete already (same config, data and code): skipped.")
+    if states[State.interrupted]:
+        say(f"{_runs(states[State.interrupted])} interrupted: continued from the last checkpoint.")
+
+
+def record(config: DictConfig, jobs: Sequence[Job]) -> None:
+    """Keep the list of a named study's runs, for its report."""
+    if config.hydra.sweeper.study is not None:
+        manifest, directory = make_manifest(config, jobs)
+        write_manifest(manifest, directory)
+        say(f"The study's record: {directory}")
+
+
+def finish(jobs: Sequence[Job]) -> None:
+    """Say how it ended.
+
+    Raises:
+        SweepFailed: a run has no result.
+    """
+    failed = [job for job in jobs if job.state is not State.complete]
+    for job in failed:
+        reason = error_of(job.run_dir) or "it ended without a result: its process was killed"
+        say(f"failed: {job.title}: {reason} ({job.run_dir})")
+    if failed:
+        again = [job for job in failed if not job.state.is_final]
+        rest = "the same command runs those alone again."
+        if len(again) < len(failed):
+            rest = "those that diverged are not run again, for they would again."
+        raise SweepFailed(f"{_runs(len(failed))} of {len(jobs)} failed, listed above; {rest}")
+    say(f"All {_runs(len(jobs))} are complete.")
+
+
+def _runs(n: int) -> str:
+    return f"{n} run" if n == 1 else f"{n} runs"
+
+
+def _table(jobs: Sequence[Job], title: str) -> Table:
+    table = Table(title=title)
+    table.add_column("run")
+    for column in ("trainable", "m", "qubits"):
+        table.add_column(column, justify="right")
+    table.add_column("state")
+    for job in jobs:
+        counts = job.counts
+        qubits = "" if counts.n_qubits is None else str(counts.n_qubits)
+        sizes = (f"{counts.trainable_params:,}", f"{counts.generated_params:,}", qubits)
+        table.add_row(_escape(job.title), *sizes, str(job.state))
+    return table
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")  # rich reads brackets as markup

@@ -1,0 +1,135 @@
+"""Runs from disk: what is read, what is left out and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qpa_exp.errors import InputError
+from qpa_exp.report.collect import collect
+from qpa_exp.runs import results
+
+MakeRun = Callable[..., Path]
+
+
+def test_a_run_is_a_row_of_its_config_its_figures_and_its_validation(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "a", "qpa.n_mlp=32", "seed=7", perplexity=12.5, validation=20.0)
+    (collected,) = collect([str(tmp_path)])
+    (row,) = collected.runs.to_dict("records")
+    assert row["path"] == str(run)
+    assert (row["qpa.n_mlp"], row["peft.method"], row["seed"]) == (32, "lora", 7)
+    assert (row["perplexity"], row["validation_perplexity"]) == (12.5, 20.0)
+    assert row["peft.target_modules"] == '["lm_head"]'
+
+
+def test_seeds_are_no_part_of_a_setting(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        make_run(tmp_path / f"{seed}", f"seed={seed}")
+    make_run(tmp_path / "other", "optim.lr=1e-4")
+    (collected,) = collect([str(tmp_path)])
+    assert collected.runs["setting"].nunique() == 2
+
+
+BROKEN = {
+    "half written": ({"config.yaml": None}, "is not complete: it is running, or was interrupted"),
+    "failed": ({"config.yaml": None, "failed.json": '{"error": "out of memory"}'}, "out of memory"),
+    "diverged": (
+        {
+            "config.yaml": None,
+            "metrics.json": '{"status": "diverged", "error": "The loss is NaN."}',
+        },
+        "The loss is NaN.",
+    ),
+    "cut metrics": ({"config.yaml": None, "metrics.json": '{"status": '}, "or is damaged"),
+    "text for a number": (
+        {"config.yaml": None, "metrics.json": '{"status": "complete", "perplexity": "low"}'},
+        "holds no result of this program",
+    ),
+    "other metrics": (
+        {"config.yaml": None, "metrics.json": '{"status": "complete"}'},
+        "holds no result of this program",
+    ),
+    "no status": ({"config.yaml": None, "metrics.json": "{}"}, "is not one of ours"),
+    "no config": ({"metrics.json": "{}"}, "is not a run directory"),
+    "other config": ({"config.yaml": "a: 1\n", "metrics.json": "{}"}, "is not the config of a run"),
+    "code": ({"config.yaml": "a: !!python/object/apply:os.abort []\n"}, "is not the config"),
+    "reference": ({"config.yaml": "seed: ${oc.env:HOME}\n"}, "is not the config of a run"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_cannot_be_used_is_left_out_with_a_reason(
+    make_run: MakeRun, tmp_path: Path, name: str
+) -> None:
+    good = make_run(tmp_path / "good")
+    files, why = BROKEN[name]
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for file, text in files.items():
+        content = (good / file).read_text() if text is None else text
+        (bad / file).write_text(content)
+    (collected,) = collect([str(tmp_path)])
+    assert list(collected.runs["path"]) == [str(good)]
+    (skipped,) = collected.skipped
+    assert skipped.path == bad
+    assert why in skipped.why
+    assert "\n" not in skipped.why
+
+
+def test_a_study_is_the_runs_that_its_record_lists(
+    make_run: MakeRun, make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    runs = [make_run(tmp_path / "runs" / name) for name in "abc"]
+    make_study(tmp_path / "one", runs[:2])
+    make_study(tmp_path / "two", [runs[1], tmp_path / "runs" / "gone"], study="fig3")
+    by_name = {c.study: c for c in collect([str(tmp_path)])}
+    paths = {name: sorted(Path(p).name for p in c.runs["path"]) for name, c in by_name.items()}
+    assert paths == {"fig2": ["a", "b"], "fig3": ["b"], "runs": ["c"]}
+    assert "gone" in by_name["fig3"].skipped[0].why
+    (only,) = collect([str(tmp_path)], "fig3")
+    assert only.study == "fig3"
+    with pytest.raises(InputError, match=r"study=fig9 is not among these runs: there is fig2"):
+        collect([str(tmp_path)], "fig9")
+
+
+def test_places_are_patterns_and_must_exist(make_run: MakeRun, tmp_path: Path) -> None:
+    for name in ("r1", "r2", "x"):
+        make_run(tmp_path / name)
+    (collected,) = collect([str(tmp_path / "r*")])
+    assert len(collected.runs) == 2
+    with pytest.raises(InputError, match="matches no directory"):
+        collect([str(tmp_path / "none*")])
+
+
+RECORD = json.dumps(
+    dict.fromkeys(
+        ("study", "title", "paper", "scale", "command", "work", "figures", "tables", "notes"), ""
+    )
+    | {"differs": [], "runs": [{"path": 1, "label": "", "overrides": []}]}
+)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"study": 1, "runs": [1]}', "\x00", RECORD])
+def test_a_damaged_record_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(InputError, match="is not the record of a study"):
+        collect([str(tmp_path)])
+
+
+def test_a_directory_without_runs_says_so(tmp_path: Path) -> None:
+    (collected,) = collect([str(tmp_path)])
+    assert collected.runs.empty
+    assert "is not a run directory" in collected.skipped[0].why
+
+
+def test_damaged_curves_do_not_cost_the_run(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", validation=3.0)
+    (run / "csv" / "version_0" / "metrics.csv").write_text("step,validation/perplexity\nx,y\n")
+    (collected,) = collect([str(tmp_path)])
+    assert collected.runs["validation_perplexity"].isna().all()
+    assert json.loads((run / results.METRICS).read_text())["perplexity"] == 100.0

@@ -1,0 +1,158 @@
+"""AdamW, and the searches without gradients that take turns with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from qpa_exp.config import Config, OptimConfig, Optimizer, SearchOver
+from qpa_exp.errors import InputError
+from qpa_exp.runs.module import AdapterModule
+from qpa_exp.runs.optimizers import AlternatingSearch, make_optimizer
+from qpa_exp.runs.train import resume, run
+
+SEARCHES = [Optimizer.cobyla, Optimizer.nelder_mead, Optimizer.spsa]
+ANGLES, MAPPING = "generator.circuit.theta", "generator.mapping.0.weight"
+
+
+class Bowl:
+    """A loss whose least value, 0, is at 0.5 for the angles and at -0.5 for the mapping."""
+
+    def __init__(self, n: int = 4) -> None:
+        self.theta = nn.Parameter(torch.zeros(1, 1, n))
+        self.mapping = nn.Parameter(torch.zeros(2, 3))
+        self.evaluations = 0
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {ANGLES: self.theta, MAPPING: self.mapping}
+
+    def value(self) -> torch.Tensor:
+        return (self.theta - 0.5).square().sum() + (self.mapping + 0.5).square().sum()
+
+    def loss(self) -> float:
+        self.evaluations += 1
+        return self.value().item()
+
+    def closure(self) -> torch.Tensor:
+        for parameter in self.trained.values():
+            parameter.grad = None
+        loss = self.value()
+        loss.backward()
+        return loss
+
+
+def optim(name: Optimizer, **fields: Any) -> OptimConfig:
+    config = OptimConfig(name=name, lr=0.05, theta_lr=0.1, search_every_n_steps=1, weight_decay=0.0)
+    return dataclasses.replace(config, **fields)
+
+
+@pytest.mark.parametrize("over", SearchOver)
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_finds_the_least_loss(name: Optimizer, over: SearchOver) -> None:
+    torch.manual_seed(0)
+    bowl = Bowl()
+    start = bowl.loss()
+    config = optim(name, over=over, theta_lr=0.05, max_evaluations=40)
+    optimizer = make_optimizer(bowl.trained, config, bowl.loss)
+    for _ in range(60):
+        optimizer.step(bowl.closure)
+    assert bowl.loss() < 0.02 * start
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_over_theta_each_moves_its_own(name: Optimizer) -> None:
+    bowl = Bowl(n=3)
+    optimizer = make_optimizer(bowl.trained, optim(name, search_every_n_steps=3), bowl.loss)
+    moved = []
+    for _ in range(4):
+        before, mapping = bowl.theta.detach().clone(), bowl.mapping.detach().clone()
+        optimizer.step(bowl.closure)
+        moved.append(not torch.equal(bowl.theta, before))
+        assert not torch.equal(bowl.mapping, mapping)
+    assert moved == [True, False, False, True]
+
+
+@pytest.mark.parametrize(("name", "evaluations"), [(Optimizer.cobyla, 9), (Optimizer.spsa, 6)])
+def test_a_search_takes_as_many_evaluations_as_it_may(name: Optimizer, evaluations: int) -> None:
+    bowl = Bowl()
+    make_optimizer(bowl.trained, optim(name, max_evaluations=evaluations), bowl.loss).step(
+        bowl.closure
+    )
+    assert bowl.evaluations == evaluations
+
+
+def test_the_angles_may_have_a_rate_of_their_own() -> None:
+    bowl = Bowl()
+    groups = make_optimizer(bowl.trained, optim(Optimizer.adamw), bowl.loss).param_groups
+    assert [(len(group["params"]), group["lr"]) for group in groups] == [(1, 0.1), (1, 0.05)]
+    groups = make_optimizer(
+        bowl.trained, optim(Optimizer.adamw, theta_lr=None), bowl.loss
+    ).param_groups
+    assert [(len(group["params"]), group["lr"]) for group in groups] == [(2, 0.05)]
+
+
+def test_a_scheduler_sets_the_rates_of_both() -> None:
+    bowl = Bowl()
+    optimizer = make_optimizer(bowl.trained, optim(Optimizer.spsa), bowl.loss)
+    assert isinstance(optimizer, AlternatingSearch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    optimizer.step(bowl.closure)
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+    assert optimizer.adamw.param_groups[0]["lr"] == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(
+    ("trained", "fields", "says"),
+    [
+        ({MAPPING: 6}, {}, "has none to train: give optim=adamw"),
+        ({ANGLES: 1001}, {}, "would search 1,001 parameters, and takes at most 1,000"),
+        ({ANGLES: 4, MAPPING: 2000}, {"over": SearchOver.all}, "would search 2,004 parameters"),
+        ({ANGLES: 9}, {"max_evaluations": 10}, "max_evaluations=10 is too small for the 9"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(trained: Any, fields: Any, says: str) -> None:
+    parameters = {name: nn.Parameter(torch.zeros(n)) for name, n in trained.items()}
+    with pytest.raises(InputError, match=says):
+        make_optimizer(parameters, optim(Optimizer.cobyla, **fields), lambda: 0.0)
+
+
+class Crash(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spsa", pytest.param("cobyla", marks=pytest.mark.long)])
+def test_a_resumed_search_ends_with_the_same_weights(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    few = ["optim.search_every_n_steps=3", "qpa.n_mlp=4096", "qpa.n_layers=2", "qpa.seed=1"]
+    config = configure(f"optim={name}", *few, "trainer.max_steps=7", "qpa.scale=1")
+    run(config, tmp_path / "whole")
+
+    proper = AdapterModule.training_step
+
+    def crashing(self: AdapterModule, batch: object, batch_idx: int) -> torch.Tensor:
+        if self.global_step == 5:
+            raise Crash
+        return proper(self, batch, batch_idx)
+
+    monkeypatch.setattr(AdapterModule, "training_step", crashing)
+    with pytest.raises(Crash):
+        run(config, tmp_path / "crashed")
+    monkeypatch.setattr(AdapterModule, "training_step", proper)
+    resume(tmp_path / "crashed")
+
+    whole, other = (
+        load_file(tmp_path / which / "generator" / "generator.safetensors")
+        for which in ("whole", "crashed")
+    )
+    assert all(torch.equal(whole[key], other[key]) for key in whole)

@@ -1,0 +1,148 @@
+"""Sweeps as a person starts them: killed, started twice, in parallel."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from qpa_exp.report.analysis import aggregate
+from qpa_exp.report.collect import collect
+
+pytestmark = pytest.mark.slow
+
+RUNS = 3
+STEPS = 6
+
+LeftAlone = Callable[[list[str]], pd.DataFrame]
+
+
+def start(
+    arguments: Sequence[str], cwd: Path, program: Sequence[str] = ("-m", "qpa_exp"), **more: str
+) -> subprocess.Popen[str]:
+    cwd.mkdir(exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
+    return subprocess.Popen(
+        [sys.executable, *program, *arguments], cwd=cwd, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture
+def arguments(overrides: list[str]) -> list[str]:
+    seeds = ",".join(map(str, range(1, RUNS + 1)))
+    return [
+        "-m", *overrides, f"trainer.max_steps={STEPS}", "trainer.checkpoint_every_n_steps=2",
+        f"seed={seeds}", "peft.lora_dropout=0.1", "hydra.sweep.dir=runs",
+    ]  # fmt: skip
+
+
+def table(cwd: Path) -> pd.DataFrame:
+    """What a report would say, without what depends on the clock."""
+    (collected,) = collect([str(cwd / "runs")])
+    assert not collected.skipped
+    runs = collected.runs.sort_values("seed").reset_index(drop=True)
+    kept = ["seed", "perplexity", "base_perplexity", "loss", "steps", "trainable_params", "label"]
+    assert aggregate(runs)["n"].tolist() == [len(runs)]
+    return runs[kept]
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory: pytest.TempPathFactory) -> LeftAlone:
+    """The table of such a sweep that nothing happens to, made once."""
+
+    @cache
+    def of(*arguments: str) -> pd.DataFrame:
+        directory = tmp_path_factory.mktemp("left_alone")
+        done = finish(start(arguments, directory))
+        assert done.returncode == 0, done.stderr
+        return table(directory)
+
+    return lambda arguments: of(*arguments)
+
+
+KILLED = """
+import os, signal, sys
+from qpa_exp.__main__ import main
+from qpa_exp.runs.module import AdapterModule
+
+proper, left = AdapterModule.on_train_batch_start, [int(os.environ["KILL_AFTER"])]
+
+def killing(self, batch, batch_idx):
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    proper(self, batch, batch_idx)
+
+AdapterModule.on_train_batch_start = killing
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_sweep_ends_with_the_table_of_one_left_alone(
+    arguments: list[str], tmp_path: Path, left_alone: LeftAlone
+) -> None:
+    moment = random.Random(0).randrange(1, RUNS * STEPS)
+    killed = finish(start(arguments, tmp_path / "killed", ["-c", KILLED], KILL_AFTER=str(moment)))
+    assert killed.returncode == -signal.SIGKILL
+    again = finish(start(arguments, tmp_path / "killed"))
+    assert again.returncode == 0, again.stderr
+    pd.testing.assert_frame_equal(
+        table(tmp_path / "killed"), left_alone(arguments), check_exact=True
+    )
+
+
+def test_two_sweeps_at_once_share_the_runs(arguments: list[str], tmp_path: Path) -> None:
+    both = [start(arguments, tmp_path) for _ in range(2)]
+    for process in both:
+        done = finish(process)
+        assert done.returncode == 0, done.stderr
+        assert f"All {RUNS} runs are complete." in done.stdout
+    assert len(table(tmp_path)) == RUNS
+    parts = list((tmp_path / "runs").glob("*/csv/version_*"))
+    assert {part.name for part in parts} == {"version_0"}  # none was made, or resumed, twice
+
+
+@pytest.mark.long  # of these, joblib runs every study at the scale smoke
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_launcher_changes_no_number(
+    arguments: list[str], tmp_path: Path, launcher: str, left_alone: LeftAlone
+) -> None:
+    other = finish(start([*arguments, f"hydra/launcher={launcher}"], tmp_path / launcher))
+    assert other.returncode == 0, other.stderr
+    assert f"[{RUNS}/{RUNS}] " in other.stdout
+    pd.testing.assert_frame_equal(
+        table(tmp_path / launcher), left_alone(arguments), check_exact=True
+    )
+
+
+@pytest.mark.long
+def test_a_failure_is_told_on_one_line_and_in_the_status(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    program = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise OSError('disk full')")
+    program = program.replace("main(sys.argv[1:])", "run_command(main)")
+    program = "from qpa_exp.cli import run_command\n" + program
+    done = finish(start(arguments, tmp_path / "sweep", ["-c", program], KILL_AFTER="8"))
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert (
+        last == "error: 2 runs of 3 failed, listed above; the same command runs those alone again."
+    )
+    assert "Error executing job" not in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "OSError: disk full" in done.stdout
+    assert len(list((tmp_path / "sweep" / "runs").rglob("metrics.json"))) == 1
