@@ -21,7 +21,7 @@ from qpa_exp.adapters.counts import Counts, describe, plan_counts
 from qpa_exp.adapters.methods.catalogue import virtual_tokens
 from qpa_exp.circuits.draw import check_picture, draw_picture, draw_text
 from qpa_exp.cli import compose_config, run_command
-from qpa_exp.config import Config, Variant
+from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import check_length, load_architecture
 
@@ -67,7 +67,7 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
 def _check_drawing(config: Config, output: str, drawing: str) -> None:
     if drawing == "false":
         return
-    if config.qpa.variant == Variant.off:
+    if config.qpa.variant == "off":
         raise InputError(f"draw={drawing}: qpa=off has no circuit to draw.")
     if drawing != "true":
         check_picture(Path(drawing))

@@ -10,7 +10,7 @@ from qpa_exp.adapters.checkpointing import checkpoint_activations
 from qpa_exp.adapters.counts import Counts, count_model
 from qpa_exp.adapters.methods.catalogue import make_peft_config
 from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
-from qpa_exp.config import Config, Variant
+from qpa_exp.config import Config
 
 Adapted = QPAModel | PeftModel
 
@@ -23,7 +23,7 @@ def adapt(model: PreTrainedModel, config: Config) -> Adapted:
     """
     peft_config = make_peft_config(config.peft)
     adapted: Adapted
-    if config.qpa.variant == Variant.off:
+    if config.qpa.variant == "off":
         adapted = build_peft_model(model, peft_config, config.qpa.seed)
     else:
         adapted = get_qpa_model(model, peft_config, config.qpa)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from qpa_exp.adapters.building import build_without_storage, trainable_tensors, true_shape
 from qpa_exp.adapters.methods.catalogue import make_peft_config
-from qpa_exp.config import Config, Variant
+from qpa_exp.config import Config
 from qpa_exp.generator import Chunking, Generator
 
 
@@ -64,7 +64,7 @@ def plan_counts(config: Config, architecture: PretrainedConfig) -> Counts:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
         built = build_without_storage(model, make_peft_config(config.peft))
-        if config.qpa.variant == Variant.off:
+        if config.qpa.variant == "off":
             return count_model(built, None)
         m = sum(p.numel() for _, p in trainable_tensors(built))
         Chunking(m, config.qpa.n_mlp).warn_if_oversized()

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from qpa_exp.adapters import saved_generator as files
 from qpa_exp.adapters.building import build_peft_model, train_adapter_only, trainable_tensors
 from qpa_exp.adapters.checkpointing import checkpoint_activations
-from qpa_exp.config import QPAConfig, Variant
+from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.generator import Generator
 
@@ -352,7 +352,7 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
     Raises:
         InputError: a target that does not exist, or more qubits than the back end takes.
     """
-    if config.variant == Variant.off:
+    if config.variant == "off":
         raise InputError("qpa=off has no generator: use peft.get_peft_model itself.")
     qpa = QPAModel(build_peft_model(model, peft_config, config.seed), config)
     qpa.generator.chunking.warn_if_oversized()

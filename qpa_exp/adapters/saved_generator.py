@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qpa_exp.adapters.building import build_without_storage, trainable_tensors
-from qpa_exp.config import QPAConfig, validate_generator
+from qpa_exp.config import QPAConfig, validate
 from qpa_exp.errors import InputError, first_line
 from qpa_exp.generator import Generator
 
@@ -131,7 +131,7 @@ def _read_config(source: Path) -> SavedGenerator:
         raise ValueError(f"its format is {record['format']}, this version reads {_FORMAT}")
     merged = OmegaConf.merge(OmegaConf.structured(QPAConfig), record["qpa_config"])
     qpa_config: Any = OmegaConf.to_object(merged)
-    validate_generator(qpa_config)
+    validate(qpa_config, "qpa.")
     shapes = {str(name): [int(n) for n in shape] for name, shape in record["shapes"].items()}
     peft_config = PeftConfig.from_peft_type(**record["peft_config"])
     targets = getattr(peft_config, "target_modules", None)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qpa_exp.benchmarks.measuring import Seconds, side_by_side
 from qpa_exp.circuits import make_simulator
-from qpa_exp.config import Backend, QPAConfig
+from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, one_line
 
 N_LAYERS = 8
@@ -30,7 +30,7 @@ def own(backend: str) -> Callable[[int], Probabilities]:
 
     def make(n_qubits: int) -> Probabilities:
         try:
-            config = QPAConfig(n_layers=N_LAYERS, backend=Backend(backend))
+            config = QPAConfig(n_layers=N_LAYERS, backend=backend)
         except ValueError as error:
             raise InputError(f"qpa.backend={backend} is not in this version.") from error
         simulator = make_simulator(config, "ry", n_qubits)

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qpa_exp.adapters import QPAModel, build_peft_model, get_qpa_model, train_adapter_only
 from qpa_exp.cli import compose_config
-from qpa_exp.config import Backend, QPAConfig
+from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 from qpa_exp.fast_head.adapted_head import AdaptedHead, language_model
 from qpa_exp.fast_head.backbone import hidden_states
@@ -188,7 +188,7 @@ class Workload:
 
     def qpa(self, backend: str) -> QPAModel:
         """The same, generated."""
-        return self._generated(QPAConfig(n_mlp=self.shape.n_mlp, backend=Backend(backend)))
+        return self._generated(QPAConfig(n_mlp=self.shape.n_mlp, backend=backend))
 
     def tuned(self) -> QPAModel:
         """The same by the bundled model's ``qpa=tuned``: small chunks that read many numbers."""

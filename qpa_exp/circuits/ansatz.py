@@ -11,8 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from qpa_exp.circuits.gates import GATES
-from qpa_exp.config import UNTRAINED
 from qpa_exp.errors import InputError
+
+NO_CIRCUIT = ("none", "classical", "gaussian")
+"""The controls in the circuit's place that measure nothing."""
+UNTRAINED = (*NO_CIRCUIT, "frozen")
+"""The controls without angles to train."""
 
 
 def every_qubit(n_qubits: int) -> list[tuple[int, ...]]:

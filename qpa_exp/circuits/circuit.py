@@ -12,7 +12,7 @@ from qpa_exp.circuits import gradients
 from qpa_exp.circuits.ansatz import check_ansatz, gates_without_shift, theta_shape
 from qpa_exp.circuits.sampling import PassThrough, sample_frequencies
 from qpa_exp.circuits.simulator import make_simulator
-from qpa_exp.config import Gradient, QPAConfig, count_shots
+from qpa_exp.config import QPAConfig, count_shots
 from qpa_exp.errors import InputError
 
 _BATCH_BYTES = 2**29
@@ -106,10 +106,10 @@ class Circuit(nn.Module):
         return self._kept
 
     def _estimate(self) -> gradients.Estimate | None:
-        if self.config.gradient == Gradient.parameter_shift:
+        if self.config.gradient == "parameter_shift":
             one = self.simulator.bytes_needed * self.config.n_circuits
             return gradients.parameter_shift(_BATCH_BYTES // one)
-        if self.config.gradient == Gradient.spsa:
+        if self.config.gradient == "spsa":
             return gradients.spsa(self.config.spsa_step)
         return None
 
@@ -161,7 +161,7 @@ def _starting_turns(
 
 
 def _check_gradient(config: QPAConfig, ansatz: str) -> None:
-    if config.gradient == Gradient.parameter_shift and (gates := gates_without_shift(ansatz)):
+    if config.gradient == "parameter_shift" and (gates := gates_without_shift(ansatz)):
         raise InputError(
             f"qpa.gradient=parameter_shift does not cover qpa.ansatz={config.ansatz}: "
             f"{', '.join(gates)} is no half-angle Pauli rotation; give autograd or spsa."

@@ -29,7 +29,7 @@ from qpa_exp.circuits.to_qiskit import (
     snapshot,
     transpile_for,
 )
-from qpa_exp.config import Noise, QPAConfig
+from qpa_exp.config import QPAConfig
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -73,9 +73,9 @@ class DensityMatrix(Simulator):
 
     def __init__(self, config: QPAConfig, ansatz: str, n_qubits: int) -> None:
         super().__init__(config, ansatz, n_qubits)
-        self.noise = Noise(config.noise)
+        self.noise = config.noise
         self._program: NoisyProgram | None = None
-        if self.noise is not Noise.none:
+        if self.noise != "none":
             require_qiskit(f"qpa.noise={self.noise}")
 
     def prepare(self) -> None:
@@ -89,7 +89,7 @@ class DensityMatrix(Simulator):
         return self._program
 
     def _compile(self) -> NoisyProgram:
-        if self.noise is Noise.none:
+        if self.noise == "none":
             return ideal_program(self.ansatz, self.n_qubits, self.config.n_layers)
         return noisy_program(self.transpiled(), noise_model(NOISE_OF[self.noise]), self._places())
 

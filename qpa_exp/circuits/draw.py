@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qpa_exp.circuits.ansatz import ANSATZE, check_ansatz, gates
+from qpa_exp.circuits.ansatz import ANSATZE, NO_CIRCUIT, check_ansatz, gates
 from qpa_exp.circuits.to_qiskit import quantum_circuit, require_qiskit
-from qpa_exp.config import NO_CIRCUIT, QPAConfig
+from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 
 if TYPE_CHECKING:

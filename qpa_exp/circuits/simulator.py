@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from qpa_exp.config import Backend, QPAConfig
+from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 from qpa_exp.machine import free_memory
 
@@ -70,7 +70,7 @@ def make_simulator(config: QPAConfig, ansatz: str, n_qubits: int) -> Simulator:
             f"{n_qubits} qubits are more than the {MOST_QUBITS} that any back end takes: "
             "raise qpa.n_mlp, each doubling saves a qubit."
         )
-    module = importlib.import_module(f"qpa_exp.circuits.{Backend(config.backend).value}")
+    module = importlib.import_module(f"qpa_exp.circuits.{config.backend}")
     simulator: Simulator = module.BACKEND(config, ansatz, n_qubits)
     _check_memory(simulator)
     return simulator

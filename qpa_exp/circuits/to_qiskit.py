@@ -7,7 +7,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from qpa_exp.circuits.ansatz import gates
-from qpa_exp.config import Noise
 from qpa_exp.errors import InputError, first_line
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 SNAPSHOTS = {"fake_torino": "FakeTorino", "fake_fez": "FakeFez"}
 """The devices of the paper's Appendix G, as Qiskit Runtime recorded them, by ``qpa.device``."""
-NOISE_OF = {Noise.ibm_torino: "fake_torino", Noise.ibm_fez: "fake_fez"}
+NOISE_OF = {"ibm_torino": "fake_torino", "ibm_fez": "fake_fez"}
 """The recorded device behind each ``qpa.noise``."""
 
 _TRANSPILER_SEED = 2025

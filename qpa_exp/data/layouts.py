@@ -10,7 +10,6 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from qpa_exp.config import Layout
 from qpa_exp.errors import InputError
 
 _DOCUMENTS_PER_CALL = 1000
@@ -42,7 +41,7 @@ def mask(lengths: Int[Tensor, " n"], width: int) -> Int[Tensor, "n {width}"]:
 
 
 def lay_out(
-    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, layout: Layout, max_length: int
+    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, layout: str, max_length: int
 ) -> Examples:
     """Tokenise ``documents`` into examples of ``max_length`` = t ids each.
 
@@ -62,7 +61,7 @@ def lay_out(
             f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no EOS token,"
             " which separates documents and pads lines: set its eos_token."
         )
-    arrange = _lines if layout == Layout.lines else _blocks
+    arrange = _lines if layout == "lines" else _blocks
     return arrange(documents, tokenizer, tokenizer.eos_token_id, max_length)
 
 

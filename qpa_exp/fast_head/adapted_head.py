@@ -2,7 +2,8 @@
 
 The backbone is then frozen as a whole, and a token's hidden state is a constant. LoRA, DoRA and
 what only changes the head's input (prefix, ffa) have formulas of their own in
-:mod:`qpa_exp.fast_head.head_loss`; any other method is run as PEFT has it, a chunk of tokens at a time.
+:mod:`qpa_exp.fast_head.head_loss`; any other method is run as PEFT has it, a chunk of tokens at a
+time.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from qpa_exp.adapters.build import Adapted
-from qpa_exp.config import CacheMode, Config
+from qpa_exp.config import Config
 from qpa_exp.data import TextDataModule
 from qpa_exp.errors import InputError
 from qpa_exp.fast_head.adapted_head import AdaptedHead, adapts_head_alone, language_model
@@ -90,7 +90,7 @@ class StateTables:
     """
 
     def __init__(
-        self, way: ShortWay | None, config: Config, data: TextDataModule, mode: CacheMode
+        self, way: ShortWay | None, config: Config, data: TextDataModule, mode: str
     ) -> None:
         """Decide, where ``mode`` is auto. Nothing is written yet.
 
@@ -104,7 +104,7 @@ class StateTables:
             config.data.cache_gib * GIB,
         )
         self.mode = mode
-        if self.mode is CacheMode.off:
+        if self.mode == "off":
             return
         if way is None:
             self._no_short_way()
@@ -113,18 +113,18 @@ class StateTables:
             role: Rows.of(examples.input_ids, examples.lengths)
             for role, examples in data.examples.items()
         }
-        if self.mode is CacheMode.auto and not (self._worth_it() or self._all_there()):
-            self.mode = CacheMode.off
+        if self.mode == "auto" and not (self._worth_it() or self._all_there()):
+            self.mode = "off"
             return
         self._check_size()
 
     def _no_short_way(self) -> None:
-        if self.mode is not CacheMode.auto:
+        if self.mode != "auto":
             raise InputError(
                 f"data.cache={self.mode}: hidden states are constants only where the output head "
                 "alone is adapted: give data.cache=off, or peft.target_modules=[lm_head]."
             )
-        self.mode = CacheMode.off
+        self.mode = "off"
 
     def _worth_it(self) -> bool:
         """Whether training will visit as many examples as there are."""
@@ -142,24 +142,24 @@ class StateTables:
         different = {id(self.data.examples[role]): rows for role, rows in self.rows.items()}
         size = sum(self.way.backbone.size(rows) for rows in different.values())
         refusal = None
-        if self.mode is CacheMode.memory:
+        if self.mode == "memory":
             refusal = self.shelf.over_bound(size)
         elif not self._all_there():
             refusal = self.shelf.refusal(size)
-        if refusal is not None and self.mode is not CacheMode.auto:
+        if refusal is not None and self.mode != "auto":
             raise InputError(
                 f"data.cache={self.mode}: hidden states of {refusal}: "
                 "give a larger data.cache_gib, another data.cache_dir, or data.cache=off."
             )
         if refusal is not None:
             log.info("Hidden states are not kept: %s.", refusal)
-            self.mode = CacheMode.off
-        elif self.mode is CacheMode.auto:
-            self.mode = CacheMode.disk
+            self.mode = "off"
+        elif self.mode == "auto":
+            self.mode = "disk"
 
     def fill(self) -> None:
         """Hand the hidden states to the data module: computed now, or read."""
-        if self.way is None or self.mode is CacheMode.off:
+        if self.way is None or self.mode == "off":
             return
         made: dict[int, HiddenStates] = {}
         for role, rows in self.rows.items():
@@ -170,7 +170,7 @@ class StateTables:
 
     def _table(self, role: str, rows: Rows) -> HiddenStates:
         assert self.way is not None
-        if self.mode is CacheMode.memory:
+        if self.mode == "memory":
             return in_memory(self.way.backbone, rows, self._track)
         try:
             return self.shelf.table(self.way.backbone, rows, role, self._track)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from qpa_exp.circuits import make_circuit
-from qpa_exp.config import Activation, BasisOrder, Feature, MappingInit, QPAConfig
+from qpa_exp.config import QPAConfig
 from qpa_exp.generator.chunking import Chunking
 from qpa_exp.generator.mapping import MappingModel
 from qpa_exp.generator.order import RandomOrder
@@ -62,8 +62,8 @@ class Generator(nn.Module):
                 n_qubits,
                 config.mapping_hidden,
                 config.n_mlp,
-                Activation(config.activation),
-                MappingInit(config.mapping_init),
+                config.activation,
+                config.mapping_init,
                 n_circuits=config.n_circuits,
                 window=config.window,
                 in_order=not self._draws_states,
@@ -113,18 +113,18 @@ class Generator(nn.Module):
         measured = measured.reshape(self.config.n_circuits, -1)
         if self.config.ansatz == "gaussian":
             return measured
-        if self.config.squash or self.config.feature == Feature.squashed:
+        if self.config.squash or self.config.feature == "squashed":
             return squash(measured)
-        if self.config.feature == Feature.probability:
+        if self.config.feature == "probability":
             return measured
         logarithm = torch.log1p(measured * 2**self.circuit.n_qubits)
-        if self.config.feature == Feature.normal:
+        if self.config.feature == "normal":
             return layer_norm(logarithm, logarithm.shape[-1:])
         return logarithm
 
     @property
     def _draws_states(self) -> bool:
-        return self.config.basis_order == BasisOrder.random
+        return self.config.basis_order == "random"
 
     def _draw_states(self) -> Int[Tensor, " chunks"]:
         if not (self.training and self._draws_states):

@@ -9,13 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from qpa_exp.config import Activation, MappingInit
 from qpa_exp.generator.windows import linear_in_windows
 
-_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
-    Activation.relu: nn.ReLU,
-    Activation.gelu: nn.GELU,
-    Activation.tanh: nn.Tanh,
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
 }
 
 
@@ -36,8 +35,8 @@ class MappingModel(nn.Sequential):
         n_qubits: int,
         hidden: Sequence[int],
         n_out: int,
-        activation: Activation,
-        init: MappingInit = MappingInit.default,
+        activation: str,
+        init: str = "default",
         *,
         n_circuits: int = 1,
         window: int = 1,
@@ -46,12 +45,12 @@ class MappingModel(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         for wide, narrow in pairwise((n_qubits + n_circuits * window, *hidden, n_out)):
-            if layers and activation is not Activation.none:
+            if layers and activation != "none":
                 layers.append(_ACTIVATIONS[activation]())
             layers.append(nn.Linear(wide, narrow))
         super().__init__(*layers)
         self.window, self.in_order, self.scale = window, in_order, scale
-        if init is MappingInit.kaiming:
+        if init == "kaiming":
             self._kaiming()
 
     def forward(  # type: ignore[override]

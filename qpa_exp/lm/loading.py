@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from qpa_exp.config import ModelConfig, Quantization
+from qpa_exp.config import ModelConfig
 from qpa_exp.errors import InputError, one_line
 
 BUNDLED = {"qpa_exp/tiny": Path(__file__).resolve().parent / "tiny"}
@@ -40,8 +40,8 @@ def load_model(config: ModelConfig) -> PreTrainedModel:
 
 def _quantization(config: ModelConfig) -> dict[str, Any]:
     """What ``from_pretrained`` takes to quantize while it loads."""
-    kind = Quantization(config.quantization)
-    if kind is Quantization.none:
+    kind = config.quantization
+    if kind == "none":
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
@@ -50,8 +50,8 @@ def _quantization(config: ModelConfig) -> dict[str, Any]:
         )
     computing = getattr(torch, config.dtype)
     how = {
-        Quantization.int8: {"load_in_8bit": True},
-        Quantization.nf4: {
+        "int8": {"load_in_8bit": True},
+        "nf4": {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": "nf4",
             "bnb_4bit_compute_dtype": computing,

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from qpa_exp.config import UNTRAINED
+from qpa_exp.circuits.ansatz import UNTRAINED
 
 METRICS = ("perplexity", "perplexity_padded")
 """Both perplexities: over real tokens, and the paper's, over padded lines."""

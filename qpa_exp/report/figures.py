@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from qpa_exp.config import UNTRAINED
+from qpa_exp.circuits.ansatz import UNTRAINED
 from qpa_exp.errors import InputError
 from qpa_exp.report.analysis import METRIC_NAMES, NAMES, aggregate, family, lowest, pareto, present
 from qpa_exp.report.paper_values import reported_perplexities

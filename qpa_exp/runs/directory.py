@@ -9,7 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qpa_exp.config import CacheMode, Config, validate
+from qpa_exp.config import Config, validate
 from qpa_exp.errors import InputError, first_line
 from qpa_exp.runs.results import METRICS
 
@@ -34,19 +34,18 @@ def claim(run_dir: Path, config: Config) -> None:
     part.replace(run_dir / CONFIG)
 
 
-def note_cache(run_dir: Path, mode: CacheMode) -> None:
+def note_cache(run_dir: Path, mode: str) -> None:
     """Write down what ``data.cache=auto`` came to: a resumed run must not decide again.
 
     Hidden states from a table and those computed with a batch may differ in their last bits.
     """
-    (run_dir / CACHE).write_text(json.dumps({"cache": mode.value}) + "\n", encoding="utf-8")
+    (run_dir / CACHE).write_text(json.dumps({"cache": mode}) + "\n", encoding="utf-8")
 
 
-def noted_cache(run_dir: Path) -> CacheMode | None:
+def noted_cache(run_dir: Path) -> str | None:
     """What :func:`note_cache` wrote; None where there is nothing to go by."""
     try:
-        noted = json.loads((run_dir / CACHE).read_text(encoding="utf-8"))["cache"]
-        return CacheMode(noted)
+        return str(json.loads((run_dir / CACHE).read_text(encoding="utf-8"))["cache"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from qpa_exp.config import UNTRAINED, Config, Variant
+from qpa_exp.circuits.ansatz import UNTRAINED
+from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.generator import Generator
 
@@ -27,7 +28,7 @@ def check(config: Config) -> None:
     Raises:
         InputError: a config without a circuit that is trained.
     """
-    if config.qpa.variant == Variant.off:
+    if config.qpa.variant == "off":
         raise InputError("qpa=off has no circuit whose gradient could be measured.")
     if config.qpa.ansatz in UNTRAINED:
         raise InputError(

@@ -12,7 +12,7 @@ from typing import Any
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from requests.utils import get_netrc_auth
 
-from qpa_exp.config import Config, LoggerName
+from qpa_exp.config import Config
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 def make_loggers(config: Config, run_dir: Path) -> list[Logger]:
     """Lightning's loggers for this run. The CSV logger starts a new part for each resume."""
     loggers: list[Logger] = [CSVLogger(run_dir, name="csv")]
-    if config.logger.name == LoggerName.tensorboard:
+    if config.logger.name == "tensorboard":
         loggers.append(TensorBoardLogger(str(run_dir), name="tensorboard"))
-    if config.logger.name == LoggerName.wandb:
+    if config.logger.name == "wandb":
         loggers.append(_wandb_logger(config, run_dir))
     for logger in loggers[1:]:
         logger.log_hyperparams(dataclasses.asdict(config))

@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
 from qpa_exp.adapters import QPAModel, train_adapter_only
-from qpa_exp.config import Config, Layout, Schedule
+from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.fast_head.short_way import ShortWay
 from qpa_exp.lm.losses import TokenLosses, token_losses
@@ -24,7 +24,7 @@ from qpa_exp.runs.stopwatch import Stopwatch
 
 Batch = dict[str, Tensor]
 
-_SCHEDULERS = {Schedule.linear: "linear", Schedule.constant: "constant_with_warmup"}
+_SCHEDULERS = {"linear": "linear", "constant": "constant_with_warmup"}
 
 
 class Divergence(InputError):
@@ -47,11 +47,11 @@ class Perplexities(nn.Module):
         self.text.update(losses.nats[losses.is_text])
         self.padded.update(losses.nats)
 
-    def compute(self, prefix: str, layout: Layout) -> dict[str, float]:
+    def compute(self, prefix: str, layout: str) -> dict[str, float]:
         """``<prefix>loss``, ``<prefix>perplexity`` and, in lines, ``<prefix>perplexity_padded``."""
         loss = float(self.text.compute())
         values = {f"{prefix}loss": loss, f"{prefix}perplexity": _exp(loss)}
-        if layout == Layout.lines:
+        if layout == "lines":
             values[f"{prefix}perplexity_padded"] = _exp(float(self.padded.compute()))
         return values
 
@@ -119,7 +119,7 @@ class AdapterModule(LightningModule):
     def _losses(self, batch: Batch, hidden: Tensor | None) -> tuple[Tensor, TokenLosses]:
         """The loss to minimise, and that of every prediction."""
         ids, is_text = batch["input_ids"], batch["attention_mask"][:, 1:].to(torch.bool)
-        padded = self.config.data.layout == Layout.lines
+        padded = self.config.data.layout == "lines"
         if self.way is None or hidden is None:
             with self._section("backbone"):
                 mask = batch["attention_mask"]
@@ -245,7 +245,7 @@ class AdapterModule(LightningModule):
         optim = self.config.optim
         optimizer = make_optimizer(self.trained(), optim, self._loss_now)
         scheduler = get_scheduler(
-            _SCHEDULERS[Schedule(optim.schedule)],
+            _SCHEDULERS[optim.schedule],
             optimizer,
             num_warmup_steps=optim.warmup_steps,
             num_training_steps=self._total_steps(),

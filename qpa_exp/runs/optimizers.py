@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from qpa_exp.config import OptimConfig, Optimizer, SearchOver
+from qpa_exp.config import OptimConfig
 from qpa_exp.errors import InputError
 
 Loss = Callable[[], float]
@@ -39,11 +39,9 @@ def make_optimizer(
     """
     angles = [p for name, p in trained.items() if _CIRCUIT in name]
     others = [p for name, p in trained.items() if _CIRCUIT not in name]
-    if config.name == Optimizer.adamw:
+    if config.name == "adamw":
         return _adamw(_groups(angles, others, config), config)
-    searched, stepped = (
-        (angles, others) if config.over == SearchOver.theta else ([*angles, *others], [])
-    )
+    searched, stepped = (angles, others) if config.over == "theta" else ([*angles, *others], [])
     _check_search(searched, config)
     return AlternatingSearch(searched, stepped, config, loss)
 
@@ -75,7 +73,7 @@ def _check_search(searched: list[nn.Parameter], config: OptimConfig) -> None:
             f"optim={config.name} searches the circuit's angles, and this model has none to "
             "train: give optim=adamw."
         )
-    if config.name == Optimizer.spsa:
+    if config.name == "spsa":
         return
     if n > _MOST_SEARCHED:
         raise InputError(
@@ -135,12 +133,12 @@ class AlternatingSearch(torch.optim.Optimizer):
     @torch.no_grad()
     def _search(self) -> None:
         searches = {
-            Optimizer.cobyla: _scipy,
-            Optimizer.nelder_mead: _scipy,
-            Optimizer.spsa: _spsa,
+            "cobyla": _scipy,
+            "nelder_mead": _scipy,
+            "spsa": _spsa,
         }
         start = parameters_to_vector(self.searched).double()
-        search = searches[Optimizer(self.config.name)]
+        search = searches[self.config.name]
         found = search(self._loss_at, start, self.config, self.param_groups[0]["lr"])
         self._set(found)
 
@@ -171,7 +169,7 @@ class AlternatingSearch(torch.optim.Optimizer):
         self._share_groups()
 
 
-_SCIPY_NAMES = {Optimizer.cobyla: "COBYLA", Optimizer.nelder_mead: "Nelder-Mead"}
+_SCIPY_NAMES = {"cobyla": "COBYLA", "nelder_mead": "Nelder-Mead"}
 
 
 def _scipy(
@@ -193,10 +191,10 @@ def _scipy(
     x0 = start.cpu().numpy()
     evaluations = config.max_evaluations or 2 * (len(x0) + 1)
     options: dict[str, Any] = {"maxiter": evaluations, "rhobeg": config.radius}
-    if config.name == Optimizer.nelder_mead:
+    if config.name == "nelder_mead":
         corners = np.vstack([x0, x0 + config.radius * np.eye(len(x0))])
         options = {"maxfev": evaluations, "initial_simplex": corners}
-    minimize(evaluate, x0, method=_SCIPY_NAMES[Optimizer(config.name)], options=options)
+    minimize(evaluate, x0, method=_SCIPY_NAMES[config.name], options=options)
     return best[1]
 
 

@@ -23,7 +23,7 @@ from qpa_exp.adapters.counts import describe
 from qpa_exp.adapters.formats import save_adapter
 from qpa_exp.adapters.methods.catalogue import virtual_tokens
 from qpa_exp.circuits.versions import versions as circuit_versions
-from qpa_exp.config import CacheMode, Config
+from qpa_exp.config import Config
 from qpa_exp.data import TextDataModule
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.fast_head.cache import fingerprint
@@ -122,7 +122,7 @@ class Loaded:
     tables: StateTables
 
 
-def load(config: Config, cache: CacheMode | None = None) -> Loaded:
+def load(config: Config, cache: str | None = None) -> Loaded:
     """The model and the data of a run, loaded and checked; nothing is written.
 
     Args:
@@ -135,9 +135,9 @@ def load(config: Config, cache: CacheMode | None = None) -> Loaded:
     check_length(config.model, architecture, config.data.max_length, virtual_tokens(config))
     data = TextDataModule(config.data, load_tokenizer(config.model), config.seed)
     data.setup()
-    mode = cache or CacheMode(config.data.cache)
+    mode = cache or config.data.cache
     base = load_model(config.model)
-    identity = "" if mode is CacheMode.off else fingerprint(base)
+    identity = "" if mode == "off" else fingerprint(base)
     model = adapt(base, config).to(root_device(config))
     if config.trainer.compile and isinstance(model, QPAModel):
         model.compile_generator()

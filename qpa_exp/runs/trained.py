@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from qpa_exp.adapters import QPAModel
 from qpa_exp.adapters.build import Adapted
-from qpa_exp.config import Config, Variant
+from qpa_exp.config import Config
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.lm.loading import load_model
 from qpa_exp.runs.directory import read_config
@@ -43,7 +43,7 @@ def load_run(run_dir: Path) -> TrainedRun:
         )
     base = load_model(config.model)
     model: Adapted
-    if config.qpa.variant == Variant.off:
+    if config.qpa.variant == "off":
         model = _load_adapter(base, run_dir / ADAPTER)
     else:
         model = QPAModel.from_pretrained(base, run_dir / GENERATOR)

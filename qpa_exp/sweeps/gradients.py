@@ -17,7 +17,7 @@ from torch import Tensor
 from qpa_exp.adapters import QPAModel
 from qpa_exp.adapters.build import count
 from qpa_exp.circuits.versions import versions as circuit_versions
-from qpa_exp.config import CacheMode, Config
+from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.lm.losses import token_losses
 from qpa_exp.runs import directory, gradient_variance, results
@@ -36,7 +36,7 @@ def measure(config: Config, run_dir: Path) -> None:
         InputError: a config without a circuit to train, or one start.
     """
     check(config)
-    loaded = load(config, CacheMode.off)
+    loaded = load(config, "off")
     module, data = loaded.module, loaded.data
     assert isinstance(module.model, QPAModel)
     if not (run_dir / directory.CONFIG).exists():

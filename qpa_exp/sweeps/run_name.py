@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qpa_exp.config import Config, Corpus, DataConfig, Layout, Variant
+from qpa_exp.config import Config, DataConfig
 from qpa_exp.sweeps.studies import Work
 
 _LENGTH = 12
@@ -41,7 +41,7 @@ def run_name(config: Config, work: Work, *, reads_text: bool = True) -> str:
         "code": code_sha256(),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return f"{config.peft.method.value}-{config.qpa.variant.value}-{digest[:_LENGTH]}"
+    return f"{config.peft.method}-{config.qpa.variant}-{digest[:_LENGTH]}"
 
 
 def data_sha256(config: DataConfig) -> str:
@@ -51,12 +51,12 @@ def data_sha256(config: DataConfig) -> str:
 
 
 @functools.cache
-def _data_sha256(name: Corpus, path: str | None, *splits: str) -> str:
+def _data_sha256(name: str, path: str | None, *splits: str) -> str:
     from qpa_exp.data import load_corpus
 
     train, validation, test = splits
     config = DataConfig(
-        name=name, path=path, layout=Layout.blocks,
+        name=name, path=path, layout="blocks",
         train_split=train, validation_split=validation, test_split=test,
     )  # fmt: skip
     return load_corpus(config).sha256
@@ -108,7 +108,7 @@ def relevant(config: Config) -> dict[str, Any]:
     values["model"] = values["model"] | {"recipe": None}
     # The text itself is in the hash; where and how much is cached does not change it.
     values["data"] = values["data"] | dict.fromkeys(("path", "cache_dir", "cache_gib"))
-    if config.qpa.variant == Variant.off:
+    if config.qpa.variant == "off":
         values["qpa"] = {"variant": "off", "seed": config.qpa.seed}
     return values
 

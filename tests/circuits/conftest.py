@@ -91,14 +91,9 @@ def random_theta() -> Callable[..., np.ndarray]:
 @pytest.fixture(scope="session")
 def qpa() -> Callable[..., object]:
     """``qpa(backend="qiskit", shots="20x")``: a ``QPAConfig``, its options by their words."""
-    from qpa_exp.config import Backend, Gradient, Noise, QPAConfig
+    from qpa_exp.config import QPAConfig
 
-    kinds = {"backend": Backend, "gradient": Gradient, "noise": Noise}
-
-    def make(**keys: object) -> QPAConfig:
-        return QPAConfig(**{k: kinds[k](v) if k in kinds else v for k, v in keys.items()})
-
-    return make
+    return QPAConfig
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from scipy.stats import norm
 from qpa_exp.circuits import Circuit, make_circuit, probabilities
 from qpa_exp.circuits.gradients import parameter_shift
 from qpa_exp.circuits.sampling import sample_frequencies
-from qpa_exp.config import Feature, count_shots, validate_generator
+from qpa_exp.config import count_shots
 from qpa_exp.errors import InputError
 
 WEIGHTS = torch.linspace(-1, 2, 8)
@@ -284,7 +284,7 @@ def test_product_does_not_entangle(qpa):
         ({"ansatz": "gaussian", "shots": "20x"}, r"qpa\.shots=20x has no effect: .*no circuit"),
         ({"mapping_hidden": [32, 0]}, r"qpa\.mapping_hidden=\[32, 0\] has a layer of 0"),
         (
-            {"squash": True, "feature": Feature.log},
+            {"squash": True, "feature": "log"},
             r"qpa\.squash=true and qpa\.feature=log ask for two",
         ),
     ],

@@ -9,7 +9,6 @@ import torch
 
 from qpa_exp.circuits import Circuit, make_simulator, theta_shape
 from qpa_exp.circuits.versions import versions
-from qpa_exp.config import Variant
 from qpa_exp.errors import InputError
 
 DEVICES = {"aer": None, "fake_torino": "ibm_torino", "fake_fez": "ibm_fez"}
@@ -181,4 +180,4 @@ def test_the_versions_name_the_device_and_the_day_of_its_record(qpa):
     assert "fake_torino" not in versions(qpa(**keys))
     assert set(versions(qpa(backend="torchquantum"))) == {"torchquantum"}
     assert versions(qpa()) == versions(qpa(backend="density_matrix")) == {}
-    assert versions(qpa(backend="torchquantum", variant=Variant.off)) == {}
+    assert versions(qpa(backend="torchquantum", variant="off")) == {}

@@ -9,7 +9,7 @@ from qiskit import QuantumCircuit
 from qiskit.quantum_info import Operator
 
 from qpa_exp.circuits import Circuit, gates, make_circuit, probabilities
-from qpa_exp.config import UNTRAINED
+from qpa_exp.circuits.ansatz import UNTRAINED
 from qpa_exp.errors import InputError
 
 COTANGENTS = torch.linspace(-1, 2, 24).view(3, 8).sin()

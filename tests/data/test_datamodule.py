@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from qpa_exp.config import Corpus, DataConfig, Layout
+from qpa_exp.config import DataConfig
 from qpa_exp.data import TextDataModule
 from qpa_exp.data.datamodule import OrderedBatches, ShuffledBatches, epoch_order
 from qpa_exp.errors import InputError
@@ -27,8 +27,8 @@ def files(tmp_path):
 
 
 def make(files, tokenizer, seed=0, **fields) -> TextDataModule:
-    settings = {"layout": Layout.lines, "max_length": 8, "batch_size": BATCH, "eval_batch_size": 4}
-    config = DataConfig(name=Corpus.ptb, path=str(files), **(settings | fields))
+    settings = {"layout": "lines", "max_length": 8, "batch_size": BATCH, "eval_batch_size": 4}
+    config = DataConfig(name="ptb", path=str(files), **(settings | fields))
     return TextDataModule(config, tokenizer, seed=seed)
 
 
@@ -68,7 +68,7 @@ def test_setup_twice_reads_once(files, tokenizer):
 
 
 def test_blocks_have_no_padding(files, tokenizer):
-    data = make(files, tokenizer, layout=Layout.blocks)
+    data = make(files, tokenizer, layout="blocks")
     assert all(b["attention_mask"].all() for b in data.train_dataloader())
     assert data.counts()["train"]["tokens"] == 8 * len(data.examples["train"])
 
@@ -83,7 +83,7 @@ def test_one_split_may_serve_twice(files, tokenizer):
 def test_a_split_too_short_for_a_block_is_named(files, tokenizer):
     (files / "test.txt").write_text("a\n")
     with pytest.raises(InputError, match=r"^The test split of .* has 1 tokens"):
-        make(files, tokenizer, layout=Layout.blocks).setup()
+        make(files, tokenizer, layout="blocks").setup()
 
 
 # --- order -----------------------------------------------------------------------------------

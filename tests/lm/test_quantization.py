@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from qpa_exp.adapters import QPAModel, get_qpa_model
 from qpa_exp.adapters.build import count
 from qpa_exp.adapters.formats import Format, export
-from qpa_exp.config import ModelConfig, QPAConfig, Quantization
+from qpa_exp.config import ModelConfig, QPAConfig
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import load_model
 
@@ -23,7 +23,7 @@ pytest.importorskip("bitsandbytes")
 # bitsandbytes computes 4-bit products in blocks: the layers of the smallest model are below one.
 WIDTH = 64
 
-KINDS = [Quantization.int8, Quantization.nf4]
+KINDS = ["int8", "nf4"]
 TARGETS = [["lm_head"], ["c_attn", "c_fc"]]
 
 
@@ -40,16 +40,16 @@ def unquantized(directory: Path) -> GPT2LMHeadModel:
     return GPT2LMHeadModel.from_pretrained(directory).eval()
 
 
-def quantized(directory: Path, kind: Quantization) -> Any:
+def quantized(directory: Path, kind: str) -> Any:
     return load_model(ModelConfig(name="hf", name_or_path=str(directory), quantization=kind))
 
 
-def adapted(directory: Path, kind: Quantization, targets: list[str]) -> QPAModel:
+def adapted(directory: Path, kind: str, targets: list[str]) -> QPAModel:
     lora = LoraConfig(r=2, target_modules=targets)
     return get_qpa_model(quantized(directory, kind), lora, QPAConfig(n_mlp=16, scale=0.1))
 
 
-@pytest.mark.parametrize(("kind", "bits"), [(Quantization.int8, 8), (Quantization.nf4, 4)])
+@pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("nf4", 4)])
 def test_the_backbone_is_quantized_and_the_head_is_not(directory, kind, bits, batch):
     model = quantized(directory, kind)
     layer = model.transformer.h[0].attn.c_attn
@@ -117,4 +117,4 @@ def test_merging_into_quantized_layers_is_refused(directory, kind, tmp_path):
 def test_without_bitsandbytes_one_sentence_says_what_to_install(directory, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'qpa-exp\[quantization\]'"):
-        quantized(directory, Quantization.int8)
+        quantized(directory, "int8")

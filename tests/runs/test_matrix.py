@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from qpa_exp import QPAModel, export
 from qpa_exp.cli import compose_config
-from qpa_exp.config import Config, PeftMethod
+from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.runs.results import read_curve
 from qpa_exp.runs.train import run
@@ -44,7 +44,7 @@ text is made up: the table shows that it works, not how well. It is written by
 
 """
 VOCABULARY, WIDTH, POSITIONS = 64, 16, 32  # the tokenizer has 61 words of these
-METHOD_NAMES = [method.value for method in PeftMethod]
+METHOD_NAMES = [method.value for method in str]
 FAMILIES = list(ADAPTABLE)
 # Layers of this package, which a plain transformers or PEFT model has no place for.
 OWN_LAYERS = {"prefix", "ffa"}

@@ -25,7 +25,7 @@ from peft import (
 
 from qpa_exp.adapters.methods.ffa import FFAConfig
 from qpa_exp.adapters.methods.prefix import PrefixConfig
-from qpa_exp.config import Config, PeftMethod, PeftMethodConfig
+from qpa_exp.config import Config, PeftMethodConfig
 from qpa_exp.errors import InputError, nearest, sentence_end
 
 _LORA_KEYS = ("r", "lora_alpha", "lora_dropout", "target_modules")
@@ -54,19 +54,19 @@ class Method:
         return {f.name: f.default for f in fields(self.config_class) if f.name not in taken}
 
 
-METHODS: dict[PeftMethod, Method] = {
-    PeftMethod.lora: Method(LoraConfig, _LORA_KEYS, {"use_dora": False}),
-    PeftMethod.dora: Method(LoraConfig, _LORA_KEYS, {"use_dora": True}),
-    PeftMethod.prefix: Method(PrefixConfig),
-    PeftMethod.ffa: Method(FFAConfig),
-    PeftMethod.prefix_tuning: Method(PrefixTuningConfig, ()),
-    PeftMethod.ia3: Method(IA3Config),
-    PeftMethod.vera: Method(VeraConfig, ("r", "target_modules")),
-    PeftMethod.vblora: Method(VBLoRAConfig, ("r", "target_modules")),
-    PeftMethod.tinylora: Method(TinyLoraConfig, ("r", "target_modules")),
-    PeftMethod.unilora: Method(UniLoraConfig, ("r", "target_modules")),
-    PeftMethod.randlora: Method(RandLoraConfig, ("r", "target_modules")),
-    PeftMethod.fourierft: Method(FourierFTConfig),
+METHODS: dict[str, Method] = {
+    "lora": Method(LoraConfig, _LORA_KEYS, {"use_dora": False}),
+    "dora": Method(LoraConfig, _LORA_KEYS, {"use_dora": True}),
+    "prefix": Method(PrefixConfig),
+    "ffa": Method(FFAConfig),
+    "prefix_tuning": Method(PrefixTuningConfig, ()),
+    "ia3": Method(IA3Config),
+    "vera": Method(VeraConfig, ("r", "target_modules")),
+    "vblora": Method(VBLoRAConfig, ("r", "target_modules")),
+    "tinylora": Method(TinyLoraConfig, ("r", "target_modules")),
+    "unilora": Method(UniLoraConfig, ("r", "target_modules")),
+    "randlora": Method(RandLoraConfig, ("r", "target_modules")),
+    "fourierft": Method(FourierFTConfig),
 }
 
 ALL_LINEAR = "all-linear"
@@ -79,7 +79,7 @@ def make_peft_config(config: PeftMethodConfig) -> PeftConfig:
     Raises:
         InputError: a key or an option that the method does not have, or a value that it refuses.
     """
-    name = PeftMethod(config.method)
+    name = config.method
     method = METHODS[name]
     for key in _KEYS:
         _check_key(name, key, getattr(config, key))
@@ -105,7 +105,7 @@ def virtual_tokens(config: Config) -> int:
         InputError: examples that are longer than the prefix that is added to them.
     """
     peft, length = config.peft, config.data.max_length
-    if peft.method == PeftMethod.prefix and peft.options.get("length", length) < length:
+    if peft.method == "prefix" and peft.options.get("length", length) < length:
         raise InputError(
             f"peft.options.length={peft.options['length']} is shorter than "
             f"data.max_length={length}: give at least {length}."
@@ -113,7 +113,7 @@ def virtual_tokens(config: Config) -> int:
     return getattr(make_peft_config(peft), "num_virtual_tokens", None) or 0
 
 
-def _check_key(name: PeftMethod, key: str, value: object) -> None:
+def _check_key(name: str, key: str, value: object) -> None:
     takes = METHODS[name].keys
     if key in takes and value is None:
         raise InputError(f"peft.{key} has no value: give peft.{key}=<value>.")
@@ -122,7 +122,7 @@ def _check_key(name: PeftMethod, key: str, value: object) -> None:
         raise InputError(f"peft.{key}={value} is no key of peft={name}: it takes {own}.")
 
 
-def _check_option(name: PeftMethod, option: str, value: object) -> None:
+def _check_option(name: str, option: str, value: object) -> None:
     method = METHODS[name]
     if option in method.keys:
         raise InputError(f"peft.options.{option} is a key of its own: write peft.{option}={value}.")

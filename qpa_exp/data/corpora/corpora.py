@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpa_exp.config import Corpus, DataConfig, Layout
+from qpa_exp.config import DataConfig
 from qpa_exp.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -48,12 +48,12 @@ class _HubDataset:
 
 
 _HUB = {
-    Corpus.wikitext2: _HubDataset(
+    "wikitext2": _HubDataset(
         "Salesforce/wikitext", "wikitext-2-raw-v1", "main", folder="wikitext-2-raw-v1"
     ),
     # The main branch holds only a loading script, which `datasets` no longer runs. The hub's own
     # conversion has the same rows, and one folder instead of a named config.
-    Corpus.ptb: _HubDataset(
+    "ptb": _HubDataset(
         "ptb-text-only/ptb_text_only", None, "refs/convert/parquet", folder="penn_treebank"
     ),
 }
@@ -75,11 +75,11 @@ def load_corpus(config: DataConfig) -> CorpusText:
     Raises ``InputError`` where a path, a split, the hub or the text itself is not usable.
     """
     needed = _needed_splits(config)
-    if config.name == Corpus.pydoc:
+    if config.name == "pydoc":
         splits, source = _load_pydoc(config)
     elif config.path is not None:
         splits, source = _load_local(config.name, Path(config.path).expanduser(), needed)
-    elif config.name == Corpus.text:
+    elif config.name == "text":
         raise InputError("data=text needs data.path=<a UTF-8 text file or a directory of them>.")
     else:
         splits, source = _load_hub(_HUB[config.name], needed)
@@ -92,9 +92,9 @@ def load_corpus(config: DataConfig) -> CorpusText:
             )
     splits = {name: splits[name] for name in needed}
     digest = _sha256(splits)
-    if config.layout == Layout.lines and config.name not in _HUB:
+    if config.layout == "lines" and config.name not in _HUB:
         splits = {name: _lines_of(documents) for name, documents in splits.items()}
-    return CorpusText(name=config.name.value, splits=splits, sha256=digest, source=source)
+    return CorpusText(name=config.name, splits=splits, sha256=digest, source=source)
 
 
 def comes_from_the_hub(config: DataConfig) -> bool:
@@ -256,10 +256,10 @@ def _ptb_rows(text: str) -> list[str]:
     return [line.strip() for line in _lines(text)]
 
 
-_DOCUMENTS: dict[Corpus, Callable[[str], list[str]]] = {
-    Corpus.wikitext2: _wikitext_rows,
-    Corpus.ptb: _ptb_rows,
-    Corpus.text: lambda text: [text],
+_DOCUMENTS: dict[str, Callable[[str], list[str]]] = {
+    "wikitext2": _wikitext_rows,
+    "ptb": _ptb_rows,
+    "text": lambda text: [text],
 }
 
 # train.txt, wiki.valid.raw, ptb.test.txt, train-00000-of-00001.parquet, test/0000.parquet
@@ -269,9 +269,7 @@ _SPLIT_FILE = re.compile(
 )
 
 
-def _load_local(
-    corpus: Corpus, path: Path, needed: Sequence[str]
-) -> tuple[dict[str, list[str]], str]:
+def _load_local(corpus: str, path: Path, needed: Sequence[str]) -> tuple[dict[str, list[str]], str]:
     if not path.exists():
         raise InputError(f"data.path={path} does not exist.")
     source = str(path.resolve())
@@ -279,15 +277,15 @@ def _load_local(
     if files:
         _check_splits(needed, files, source)
         return {name: _read_documents(corpus, files[name]) for name in needed}, source
-    if corpus == Corpus.text:
+    if corpus == "text":
         return divide_by_position([_read_text(file) for file in _text_files(path)]), source
     raise InputError(
-        f"data.path={path} is not a directory with split files for data={corpus.value}: train,"
+        f"data.path={path} is not a directory with split files for data={corpus}: train,"
         " validation and test, each .txt, .raw, .tokens or .parquet."
     )
 
 
-def _split_files(corpus: Corpus, path: Path) -> dict[str, list[Path]]:
+def _split_files(corpus: str, path: Path) -> dict[str, list[Path]]:
     """Split name -> its files, from ``path`` or else its sub-directory named as on the hub."""
     roots = [path, path / _HUB[corpus].folder] if corpus in _HUB else [path]
     for root in roots:
@@ -324,7 +322,7 @@ def _text_files(path: Path) -> list[Path]:
     raise InputError(f"data.path={path} is a directory without .txt files.")
 
 
-def _read_documents(corpus: Corpus, files: Iterable[Path]) -> list[str]:
+def _read_documents(corpus: str, files: Iterable[Path]) -> list[str]:
     documents: list[str] = []
     for file in files:
         if file.suffix == ".parquet":
