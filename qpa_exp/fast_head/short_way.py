@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qpa_exp.adapters.build import Adapted
 from qpa_exp.config import Config
-from qpa_exp.data import TextDataModule
+from qpa_exp.data.datamodule import TextDataModule
 from qpa_exp.errors import InputError
 from qpa_exp.fast_head.adapted_head import AdaptedHead, adapts_head_alone, language_model
 from qpa_exp.fast_head.backbone import find_final_logits

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_NO_TARGET = -100
+IGNORED = -100
+"""The label of a position that has none, as transformers and torch have it."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def token_losses(
     """
     # The targets are shifted, not the logits: a slice of those would be copied, and its gradient
     # copied back. The last token's prediction has no target.
-    targets = F.pad(input_ids[:, 1:], (0, 1), value=_NO_TARGET).flatten()
+    targets = F.pad(input_ids[:, 1:], (0, 1), value=IGNORED).flatten()
     nats = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets, ignore_index=_NO_TARGET, reduction="none"
+        logits.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="none"
     ).view(input_ids.shape)
     return TokenLosses(nats[:, :-1], attention_mask[:, 1:].to(torch.bool))

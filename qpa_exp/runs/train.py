@@ -24,7 +24,7 @@ from qpa_exp.adapters.formats import save_adapter
 from qpa_exp.adapters.methods.catalogue import virtual_tokens
 from qpa_exp.circuits.versions import versions as circuit_versions
 from qpa_exp.config import Config
-from qpa_exp.data import TextDataModule
+from qpa_exp.data.datamodule import TextDataModule
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.fast_head.cache import fingerprint
 from qpa_exp.fast_head.short_way import StateTables, find_short_way

@@ -18,7 +18,7 @@ from qpa_exp.adapters.counts import Counts, plan_counts
 from qpa_exp.adapters.methods.catalogue import virtual_tokens
 from qpa_exp.cli import explain, to_config
 from qpa_exp.config import Config
-from qpa_exp.data.corpora.corpora import comes_from_the_hub
+from qpa_exp.data.corpus import comes_from_the_hub
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import check_length, load_architecture
 from qpa_exp.runs.states import State, state_of

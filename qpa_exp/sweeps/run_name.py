@@ -52,7 +52,7 @@ def data_sha256(config: DataConfig) -> str:
 
 @functools.cache
 def _data_sha256(name: str, path: str | None, *splits: str) -> str:
-    from qpa_exp.data import load_corpus
+    from qpa_exp.data.corpus import load_corpus
 
     train, validation, test = splits
     config = DataConfig(

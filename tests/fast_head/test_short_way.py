@@ -258,7 +258,7 @@ def test_where_the_time_went_is_said(configure: Configure, own_cache: str, tmp_p
 
 
 def _train_rows(config: Config) -> torch.Tensor:
-    from qpa_exp.data import TextDataModule
+    from qpa_exp.data.datamodule import TextDataModule
     from qpa_exp.lm.loading import load_tokenizer
 
     data = TextDataModule(config.data, load_tokenizer(config.model), config.seed)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 from qpa_exp.adapters import QPAModel
 from qpa_exp.config import Config
-from qpa_exp.data import TextDataModule
+from qpa_exp.data.datamodule import TextDataModule
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import load_model, load_tokenizer
 from qpa_exp.runs import directory, results
