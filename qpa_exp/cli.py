@@ -17,8 +17,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from qpa_exp.config import Config, validate
+from qpa_exp.config import Config
 from qpa_exp.errors import InputError, first_line, nearest
+from qpa_exp.runs.check import check_new
 
 USAGE_ERROR = 2
 
@@ -102,7 +103,7 @@ def to_config(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise InputError(explain(error)) from error
     assert isinstance(config, Config)
-    validate(config)
+    check_new(config)
     return config
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qpa_exp.config import DataConfig
-from qpa_exp.data.reading import (
+from qpa_exp.data.sources import (
     SPLITS,
     HubDataset,
     check_splits,

@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -24,11 +23,10 @@ from transformers import PreTrainedTokenizerBase
 from qpa_exp.config import DataConfig
 from qpa_exp.data.corpus import CorpusText, load_corpus
 from qpa_exp.data.layouts import Examples, labels, lay_out, mask
-from qpa_exp.data.reading import split_name
+from qpa_exp.data.sources import split_name
 from qpa_exp.errors import InputError
 
-Batch = dict[str, Any]
-"""Tensors by name, and ``role``: see :class:`ExampleBatches`."""
+Batch = dict[str, Tensor]
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Int[Tensor, " {n}"]:
@@ -118,13 +116,13 @@ class OrderedBatches(Sampler[list[int]]):
 class ExampleBatches(Dataset[Batch]):
     """Examples by lists of row numbers.
 
-    A batch has ``input_ids`` and ``attention_mask``, (b, t) int64, the mask 1 on real tokens;
-    ``labels``, the real tokens and ``IGNORED`` elsewhere, (b, t), or the examples' classes, (b,);
-    and where it comes from: ``rows``, (b,) numbers of examples, and ``role``, what they serve for.
+    A batch has what transformers' models take: ``input_ids`` and ``attention_mask``, (b, t) int64,
+    the mask 1 on real tokens, and ``labels``: the real tokens and ``IGNORED`` elsewhere, (b, t),
+    or the examples' classes, (b,).
     """
 
-    def __init__(self, examples: Examples, role: str) -> None:
-        self.examples, self.role = examples, role
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -135,8 +133,6 @@ class ExampleBatches(Dataset[Batch]):
             "input_ids": input_ids,
             "attention_mask": mask(self.examples.lengths[rows], input_ids.shape[1]),
             "labels": labels(self.examples, rows),
-            "rows": torch.tensor(rows),
-            "role": self.role,
         }
 
 
@@ -256,7 +252,7 @@ class TextDataModule(LightningDataModule):
         return DataLoader(rows, sampler=sampler, batch_size=None, generator=torch.Generator())
 
     def _batches(self, role: str) -> ExampleBatches:
-        return ExampleBatches(self.examples[role], role)
+        return ExampleBatches(self.examples[role])
 
     def _place(self) -> dict[str, int]:
         if self.trainer is None:

@@ -149,17 +149,11 @@ class SayHowToResume(Callback):
             log.info("Interrupted. To continue: python -m qpa_exp resume=%s", self.run_dir)
 
 
-def checkpoints(run_dir: Path, every_n_steps: int) -> ModelCheckpoint:
+def checkpoints(directory: Path, every_n_steps: int) -> ModelCheckpoint:
     """Keep the newest checkpoint: the next is whole on disk before the last one is removed."""
     return ModelCheckpoint(
-        dirpath=run_dir / "checkpoints",
+        dirpath=directory,
         filename="{step:08d}",
         every_n_train_steps=every_n_steps,
         save_top_k=1,
     )
-
-
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint that a run would go on from; None where it has none yet."""
-    found = sorted((run_dir / "checkpoints").glob("*.ckpt"))
-    return found[-1] if found else None

@@ -6,23 +6,24 @@ from typing import Any
 
 from qpa_exp.adapters.formats import Format
 from qpa_exp.config import Config
+from qpa_exp.task import TASKS
 
 _USE = {
     Format.peft: """\
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import {auto_class}
 
-base = AutoModelForCausalLM.from_pretrained({base})
+base = {auto_class}.from_pretrained({base})
 model = PeftModel.from_pretrained(base, "<this directory>")""",
     Format.merged: """\
-from transformers import AutoModelForCausalLM
+from transformers import {auto_class}
 
-model = AutoModelForCausalLM.from_pretrained("<this directory>")""",
+model = {auto_class}.from_pretrained("<this directory>")""",
     Format.qpa: """\
 from qpa_exp import QPAModel
-from transformers import AutoModelForCausalLM
+from transformers import {auto_class}
 
-base = AutoModelForCausalLM.from_pretrained({base})
+base = {auto_class}.from_pretrained({base})
 model = QPAModel.from_pretrained(base, "<this directory>")""",
 }
 
@@ -30,7 +31,7 @@ _CARD = """\
 ---
 base_model: {base}
 library_name: {library}
-pipeline_tag: text-generation
+pipeline_tag: {pipeline}
 tags: [qpa, {method}]
 ---
 
@@ -42,7 +43,7 @@ Trained on `{data}` ({layout}), seed {seed}, {steps:,} steps.
 | --- | --- |
 | trainable parameters | {trainable_params:,} |
 | parameters of the method itself | {generated_params:,} |
-{perplexities}
+{measured}
 
 ```python
 {use}
@@ -62,11 +63,14 @@ def model_card(config: Config, metrics: dict[str, Any], form: Format) -> str:
         base=config.model.name_or_path,
         library="transformers" if form is Format.merged else "peft",
         method=config.peft.method,
+        pipeline="text-generation" if TASKS[config.task].writes_text else "text-classification",
         how=how,
         data=config.data.name,
         layout=config.data.layout,
-        perplexities=_perplexities(metrics),
-        use=_USE[form].format(base=_base(config, metrics)),
+        measured=_measured(config, metrics),
+        use=_USE[form].format(
+            base=_base(config, metrics), auto_class=TASKS[config.task].auto_class
+        ),
         versions=", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),
         **{key: metrics[key] for key in
            ("seed", "steps", "trainable_params", "generated_params", "data_sha256")},
@@ -79,9 +83,9 @@ def _base(config: Config, metrics: dict[str, Any]) -> str:
     return name if revision is None else f'{name}, revision="{revision}"'
 
 
-def _perplexities(metrics: dict[str, Any]) -> str:
+def _measured(config: Config, metrics: dict[str, Any]) -> str:
     return "\n".join(
-        f"| test {key} | {metrics[key]:.3f}; base model {metrics[f'base_{key}']:.3f} |"
-        for key in ("perplexity", "perplexity_padded")
-        if metrics[key] is not None
+        f"| test {name} | {metrics[name]:.3f}; base model {metrics[f'base_{name}']:.3f} |"
+        for name in (metric.name for metric in TASKS[config.task].metrics)
+        if metrics[name] is not None
     )

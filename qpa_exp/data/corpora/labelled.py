@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import DataConfig
 from qpa_exp.data.corpus import Corpus, Labelled
-from qpa_exp.data.reading import SPLITS, split_name
+from qpa_exp.data.sources import SPLITS, split_name
 from qpa_exp.errors import InputError, first_line
 
 if TYPE_CHECKING:

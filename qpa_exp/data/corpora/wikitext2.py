@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qpa_exp.data.corpus import Corpus
-from qpa_exp.data.reading import HubDataset, lines_in
+from qpa_exp.data.sources import HubDataset, lines_in
 
 
 def rows(text: str) -> list[str]:

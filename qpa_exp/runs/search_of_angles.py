@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from qpa_exp.config import OptimConfig
 from qpa_exp.errors import InputError
+from qpa_exp.runs.optimizers import OPTIMIZERS
 
 Loss = Callable[[], float]
 """The loss of the step's batch with the parameters as they are now, without a gradient."""
@@ -39,7 +38,7 @@ def make_optimizer(
     """
     angles = [p for name, p in trained.items() if _CIRCUIT in name]
     others = [p for name, p in trained.items() if _CIRCUIT not in name]
-    if config.name == "adamw":
+    if OPTIMIZERS[config.name].search is None:
         return _adamw(_groups(angles, others, config), config)
     searched, stepped = (angles, others) if config.over == "theta" else ([*angles, *others], [])
     _check_search(searched, config)
@@ -73,7 +72,7 @@ def _check_search(searched: list[nn.Parameter], config: OptimConfig) -> None:
             f"optim={config.name} searches the circuit's angles, and this model has none to "
             "train: give optim=adamw."
         )
-    if config.name == "spsa":
+    if not OPTIMIZERS[config.name].keeps_a_simplex:
         return
     if n > _MOST_SEARCHED:
         raise InputError(
@@ -132,13 +131,9 @@ class AlternatingSearch(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _search(self) -> None:
-        searches = {
-            "cobyla": _scipy,
-            "nelder_mead": _scipy,
-            "spsa": _spsa,
-        }
         start = parameters_to_vector(self.searched).double()
-        search = searches[self.config.name]
+        search = OPTIMIZERS[self.config.name].search
+        assert search is not None  # else there is no such optimizer
         found = search(self._loss_at, start, self.config, self.param_groups[0]["lr"])
         self._set(found)
 
@@ -167,50 +162,3 @@ class AlternatingSearch(torch.optim.Optimizer):
         self.steps = state_dict["steps"]
         self.param_groups[0]["lr"] = state_dict["lr"]
         self._share_groups()
-
-
-_SCIPY_NAMES = {"cobyla": "COBYLA", "nelder_mead": "Nelder-Mead"}
-
-
-def _scipy(
-    loss_at: Callable[[Tensor], float],
-    start: Tensor,
-    config: OptimConfig,
-    lr: float,  # noqa: ARG001 - it has none
-) -> Tensor:
-    """SciPy's search from a simplex of edge ``radius`` around the start; the best point it saw."""
-    best = (float("inf"), start)
-
-    def evaluate(x: Any) -> float:
-        nonlocal best
-        at = torch.from_numpy(np.array(x)).to(start)
-        value = loss_at(at)
-        best = min(best, (value, at), key=lambda pair: pair[0])
-        return value
-
-    x0 = start.cpu().numpy()
-    evaluations = config.max_evaluations or 2 * (len(x0) + 1)
-    options: dict[str, Any] = {"maxiter": evaluations, "rhobeg": config.radius}
-    if config.name == "nelder_mead":
-        corners = np.vstack([x0, x0 + config.radius * np.eye(len(x0))])
-        options = {"maxfev": evaluations, "initial_simplex": corners}
-    minimize(evaluate, x0, method=_SCIPY_NAMES[config.name], options=options)
-    return best[1]
-
-
-def _spsa(
-    loss_at: Callable[[Tensor], float], start: Tensor, config: OptimConfig, lr: float
-) -> Tensor:
-    """Simultaneous perturbation (Spall 1992): the slope along random directions of +-1.
-
-    Each pair of evaluations gives one direction; their mean is followed by one step of ``lr``.
-    """
-    pairs = max(1, (config.max_evaluations or 2) // 2)
-    gradient = torch.zeros_like(start)
-    for _ in range(pairs):
-        direction = 2.0 * torch.randint_like(start, 2) - 1.0
-        rise = loss_at(start + config.radius * direction) - loss_at(
-            start - config.radius * direction
-        )
-        gradient += rise / (2 * config.radius * pairs) * direction
-    return start - lr * gradient
