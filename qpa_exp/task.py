@@ -83,7 +83,7 @@ class Task(ABC):
         """The metric by which runs are compared where there is one alone."""
         return cls.metrics[0]
 
-    @classmethod
+    @classmethod  # noqa: B027
     def check(cls, config: Config) -> None:
         """Refuse a config that this task cannot train; nothing has been loaded."""
 

@@ -48,22 +48,24 @@ class Mean(Metric):
         return self.total / self.count
 
 
-class Means(nn.ModuleDict):
+class Means(nn.Module):
     """The running means that a task's figures are made from."""
 
     def __init__(self, task: Task) -> None:
-        super().__init__({name: Mean() for name in task.measures})
+        super().__init__()
         self.task = task
+        self.means = nn.ModuleDict({name: Mean() for name in task.measures})
 
     def add(self, measured: Measured) -> None:
         """Count one batch."""
         for name, (total, count) in measured.items():
-            self[name].update(total, count)
+            self.means[name].update(total, count)  # type: ignore[operator]
 
     def take(self, prefix: str) -> dict[str, float]:
         """The task's figures under this prefix; the means begin again."""
-        figures = self.task.figures({name: float(mean.compute()) for name, mean in self.items()})
-        for mean in self.values():
+        means: dict[str, Any] = dict(self.means.items())
+        figures = self.task.figures({name: float(mean.compute()) for name, mean in means.items()})
+        for mean in means.values():
             mean.reset()
         return {prefix + name: value for name, value in figures.items()}
 

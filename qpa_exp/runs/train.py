@@ -141,7 +141,7 @@ def make_trainer(config: Config, run_dir: Path, *more: Callback) -> Trainer:
     ours = config.trainer
     keep = checkpoints(run_dir / directory.CHECKPOINTS, ours.checkpoint_every_n_steps)
     callbacks = [*more, keep, SayHowToResume(run_dir)]
-    per_step = ours.accumulate_grad_batches
+    per_step, validate_every = ours.accumulate_grad_batches, ours.validate_every_n_steps
     try:
         return Trainer(
             default_root_dir=run_dir,
@@ -154,9 +154,8 @@ def make_trainer(config: Config, run_dir: Path, *more: Callback) -> Trainer:
             accumulate_grad_batches=per_step,
             gradient_clip_val=ours.gradient_clip_val,
             log_every_n_steps=ours.log_every_n_steps,
-            check_val_every_n_epoch=1 if ours.validate_every_n_steps is None else None,
-            val_check_interval=ours.validate_every_n_steps
-            and ours.validate_every_n_steps * per_step,
+            check_val_every_n_epoch=1 if validate_every is None else None,
+            val_check_interval=validate_every and validate_every * per_step,
             limit_val_batches=ours.limit_eval_batches,
             limit_test_batches=ours.limit_eval_batches,
             num_sanity_val_steps=0,

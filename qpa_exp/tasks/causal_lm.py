@@ -58,7 +58,7 @@ class CausalLM(Task):
         nats = losses.nats.double()
         return {
             "text": (nats[losses.is_text].sum(), losses.text_count),
-            "padded": (nats.sum(), losses.is_text.new_tensor(nats.numel(), dtype=int)),
+            "padded": (nats.sum(), losses.text_count.new_tensor(nats.numel())),
         }
 
     def figures(self, means: Mapping[str, float]) -> dict[str, float]:

@@ -25,7 +25,7 @@ class Destination:
     """
 
     make: Callable[[Config, Path], Logger] | None = None
-    summarize: Callable[[Logger, dict[str, Any]], None] | None = None
+    summarize: Callable[[Any, dict[str, Any]], None] | None = None
     reads: tuple[str, ...] = ()
 
 

@@ -12,7 +12,7 @@ from qpa_exp.config import Config
 from qpa_exp.runs.loggers import Destination
 
 if TYPE_CHECKING:
-    from pytorch_lightning.loggers import Logger, WandbLogger
+    from pytorch_lightning.loggers import WandbLogger
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +57,11 @@ def is_offline() -> bool:
     return not (os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
 
 
-def summarize(logger: Logger, metrics: dict[str, Any]) -> None:
+def summarize(logger: Any, metrics: dict[str, Any]) -> None:
     """Send the final figures, as the run's summary and as a table; say how to sync."""
     import wandb
 
-    run: Any = logger.experiment
+    run = logger.experiment
     figures = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
     run.summary.update(figures)
     rows: list[Iterable[Any]] = [[name, float(value)] for name, value in figures.items()]
