@@ -137,3 +137,11 @@ class FrozenHead:
         if self.operand is not self.weight:
             towards += gradient.float().sum(0)[:, None] * self.mean_row
         return towards * self.final.scale
+
+
+def multiplies_fast(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the device multiplies matrices of this type of 16 bits faster than float32's."""
+    if device.type != "cpu":
+        return True
+    can = torch.cpu.get_capabilities()
+    return dtype == torch.bfloat16 and bool(can.get("amx_bf16") or can.get("avx512_bf16"))
