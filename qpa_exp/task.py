@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from qpa_exp.config import Config
 from qpa_exp.registry import Registry
@@ -44,6 +44,7 @@ class Metric:
     smaller_is_better: bool = True
 
 
+@runtime_checkable
 class Clock(Protocol):
     """Counts where the time goes."""
 
