@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from qpa_exp.config import Config
 from qpa_exp.registry import Registry
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from qpa_exp.adapters.adapted import AdaptedModel
     from qpa_exp.data.datamodule import Batch
-    from qpa_exp.stopwatch import Stopwatch
 
 Measured = dict[str, tuple["Tensor", "Tensor"]]
 """Sums over a batch and how many things were summed: what means over a split are made of."""
@@ -41,6 +42,14 @@ class Metric:
     name: str
     label: str
     smaller_is_better: bool = True
+
+
+@runtime_checkable
+class Clock(Protocol):
+    """Counts where the time goes."""
+
+    def section(self, name: str, device: torch.device) -> AbstractContextManager[None]:
+        """Count what is done in this context as ``name``."""
 
 
 class Task(ABC):
@@ -75,7 +84,7 @@ class Task(ABC):
     slope_section: str = "backbone"
     cache_mode: str = "off"
 
-    def __init__(self, config: Config, stopwatch: Stopwatch) -> None:
+    def __init__(self, config: Config, stopwatch: Clock) -> None:
         self.config, self.stopwatch = config, stopwatch
 
     @classmethod

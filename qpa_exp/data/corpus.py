@@ -6,19 +6,22 @@ Each corpus is a file of ``data/corpora``. Data is only ever read, never execute
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qpa_exp.config import DataConfig
 from qpa_exp.data.sources import (
+    ALIASES,
     SPLITS,
     HubDataset,
-    check_splits,
+    divide_by_position,
     lines_of,
+    read_documents,
     read_hub,
-    read_local,
-    split_name,
+    read_text,
+    split_files,
+    text_files,
 )
 from qpa_exp.errors import InputError
 from qpa_exp.registry import Registry
@@ -60,6 +63,13 @@ class Corpus:
     load_own: Callable[[DataConfig], tuple[Documents, str]] | None = None
     load_labelled: Callable[[DataConfig], tuple[Labelled, str]] | None = None
     reads: tuple[str, ...] = ("data.path",)
+
+    def check(self, config: DataConfig) -> None:
+        """Refuse a config that names nothing to read."""
+        if config.path is None and self.hub is None and self.load_own is None:
+            raise InputError(
+                f"data={config.name} needs data.path=<a file or a directory of {self.label}>."
+            )
 
 
 CORPORA: Registry[Corpus] = Registry(
@@ -106,6 +116,7 @@ def load_corpus(config: DataConfig) -> CorpusText:
         InputError: a path, a split, the hub or the text itself is not usable.
     """
     corpus, needed = CORPORA[config.name], _needed_splits(config)
+    corpus.check(config)
     labelled: Labelled | None = None
     if corpus.load_labelled is not None:
         labelled, source = corpus.load_labelled(config)
@@ -113,14 +124,10 @@ def load_corpus(config: DataConfig) -> CorpusText:
     elif corpus.load_own is not None:
         splits, source = corpus.load_own(config)
     elif config.path is not None:
-        path = Path(config.path).expanduser()
-        splits, source = read_local(config.name, corpus, path, needed)
-    elif corpus.hub is not None:
-        splits, source = read_hub(corpus.hub, needed)
+        splits, source = _read_local(config, corpus, needed)
     else:
-        raise InputError(
-            f"data={config.name} needs data.path=<a UTF-8 text file or a directory of them>."
-        )
+        assert corpus.hub is not None  # it has been checked
+        splits, source = read_hub(corpus.hub)
     check_splits(needed, splits, source)
     for name in needed:
         if not splits[name]:
@@ -135,6 +142,39 @@ def load_corpus(config: DataConfig) -> CorpusText:
         splits = {name: lines_of(documents) for name, documents in splits.items()}
     names = [] if labelled is None else labelled.names
     return CorpusText(config.name, splits, digest, source, classes, names)
+
+
+def _read_local(config: DataConfig, corpus: Corpus, needed: Sequence[str]) -> tuple[Documents, str]:
+    path = Path(str(config.path)).expanduser()
+    if not path.exists():
+        raise InputError(f"data.path={path} does not exist.")
+    source = str(path.resolve())
+    files = split_files(path, corpus.hub.folder if corpus.hub else None) if path.is_dir() else {}
+    if files:
+        check_splits(needed, files, source)
+        return {name: read_documents(corpus.rows, files[name]) for name in needed}, source
+    if corpus.divisible:
+        return divide_by_position([read_text(file) for file in text_files(path)]), source
+    raise InputError(
+        f"data.path={path} is not a directory with split files for data={config.name}: train,"
+        " validation and test, each .txt, .raw, .tokens or .parquet."
+    )
+
+
+def split_name(name: str) -> str:
+    """The canonical name of a split: ``valid``, ``val`` and ``dev`` are ``validation``."""
+    return ALIASES.get(name, name)
+
+
+def check_splits(needed: Iterable[str], available: Iterable[str], source: str) -> None:
+    """Refuse a split that is needed and not there."""
+    have = [s for s in SPLITS if s in set(available)]
+    for name in needed:
+        if name not in have:
+            raise InputError(
+                f"There is no split {name!r} in {source}, which has {', '.join(have)}: set"
+                " data.train_split, data.validation_split and data.test_split to those."
+            )
 
 
 def comes_from_the_hub(config: DataConfig) -> bool:

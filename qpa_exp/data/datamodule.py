@@ -21,9 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from qpa_exp.config import DataConfig
-from qpa_exp.data.corpus import CorpusText, load_corpus
+from qpa_exp.data.corpus import CorpusText, load_corpus, split_name
 from qpa_exp.data.layouts import Examples, labels, lay_out, mask
-from qpa_exp.data.sources import split_name
 from qpa_exp.errors import InputError
 
 Batch = dict[str, Tensor]

@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qpa_exp.errors import InputError
 
-if TYPE_CHECKING:
-    from qpa_exp.data.corpus import Corpus
-
 SPLITS = ("train", "validation", "test")
-_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation"}
-
-
-def split_name(name: str) -> str:
-    """The canonical name of a split: ``valid``, ``val`` and ``dev`` are ``validation``."""
-    return _ALIASES.get(name, name)
-
-
-def check_splits(needed: Iterable[str], available: Iterable[str], source: str) -> None:
-    """Refuse a split that is needed and not there."""
-    have = [s for s in SPLITS if s in set(available)]
-    for name in needed:
-        if name not in have:
-            raise InputError(
-                f"There is no split {name!r} in {source}, which has {', '.join(have)}: set"
-                " data.train_split, data.validation_split and data.test_split to those."
-            )
+ALIASES = {"valid": "validation", "val": "validation", "dev": "validation"}
+"""Other names of splits."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +38,8 @@ def lines_of(documents: Iterable[str]) -> list[str]:
     return [line.rstrip("\n") for document in documents for line in lines_in(document)]
 
 
-def read_hub(hub: HubDataset, needed: Sequence[str]) -> tuple[dict[str, list[str]], str]:
-    """The rows of the needed splits, from the hub or its cache, and the name of their source."""
+def read_hub(hub: HubDataset) -> tuple[dict[str, list[str]], str]:
+    """The rows of all splits, from the hub or its cache, and the name of their source."""
     # Imported here: slow, and neither pydoc nor local text needs them.
     import datasets
     import httpx
@@ -78,9 +59,8 @@ def read_hub(hub: HubDataset, needed: Sequence[str]) -> tuple[dict[str, list[str
             f"The dataset {source} could not be read from the Hugging Face hub ({reason}); without"
             " it, data.path=<directory with its split files> or data=pydoc work."
         ) from error
-    check_splits(needed, loaded, source)
-    column = _text_column(loaded[needed[0]].column_names, source)
-    return {name: list(loaded[name][column]) for name in needed}, source
+    columns = {name: _text_column(rows.column_names, source) for name, rows in loaded.items()}
+    return {name: list(rows[columns[name]]) for name, rows in loaded.items()}, source
 
 
 def _text_column(columns: Sequence[str], source: object) -> str:
@@ -101,25 +81,6 @@ _SPLIT_FILE = re.compile(
 )
 
 
-def read_local(
-    name: str, corpus: Corpus, path: Path, needed: Sequence[str]
-) -> tuple[dict[str, list[str]], str]:
-    """A corpus from a file or directory, and the name of its source."""
-    if not path.exists():
-        raise InputError(f"data.path={path} does not exist.")
-    source = str(path.resolve())
-    files = split_files(path, corpus.hub.folder if corpus.hub else None) if path.is_dir() else {}
-    if files:
-        check_splits(needed, files, source)
-        return {split: _documents(corpus, files[split]) for split in needed}, source
-    if corpus.divisible:
-        return divide_by_position([read_text(file) for file in _text_files(path)]), source
-    raise InputError(
-        f"data.path={path} is not a directory with split files for data={name}: train,"
-        " validation and test, each .txt, .raw, .tokens or .parquet."
-    )
-
-
 def split_files(path: Path, folder: str | None = None) -> dict[str, list[Path]]:
     """Split name -> its files, from ``path`` or else its sub-directory named as on the hub."""
     roots = [path] if folder is None else [path, path / folder]
@@ -127,7 +88,8 @@ def split_files(path: Path, folder: str | None = None) -> dict[str, list[Path]]:
         found: dict[str, list[re.Match[str]]] = {}
         for file in sorted([*root.glob("*.*"), *root.glob("*/*.parquet")]):
             if match := _SPLIT_FILE.fullmatch(file.relative_to(root).as_posix()):
-                found.setdefault(split_name(match["split"]), []).append(match)
+                split = ALIASES.get(match["split"], match["split"])
+                found.setdefault(split, []).append(match)
         if found:
             return {split: _one_source(root, split, names) for split, names in found.items()}
     return {}
@@ -149,7 +111,8 @@ def _one_source(root: Path, split: str, names: list[re.Match[str]]) -> list[Path
     )
 
 
-def _text_files(path: Path) -> list[Path]:
+def text_files(path: Path) -> list[Path]:
+    """The file itself, or a directory's ``*.txt`` in sorted order."""
     if path.is_file():
         return [path]
     if files := sorted(path.glob("*.txt")):
@@ -157,13 +120,14 @@ def _text_files(path: Path) -> list[Path]:
     raise InputError(f"data.path={path} is a directory without .txt files.")
 
 
-def _documents(corpus: Corpus, files: Iterable[Path]) -> list[str]:
+def read_documents(rows: Callable[[str], list[str]], files: Iterable[Path]) -> list[str]:
+    """The documents of some files: parquet has them in a column, ``rows`` finds those of text."""
     documents: list[str] = []
     for file in files:
         if file.suffix == ".parquet":
             documents += _read_parquet(file)
         else:
-            documents += corpus.rows(read_text(file))
+            documents += rows(read_text(file))
     return documents
 
 

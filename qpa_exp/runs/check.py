@@ -25,6 +25,7 @@ def check(config: Config) -> None:
     validate(config)
     for registry in REGISTRIES:
         _ = registry[read_key(config, registry.key)]
+    CORPORA[config.data.name].check(config.data)
     TASKS[config.task].check(config)
     if OPTIMIZERS[config.optim.name].search is not None and config.trainer.devices > 1:
         raise InputError(

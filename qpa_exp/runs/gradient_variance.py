@@ -62,17 +62,17 @@ class GradientVariance(Callback):
     observable of the same circuit (Cerezo et al. 2021). Training then goes on as without it.
 
     Attributes:
-        starts: random starts, at least 2; None measures nothing.
+        starts: random starts, at least 2.
         figures: what was measured, for ``metrics.json``.
     """
 
-    def __init__(self, starts: int | None) -> None:
+    def __init__(self, starts: int) -> None:
         self.starts = starts
         self.figures: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, unless the run goes on from a checkpoint."""
-        if self.starts is None or trainer.global_step > 0:
+        if trainer.global_step > 0:
             return
         module: AdapterModule = pl_module  # type: ignore[assignment]
         generator = module.model.generator

@@ -16,7 +16,8 @@ from qpa_exp.adapters.adapted import AdaptedModel
 from qpa_exp.config import Config
 from qpa_exp.data.datamodule import Batch
 from qpa_exp.errors import InputError
-from qpa_exp.runs.search_of_angles import make_optimizer
+from qpa_exp.runs.callbacks import Stopwatch
+from qpa_exp.runs.make_optimizer import make_optimizer
 from qpa_exp.task import Measured, Task
 
 _SCHEDULERS = {"linear": "linear", "constant": "constant_with_warmup"}
@@ -77,10 +78,11 @@ class AdapterModule(LightningModule):
     its own, so a resumed run draws what an uninterrupted one would.
     """
 
-    def __init__(self, model: AdaptedModel, task: Task, config: Config) -> None:
+    def __init__(
+        self, model: AdaptedModel, task: Task, config: Config, stopwatch: Stopwatch
+    ) -> None:
         super().__init__()
-        self.model, self.task, self.config = model, task, config
-        self.stopwatch = task.stopwatch
+        self.model, self.task, self.config, self.stopwatch = model, task, config, stopwatch
         self._evaluations_before = 0
         self._batch: Batch | None = None
         self.validation, self.adapted, self.base = Means(task), Means(task), Means(task)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
@@ -30,14 +31,14 @@ from qpa_exp.runs.callbacks import (
     PlainBar,
     SayHowToResume,
     StepTimes,
+    Stopwatch,
     TerminalBar,
     checkpoints,
 )
 from qpa_exp.runs.directory import Metrics
 from qpa_exp.runs.gradient_variance import GradientVariance
-from qpa_exp.runs.loggers import log_summary, make_loggers
+from qpa_exp.runs.loggers import LOGGERS
 from qpa_exp.runs.module import AdapterModule, Divergence
-from qpa_exp.stopwatch import Stopwatch
 from qpa_exp.task import TASKS, Task
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class RunParts:
     task: Task
     model: AdaptedModel
     data: TextDataModule
+    stopwatch: Stopwatch
 
 
 def build(config: Config, cache_mode: str | None = None) -> RunParts:
@@ -105,7 +107,8 @@ def build(config: Config, cache_mode: str | None = None) -> RunParts:
     """
     _quiet()
     keep_freed_memory()
-    task = TASKS[config.task](config, Stopwatch())
+    stopwatch = Stopwatch()
+    task = TASKS[config.task](config, stopwatch)
     data = TextDataModule(
         config.data, load_tokenizer(config.model), config.seed, classes=task.predicts_classes
     )
@@ -114,7 +117,7 @@ def build(config: Config, cache_mode: str | None = None) -> RunParts:
     model = adapt(base, config, task.peft_task_type).to(root_device(config))
     if config.trainer.compile:
         model.compile_generator()
-    return RunParts(config, accelerate(task, model, data, cache_mode), model, data)
+    return RunParts(config, accelerate(task, model, data, cache_mode), model, data, stopwatch)
 
 
 def accelerate(
@@ -163,7 +166,7 @@ def make_trainer(config: Config, run_dir: Path, *more: Callback) -> Trainer:
             use_distributed_sampler=False,  # the data module deals the rows out itself
             enable_progress_bar=ours.progress_bar,
             enable_model_summary=False,
-            logger=make_loggers(config, run_dir),
+            logger=_loggers(config, run_dir),
             callbacks=callbacks,
         )
     except (ValueError, RuntimeError) as error:  # MisconfigurationException is a RuntimeError
@@ -172,22 +175,36 @@ def make_trainer(config: Config, run_dir: Path, *more: Callback) -> Trainer:
         ) from error
 
 
+def _loggers(config: Config, run_dir: Path) -> list[Logger]:
+    """A CSV file in the run directory, a new part for each resume, and what ``logger=`` names."""
+    loggers: list[Logger] = [CSVLogger(run_dir, name="csv")]
+    if make := LOGGERS[config.logger.name].make:
+        loggers.append(make(config, run_dir))
+        loggers[-1].log_hyperparams(dataclasses.asdict(config))
+    return loggers
+
+
 # --- training ---------------------------------------------------------------------------------
 
 
 def train_and_test(parts: RunParts, run_dir: Path, checkpoint: Path | None) -> Metrics:
     """Train from the start or from a checkpoint, test, and write down what came out."""
     config, data = parts.config, parts.data
-    module = AdapterModule(parts.model, parts.task, config)
+    module = AdapterModule(parts.model, parts.task, config, parts.stopwatch)
     parts.task.prepare()
-    times, variance = StepTimes(), GradientVariance(config.trainer.gradient_variance_starts)
-    bar: list[Callback] = []
+    times = StepTimes()
+    callbacks: list[Callback] = []
+    if config.trainer.gradient_variance_starts is not None:
+        callbacks.append(GradientVariance(config.trainer.gradient_variance_starts))
     if config.trainer.progress_bar:
-        bar = [TerminalBar(times) if Console().is_terminal else PlainBar(times)]
-    trainer = make_trainer(config, run_dir, times, variance, *bar)
+        callbacks.append(TerminalBar(times) if Console().is_terminal else PlainBar(times))
+    trainer = make_trainer(config, run_dir, times, *callbacks)
 
     def metrics(tested: Mapping[str, float]) -> Metrics:
-        return _metrics(parts, module, trainer, times, tested) | variance.figures
+        found = _metrics(parts, module, trainer, times, tested)
+        for measuring in trainer.callbacks:  # type: ignore[attr-defined]
+            found |= getattr(measuring, "figures", {})
+        return found
 
     try:
         if checkpoint is None:  # the curves begin with the loss before the first step
@@ -246,7 +263,7 @@ def _metrics(
         "train_seconds": times.train_seconds,
         "step_seconds_median": times.step_seconds_median,
         "tokens_per_second": times.tokens_per_second,
-        "time_split": parts.task.stopwatch.split(times.batch_seconds),
+        "time_split": parts.stopwatch.split(times.batch_seconds),
         "seed": parts.config.seed,
         "circuit_evaluations": module.circuit_evaluations,
         "versions": results.versions() | circuit_versions(parts.config.qpa),
@@ -270,7 +287,8 @@ def _record_divergence(
 
 def _finish(parts: RunParts, trainer: Trainer, run_dir: Path, metrics: Metrics) -> None:
     """Write the results, last of all ``metrics.json``, and show them."""
-    log_summary(parts.config, trainer.loggers, metrics)
+    if summarize := LOGGERS[parts.config.logger.name].summarize:
+        summarize(trainer.loggers[-1], metrics)
     results.draw_curves(run_dir)
     directory.write_metrics(run_dir, metrics)
     sizes = describe(parts.config, count(parts.model))

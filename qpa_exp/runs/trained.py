@@ -11,8 +11,8 @@ from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import load_tokenizer
 from qpa_exp.runs import directory
+from qpa_exp.runs.callbacks import Stopwatch
 from qpa_exp.runs.directory import Metrics
-from qpa_exp.stopwatch import Stopwatch
 from qpa_exp.task import TASKS
 
 

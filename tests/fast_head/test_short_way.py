@@ -15,7 +15,6 @@ from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.fast_head.cache import Backbone
 from qpa_exp.generator import Generator
-from qpa_exp.runs import results
 from qpa_exp.runs import train as run_module
 from qpa_exp.runs.module import AdapterModule
 from qpa_exp.runs.train import resume, run
@@ -48,7 +47,7 @@ def trained(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def require_alike(directory: Path, other: Path, keys: tuple[str, ...] = FIGURES) -> None:
-    ours, theirs = (results.read_metrics(d) for d in (directory, other))
+    ours, theirs = (directory.read_metrics(d) for d in (directory, other))
     assert ours is not None
     assert theirs is not None
     for key in keys:

@@ -95,7 +95,7 @@ def test_every_figure_is_that_of_a_plain_loop(rows, tokens, vocabulary, scale, s
             if position < lengths[row]:
                 text.append(nats)
 
-    losses = token_losses(logits, ids, mask)
+    losses = token_losses(logits, ids, ids.masked_fill(mask == 0, -100))
     assert losses.nats.shape == losses.is_text.shape == (rows, tokens - 1)
     assert losses.text_count.item() == len(text)
     assert losses.text_sum.item() == pytest.approx(sum(text), rel=1e-5, abs=1e-4)

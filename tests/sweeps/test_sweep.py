@@ -14,8 +14,8 @@ from filelock import FileLock
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.machine import keep_freed_memory
+from qpa_exp.runs.directory import State, state_of
 from qpa_exp.runs.module import AdapterModule
-from qpa_exp.runs.states import State, state_of
 from qpa_exp.runs.train import resume
 from qpa_exp.sweeps import jobs
 from qpa_exp.sweeps.jobs import LOCK, attempt

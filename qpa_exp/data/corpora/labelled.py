@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import DataConfig
-from qpa_exp.data.corpus import Corpus, Labelled
-from qpa_exp.data.sources import SPLITS, split_name
+from qpa_exp.data.corpus import Corpus, Labelled, split_name
+from qpa_exp.data.sources import SPLITS
 from qpa_exp.errors import InputError, first_line
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ def _readers() -> Mapping[str, Callable[[Path], pd.DataFrame]]:
 
 def load(config: DataConfig) -> tuple[Labelled, str]:
     """The texts and classes of every split, and the name of their source."""
-    if config.path is None:
-        raise InputError("data=labelled needs data.path=<a CSV, JSON-lines or parquet file>.")
-    path = Path(config.path).expanduser()
+    path = Path(str(config.path)).expanduser()
     if not path.exists():
         raise InputError(f"data.path={path} does not exist.")
     columns = [config.text_column, config.label_column]
@@ -95,7 +93,7 @@ def _divided(table: Any) -> dict[str, Any]:
 
 
 ENTRY = Corpus(
-    "labelled texts",
+    "labelled texts, as CSV, JSON lines or parquet",
     load_labelled=load,
     reads=("data.path", "data.text_column", "data.label_column"),
 )

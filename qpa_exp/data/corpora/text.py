@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from qpa_exp.data.corpus import Corpus
 
-ENTRY = Corpus("own text", divisible=True)
+ENTRY = Corpus("UTF-8 text", divisible=True)

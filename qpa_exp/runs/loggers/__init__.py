@@ -34,22 +34,3 @@ LOGGERS: Registry[Destination] = Registry(
     __name__,
     decides=("logger.project", "logger.entity", "logger.group", "logger.tags"),
 )
-
-
-def make_loggers(config: Config, run_dir: Path) -> list[Logger]:
-    """Lightning's loggers for this run. The CSV logger starts a new part for each resume."""
-    import dataclasses
-
-    from pytorch_lightning.loggers import CSVLogger
-
-    loggers: list[Logger] = [CSVLogger(run_dir, name="csv")]
-    if make := LOGGERS[config.logger.name].make:
-        loggers.append(make(config, run_dir))
-        loggers[-1].log_hyperparams(dataclasses.asdict(config))
-    return loggers
-
-
-def log_summary(config: Config, loggers: list[Logger], metrics: dict[str, Any]) -> None:
-    """Hand the final figures to whoever shows them."""
-    if summarize := LOGGERS[config.logger.name].summarize:
-        summarize(loggers[-1], metrics)

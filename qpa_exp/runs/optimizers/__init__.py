@@ -15,7 +15,7 @@ from qpa_exp.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OF_A_SEARCH = (
+OF_A_SEARCH = (
     "optim.over", "optim.search_every_n_steps", "optim.max_evaluations", "optim.radius",
 )  # fmt: skip
 
@@ -29,16 +29,13 @@ class AnglesOptimizer:
 
     Attributes:
         search: finds better angles; None leaves them to AdamW.
+        reads: conditional config keys that it reads.
         keeps_a_simplex: whether it keeps a point for each parameter, each of that size.
     """
 
     search: Search | None = None
     keeps_a_simplex: bool = False
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Conditional config keys that it reads."""
-        return () if self.search is None else _OF_A_SEARCH
+    reads: tuple[str, ...] = OF_A_SEARCH
 
 
-OPTIMIZERS: Registry[AnglesOptimizer] = Registry("optim.name", __name__, decides=_OF_A_SEARCH)
+OPTIMIZERS: Registry[AnglesOptimizer] = Registry("optim.name", __name__, decides=OF_A_SEARCH)

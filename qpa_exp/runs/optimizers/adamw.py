@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from qpa_exp.runs.optimizers import AnglesOptimizer
 
-ENTRY = AnglesOptimizer()
+ENTRY = AnglesOptimizer(reads=())
