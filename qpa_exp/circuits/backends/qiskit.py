@@ -9,6 +9,8 @@ credential passes through here.
 from __future__ import annotations
 
 import logging
+import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,18 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qpa_exp.circuits.ansatz import gates
-from qpa_exp.circuits.noise import noise_model, restrict
+from qpa_exp.circuits.recorded_devices import RECORDED, noise_model, record_of, restrict, snapshot
 from qpa_exp.circuits.shots_cache import Counts, digest, read_counts, write_counts
-from qpa_exp.circuits.simulator import Simulator
-from qpa_exp.circuits.to_qiskit import (
-    SNAPSHOTS,
-    angle_places,
-    measured_circuit,
-    require_qiskit,
-    snapshot,
-    transpile_for,
-)
+from qpa_exp.circuits.simulator import Packages, Simulator
+from qpa_exp.circuits.to_qiskit import QISKIT, angle_places, measured_circuit, transpile_for
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, sentence_end
 
@@ -38,32 +32,69 @@ if TYPE_CHECKING:
 class QiskitSampler(Simulator):
     """Frequencies of outcomes; a batch of circuits is one job, and no circuit is measured twice."""
 
+    label = "Qiskit"
     samples = True
-
-    def __init__(self, config: QPAConfig, ansatz: str, n_qubits: int) -> None:
-        super().__init__(config, ansatz, n_qubits)
-        require_qiskit("qpa.backend=qiskit")
-        self._device: Any = None
-        self._version = ""
-        self._circuit: QuantumCircuit | None = None
+    reads = ("qpa.device",)
 
     def prepare(self) -> None:
         """Find the device, and transpile the circuit for it."""
+        _ = self._transpiled
+
+    @cached_property
+    def _found(self) -> Any:
+        """The device."""
+        QISKIT.check("qpa.backend=qiskit")
         # Qiskit would report every pass, and Runtime every job, which here is every step.
         for library in ("qiskit", "qiskit_ibm_runtime"):
             logging.getLogger(library).setLevel(logging.WARNING)
-        device = _find_device(self.config.device)
-        circuit = measured_circuit(self.ansatz, self.n_qubits, self.config.n_layers)
-        self._version = str(getattr(device, "backend_version", ""))
-        self._circuit = transpile_for(circuit, device)
-        self._device = device
-        if self.config.device in SNAPSHOTS:
-            self._device = _noisy_aer(self.config.device, self._circuit)
+        return _find_device(self.config.device)
 
-    @property
-    def bytes_needed(self) -> int:
+    @cached_property
+    def _transpiled(self) -> QuantumCircuit:
+        circuit = measured_circuit(self.ansatz, self.n_qubits, self.config.n_layers)
+        return transpile_for(circuit, self._found)
+
+    @cached_property
+    def _runs_on(self) -> Any:
+        """The device, or in a recorded one's place Aer with its noise on the qubits in use."""
+        if self.config.device not in RECORDED:
+            return self._found
+        return _noisy_aer(self.config.device, self._transpiled)
+
+    @classmethod
+    def packages(cls, config: QPAConfig) -> Packages:  # noqa: ARG003
+        """Qiskit, Aer and Runtime, on every device."""
+        return QISKIT
+
+    @classmethod
+    def record_versions(cls, config: QPAConfig) -> dict[str, str]:
+        """Qiskit's packages, and the day of a recorded device's record."""
+        return super().record_versions(config) | record_of(config.device)
+
+    @classmethod
+    def check(cls, config: QPAConfig) -> None:
+        """It measures real shots, on a device that has a name."""
+        if config.shots is None:
+            raise InputError(
+                "qpa.shots=null: qpa.backend=qiskit measures, so say how often, for example "
+                "qpa.shots=20x for 20 * 2^N."
+            )
+        known = ", ".join(["aer", *RECORDED])
+        if not re.fullmatch(r"\w+", config.device):
+            raise InputError(
+                f"qpa.device={config.device} is no name of a device: give {known}, "
+                "or an IBM device such as ibm_torino."
+            )
+        if config.device.startswith("fake_") and config.device not in RECORDED:
+            raise InputError(
+                f"qpa.device={config.device} is not among the recorded devices: give {known}, "
+                "or an IBM device such as ibm_torino."
+            )
+
+    @classmethod
+    def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:  # noqa: ARG003
         """The state in double precision where this machine simulates it, and the frequencies."""
-        return 2**self.n_qubits * (16 + 2 * 4)
+        return 2**n_qubits * (16 + 2 * 4)
 
     def __call__(
         self, theta: Float[Tensor, "*batch layers rotations qubits"]
@@ -95,15 +126,12 @@ class QiskitSampler(Simulator):
         """One job for all circuits."""
         from qiskit_ibm_runtime import SamplerV2
 
-        if self._circuit is None:
-            self.prepare()
-        assert self._circuit is not None
-        sampler = SamplerV2(mode=self._device)
-        if _is_local(self.config.device):
+        sampler = SamplerV2(mode=self._runs_on)
+        if self.config.device in ("aer", *RECORDED):
             sampler.options.simulator.seed_simulator = seed
         places = angle_places(self.ansatz, self.n_qubits, self.config.n_layers)
-        columns = [angles[:, *places[p.name]] for p in self._circuit.parameters]
-        job = sampler.run([(self._circuit, np.stack(columns, axis=-1))], shots=shots)
+        columns = [angles[:, *places[p.name]] for p in self._transpiled.parameters]
+        job = sampler.run([(self._transpiled, np.stack(columns, axis=-1))], shots=shots)
         outcome = job.result()[0].data.outcome
         return [outcome.get_int_counts(place) for place in range(len(angles))]
 
@@ -115,12 +143,10 @@ class QiskitSampler(Simulator):
 
     def _name(self, angles: np.ndarray, shots: int, seed: int) -> str:
         """A digest of the device, the gates, the angles, the shots and the seed."""
-        if self._device is None:
-            self.prepare()
-        listed = gates(self.ansatz, self.n_qubits, self.config.n_layers)
+        listed = self.ansatz.gates(self.n_qubits, self.config.n_layers)
         return digest({
             "device": self.config.device,
-            "device_version": self._version,
+            "device_version": str(getattr(self._found, "backend_version", "")),
             "gates": [(gate.name, gate.qubits, gate.angle) for gate in listed],
             "angles": angles.tobytes().hex(),
             "shots": shots,
@@ -128,11 +154,7 @@ class QiskitSampler(Simulator):
         })  # fmt: skip
 
 
-BACKEND = QiskitSampler
-
-
-def _is_local(name: str) -> bool:
-    return name == "aer" or name.startswith("fake_")
+ENTRY = QiskitSampler
 
 
 def _noisy_aer(name: str, circuit: QuantumCircuit) -> Any:
@@ -149,12 +171,7 @@ def _find_device(name: str) -> Any:
         from qiskit_aer import AerSimulator
 
         return AerSimulator()
-    if name.startswith("fake_"):
-        if name not in SNAPSHOTS:
-            raise InputError(
-                f"qpa.device={name} is not among the recorded devices: give fake_torino, "
-                "fake_fez, or an IBM device such as ibm_torino."
-            )
+    if name in RECORDED:
         return snapshot(name)
     from qiskit_ibm_runtime import QiskitRuntimeService
 

@@ -63,7 +63,7 @@ def back(
     theta: Any, axes: Any, places: Any, front: Any, unswap: Any, before: Any, states: Any,
     grad: Any, slopes: Any, first: Any, last: Any,
 ) -> None:  # fmt: skip
-    """Write dL/dtheta of circuits ``first`` to ``last`` to ``slopes``.
+    """Add dL/dtheta of circuits ``first`` to ``last`` to ``slopes``.
 
     ``unswap`` and ``before`` undo ``swap`` and ``then``; ``grad`` is dL/dp, (C, 2^N). The
     amplitudes and their cotangents go back side by side, and nothing is kept of the layers.
@@ -150,7 +150,7 @@ def _turn_back(
     states: Any, towards: Any, axes: Any, turn: Any, places: Any, slopes: Any, first: Any,
     last: Any,
 ) -> None:  # fmt: skip
-    """Undo :func:`_turn` in the states and their cotangents; write the angles' slopes."""
+    """Undo :func:`_turn` in the states and their cotangents; add the angles' slopes."""
     stride = states.shape[1]
     for qubit in range(first, last):
         stride //= 2
@@ -183,7 +183,7 @@ def _turn_back(
                         states[0, middle:stop], states[1, middle:stop],
                         towards[0, middle:stop], towards[1, middle:stop], c, s,
                     )  # fmt: skip
-            slopes[places[qubit]] = slope / 2
+            slopes[places[qubit]] += slope / 2
 
 
 @compiled

@@ -1,9 +1,9 @@
-"""Importing TorchQuantum 0.1.8 without the retired packages that it names.
+"""TorchQuantum (Wang et al. 2022), the library that the paper's authors used, version 0.1.8.
 
-TorchQuantum imports a Qiskit plug-in for Qiskit versions before 1.0, torchpack, torchvision and
-others as soon as it is imported. Its simulator needs none of them: torch, numpy and opt_einsum
-suffice. While it is imported, empty modules stand in for those packages, also for a real Qiskit
-that is installed; afterwards they are gone, and what was imported before is back.
+It imports a Qiskit plug-in for Qiskit versions before 1.0, torchpack, torchvision and others as
+soon as it is imported. Its simulator needs none of them: torch, numpy and opt_einsum suffice. While
+it is imported, empty modules stand in for those packages, also for a real Qiskit that is installed;
+afterwards they are gone, and what was imported before is back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,62 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from qpa_exp.errors import InputError, first_line
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.simulator import Packages, Simulator
+from qpa_exp.config import QPAConfig
+
+_PACKAGE = Packages(
+    ("torchquantum",),
+    "pip install --no-deps torchquantum==0.1.8, and pip install opt_einsum",
+)
+_NAMES = {"cx": "cnot", "h": "hadamard", "x": "paulix", "z": "pauliz", "id": "i"}
+"""Where its functional interface does not take the name of OpenQASM."""
+
+
+class TorchQuantum(Simulator):
+    """One call of its functional interface for each gate; complex64, as the package is."""
+
+    label = "TorchQuantum"
+
+    def prepare(self) -> None:
+        """Import the package."""
+        import_torchquantum()
+
+    @classmethod
+    def packages(cls, config: QPAConfig) -> Packages:  # noqa: ARG003
+        """TorchQuantum alone has a version that counts."""
+        return _PACKAGE
+
+    @classmethod
+    def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:
+        """Autograd keeps the state at every gate."""
+        n_gates = sum(1 for _ in ANSATZE[config.ansatz].gates(n_qubits, config.n_layers))
+        return 2**n_qubits * 8 * (n_gates + 4)
+
+    def __call__(
+        self, theta: Float[Tensor, "*batch layers rotations qubits"]
+    ) -> Float[Tensor, "*batch states"]:
+        """The probabilities of the 2^N basis states, in theta's precision."""
+        tq = import_torchquantum()
+        batch, shape = theta.shape[:-3], theta.shape[-3:]
+        angles = theta.reshape(-1, *shape)
+        device = tq.QuantumDevice(n_wires=shape[-1], bsz=len(angles), device=theta.device)
+        for gate in self.ansatz.gates(shape[-1], shape[0]):
+            call = getattr(tq.functional, _NAMES.get(gate.name, gate.name))
+            params = None if gate.angle is None else angles[:, *gate.angle]
+            call(device, wires=list(gate.qubits), params=params)
+        states = torch.view_as_real(device.get_states_1d())
+        return states.square().sum(-1).to(theta.dtype).view(*batch, -1)
+
+
+ENTRY = TorchQuantum
+
+
+# --- importing it without the retired packages that it names ----------------------------------
 
 STOOD_IN = (
     "qiskit", "qiskit_aer", "qiskit_ibm_runtime",
@@ -40,10 +95,7 @@ def import_torchquantum() -> ModuleType:
     except ImportError as error:
         for name in [n for n in sys.modules if _package(n) == "torchquantum"]:
             del sys.modules[name]
-        raise InputError(
-            f"qpa.backend=torchquantum needs TorchQuantum ({first_line(error)}): install it with "
-            "pip install --no-deps torchquantum==0.1.8, and pip install opt_einsum."
-        ) from error
+        raise _PACKAGE.missing("qpa.backend=torchquantum", error) from error
 
 
 @contextmanager

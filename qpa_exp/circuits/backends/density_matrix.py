@@ -10,25 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qpa_exp.circuits.ansatz import gates, theta_shape
+from qpa_exp.circuits.ansatz import Ansatz
+from qpa_exp.circuits.ansatze import ANSATZE
 from qpa_exp.circuits.channels import DeviceNoise, unitary_channel
-from qpa_exp.circuits.gates import GATES, gate_matrix
-from qpa_exp.circuits.noise import noise_model
-from qpa_exp.circuits.simulator import Simulator
-from qpa_exp.circuits.to_qiskit import (
-    NOISE_OF,
-    angle_places,
-    measured_circuit,
-    require_qiskit,
-    snapshot,
-    transpile_for,
-)
+from qpa_exp.circuits.gate_matrices import gate_matrix
+from qpa_exp.circuits.gates import GATES
+from qpa_exp.circuits.recorded_devices import NOISES, noise_model, record_of, snapshot
+from qpa_exp.circuits.simulator import Packages, Simulator
+from qpa_exp.circuits.to_qiskit import QISKIT, angle_places, measured_circuit, transpile_for
 from qpa_exp.config import QPAConfig
 
 if TYPE_CHECKING:
@@ -71,65 +67,69 @@ class NoisyProgram:
 class DensityMatrix(Simulator):
     """Of the circuit under ``config.noise``; N up to about 10."""
 
-    def __init__(self, config: QPAConfig, ansatz: str, n_qubits: int) -> None:
-        super().__init__(config, ansatz, n_qubits)
-        self.noise = config.noise
-        self._program: NoisyProgram | None = None
-        if self.noise != "none":
-            require_qiskit(f"qpa.noise={self.noise}")
+    label = "density matrix"
+    reads = ("qpa.noise",)
 
     def prepare(self) -> None:
         """Transpile, and read the noise model: seconds."""
-        self._program = self.program()
+        _ = self.program
 
+    @cached_property
     def program(self) -> NoisyProgram:
-        """The circuit as steps, made at the first call."""
-        if self._program is None:
-            self._program = self._compile()
-        return self._program
-
-    def _compile(self) -> NoisyProgram:
-        if self.noise == "none":
+        """The circuit as steps."""
+        device = NOISES[self.config.noise]
+        if device is None:
             return ideal_program(self.ansatz, self.n_qubits, self.config.n_layers)
-        return noisy_program(self.transpiled(), noise_model(NOISE_OF[self.noise]), self._places())
+        return noisy_program(self.transpiled(), noise_model(device), self._places())
+
+    @classmethod
+    def packages(cls, config: QPAConfig) -> Packages | None:
+        """Qiskit transpiles for a device, and holds its record."""
+        return None if NOISES[config.noise] is None else QISKIT
+
+    @classmethod
+    def record_versions(cls, config: QPAConfig) -> dict[str, str]:
+        """Qiskit's packages, and the day of the device's record."""
+        return super().record_versions(config) | record_of(NOISES[config.noise])
+
+    @classmethod
+    def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:
+        """Autograd keeps the state at every two-qubit gate, and a copy with its axes moved."""
+        listed = ANSATZE[config.ansatz].gates(n_qubits, config.n_layers)
+        pairs = sum(len(gate.qubits) == 2 for gate in listed)
+        return 4**n_qubits * 4 * (2 * pairs + 6)
 
     def transpiled(self) -> QuantumCircuit:
         """The circuit as it runs on the device, with its measurements."""
+        QISKIT.check(f"qpa.noise={self.config.noise}")
         circuit = measured_circuit(self.ansatz, self.n_qubits, self.config.n_layers)
-        return transpile_for(circuit, snapshot(NOISE_OF[self.noise]))
+        return transpile_for(circuit, snapshot(str(NOISES[self.config.noise])))
 
     def _places(self) -> dict[str, int]:
         """From the name of a parameter to its place in theta, flattened."""
-        _, rotations, qubits = theta_shape(self.ansatz, self.n_qubits, self.config.n_layers)
+        _, rotations, qubits = self.ansatz.theta_shape(self.n_qubits, self.config.n_layers)
         places = angle_places(self.ansatz, self.n_qubits, self.config.n_layers)
         return {n: (layer * rotations + r) * qubits + q for n, (layer, r, q) in places.items()}
-
-    @property
-    def bytes_needed(self) -> int:
-        """Autograd keeps the state at every two-qubit gate, and a copy with its axes moved."""
-        listed = gates(self.ansatz, self.n_qubits, self.config.n_layers)
-        pairs = sum(len(gate.qubits) == 2 for gate in listed)
-        return 4**self.n_qubits * 4 * (2 * pairs + 6)
 
     def __call__(
         self, theta: Float[Tensor, "*batch layers rotations qubits"]
     ) -> Float[Tensor, "*batch states"]:
         """The probabilities of the 2^N outcomes, readout errors included."""
         batch = theta.shape[:-3]
-        return run(self.program(), theta.reshape(-1, theta.shape[-3:].numel())).view(*batch, -1)
+        return run(self.program, theta.reshape(-1, theta.shape[-3:].numel())).view(*batch, -1)
 
 
-BACKEND = DensityMatrix
+ENTRY = DensityMatrix
 
 
 # --- from a circuit to steps ------------------------------------------------------------------
 
 
-def ideal_program(ansatz: str, n_qubits: int, n_layers: int) -> NoisyProgram:
+def ideal_program(ansatz: Ansatz, n_qubits: int, n_layers: int) -> NoisyProgram:
     """The circuit as it is, on a device without noise."""
-    _, rotations, _ = theta_shape(ansatz, n_qubits, n_layers)
+    _, rotations, _ = ansatz.theta_shape(n_qubits, n_layers)
     steps = []
-    for gate in gates(ansatz, n_qubits, n_layers):
+    for gate in ansatz.gates(n_qubits, n_layers):
         angle = None
         if gate.angle is not None:
             layer, rotation, qubit = gate.angle
