@@ -7,25 +7,6 @@ from typing import Any
 from qpa_exp.adapters.formats import Format
 from qpa_exp.config import Config
 
-_USE = {
-    Format.peft: """\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained({base})
-model = PeftModel.from_pretrained(base, "<this directory>")""",
-    Format.merged: """\
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("<this directory>")""",
-    Format.qpa: """\
-from qpa_exp import QPAModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained({base})
-model = QPAModel.from_pretrained(base, "<this directory>")""",
-}
-
 _CARD = """\
 ---
 base_model: {base}
@@ -60,13 +41,13 @@ def model_card(config: Config, metrics: dict[str, Any], form: Format) -> str:
     )
     return _CARD.format(
         base=config.model.name_or_path,
-        library="transformers" if form is Format.merged else "peft",
+        library=form.library,
         method=config.peft.method,
         how=how,
         data=config.data.name,
         layout=config.data.layout,
         perplexities=_perplexities(metrics),
-        use=_USE[form].format(base=_base(config, metrics)),
+        use=form.use.format(base=_base(config, metrics), auto="AutoModelForCausalLM"),
         versions=", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),
         **{key: metrics[key] for key in
            ("seed", "steps", "trainable_params", "generated_params", "data_sha256")},

@@ -8,13 +8,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
-from qpa_exp.adapters import QPAModel, train_adapter_only
+from qpa_exp.adapters import AdaptedModel
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.fast_head.short_way import ShortWay
@@ -69,7 +68,7 @@ def _exp(loss: float) -> float:
 
 
 class AdapterModule(LightningModule):
-    """Trains the generator of a :class:`QPAModel`, or the tensors of a PEFT model (``qpa=off``).
+    """Trains an adapted model: its generator, or under ``qpa=off`` the method's own tensors.
 
     Under ``layout=lines`` the training loss is the paper's, a mean over all positions, padding
     included. Each training step draws its random numbers (dropout, a random basis order) from a
@@ -82,11 +81,9 @@ class AdapterModule(LightningModule):
             ``backbone``: the whole model, where there is no shorter way.
     """
 
-    model: QPAModel | PeftModel
+    model: AdaptedModel
 
-    def __init__(
-        self, model: QPAModel | PeftModel, config: Config, way: ShortWay | None = None
-    ) -> None:
+    def __init__(self, model: AdaptedModel, config: Config, way: ShortWay | None = None) -> None:
         super().__init__()
         self.model = model
         self.config = config
@@ -126,8 +123,7 @@ class AdapterModule(LightningModule):
                 logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
                 losses = token_losses(logits, ids, mask)
             return (losses.padded_mean if padded else losses.text_mean), losses
-        if isinstance(self.model, QPAModel):
-            self.model.refresh()
+        self.model.refresh()
         counted = torch.ones_like(is_text) if padded else is_text
         weights = counted / counted.sum().clamp_min(1)
         with self._section("head"):
@@ -151,9 +147,8 @@ class AdapterModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss that is minimised; a loss that is not finite ends the run."""
         self.stopwatch.on = True
-        if isinstance(self.model, QPAModel):
-            with self._section("generator"):
-                self.model.begin_step()
+        with self._section("generator"):
+            self.model.begin_step()
         hidden = self._hidden(batch)
         self._step = (batch, hidden)
         loss, _ = self._losses(batch, hidden)
@@ -180,9 +175,8 @@ class AdapterModule(LightningModule):
 
         def closure() -> Any:
             result = optimizer_closure()
-            if isinstance(self.model, QPAModel):
-                with self._section("generator"):
-                    self.model.end_step()
+            with self._section("generator"):
+                self.model.end_step()
             return result
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
@@ -190,8 +184,8 @@ class AdapterModule(LightningModule):
     def on_train_batch_end(self, *args: Any) -> None:  # noqa: ARG002
         """What follows, a validation or a test, is not timed."""
         self.stopwatch.on = False
-        if isinstance(self.model, QPAModel):
-            here = self.model.generator.circuit.evaluations  # a tensor: asking its value would wait
+        here = self.model.circuit_evaluations  # a tensor: asking its value would wait
+        if here is not None:
             self.log("train/circuit_evaluations", 1.0 * (self._evaluations_before + here))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
@@ -267,19 +261,11 @@ class AdapterModule(LightningModule):
         most = per_epoch * (trainer.max_epochs or 1)
         return most if trainer.max_steps == -1 else min(most, trainer.max_steps)
 
-    def train(self, mode: bool = True) -> AdapterModule:
-        """The frozen backbone stays in evaluation mode: its hidden states are constants."""
-        super().train(mode)
-        if not isinstance(self.model, QPAModel):
-            train_adapter_only(self.model, mode)
-        return self
-
     @property
     def circuit_evaluations(self) -> int | None:
         """Over all the parts of a resumed run, shifted circuits too; None without a generator."""
-        if not isinstance(self.model, QPAModel):
-            return None
-        return self._evaluations_before + int(self.model.generator.circuit.evaluations)
+        here = self.model.circuit_evaluations
+        return None if here is None else self._evaluations_before + int(here)
 
     # --- checkpoints --------------------------------------------------------------------------
 

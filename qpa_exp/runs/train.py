@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from qpa_exp.adapters import QPAModel
-from qpa_exp.adapters.build import adapt, count
-from qpa_exp.adapters.counts import describe
-from qpa_exp.adapters.formats import save_adapter
-from qpa_exp.adapters.methods.catalogue import virtual_tokens
+from qpa_exp.adapters import AdaptedModel
+from qpa_exp.adapters.build import adapt
+from qpa_exp.adapters.catalogue import check_length, check_method
+from qpa_exp.adapters.counts import count, describe
 from qpa_exp.circuits.versions import versions as circuit_versions
 from qpa_exp.config import Config
 from qpa_exp.data import TextDataModule
@@ -29,11 +27,11 @@ from qpa_exp.errors import InputError, one_line
 from qpa_exp.fast_head.cache import fingerprint
 from qpa_exp.fast_head.short_way import StateTables, find_short_way
 from qpa_exp.lm.loading import (
-    check_length,
     load_architecture,
     load_model,
     load_tokenizer,
     loaded_revision,
+    n_positions,
 )
 from qpa_exp.machine import keep_freed_memory
 from qpa_exp.runs import directory, results
@@ -131,15 +129,15 @@ def load(config: Config, cache: str | None = None) -> Loaded:
     """
     _quiet()
     keep_freed_memory()
-    architecture = load_architecture(config.model)
-    check_length(config.model, architecture, config.data.max_length, virtual_tokens(config))
+    check_method(config)
+    check_length(config, n_positions(load_architecture(config.model)))
     data = TextDataModule(config.data, load_tokenizer(config.model), config.seed)
     data.setup()
     mode = cache or config.data.cache
     base = load_model(config.model)
     identity = "" if mode == "off" else fingerprint(base)
     model = adapt(base, config).to(root_device(config))
-    if config.trainer.compile and isinstance(model, QPAModel):
+    if config.trainer.compile:
         model.compile_generator()
     way = find_short_way(model, config, data, identity)
     return Loaded(AdapterModule(model, config, way), data, StateTables(way, config, data, mode))
@@ -236,12 +234,9 @@ def check_checkpoint(path: Path | None) -> None:
 
 
 @rank_zero_only
-def save_trained(model: QPAModel | PeftModel, run_dir: Path) -> None:
+def save_trained(model: AdaptedModel, run_dir: Path) -> None:
     """Save what was trained: the generator, or under ``qpa=off`` the adapter in PEFT's format."""
-    if isinstance(model, QPAModel):
-        model.save_pretrained(run_dir / GENERATOR)
-    else:
-        save_adapter(model, run_dir / ADAPTER)
+    model.save_pretrained(run_dir / (ADAPTER if model.generator is None else GENERATOR))
 
 
 def _metrics(parts: Parts, tested: Mapping[str, float]) -> Metrics:
