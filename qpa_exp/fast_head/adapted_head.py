@@ -18,18 +18,17 @@ from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from qpa_exp.adapters.build import Adapted
-from qpa_exp.adapters.methods.prefix import PrefixLayer
-from qpa_exp.adapters.methods.tuner import InputLayer
-from qpa_exp.adapters.qpa_model import QPAModel
+from qpa_exp.adapters import AdaptedModel
+from qpa_exp.adapters.methods._input_layer import InputLayer
+from qpa_exp.adapters.methods._prefix_layer import PrefixLayer
 from qpa_exp.fast_head.chunked import chunked_loss
 from qpa_exp.fast_head.head import FinalLogits, FrozenHead
 from qpa_exp.fast_head.head_loss import HeadLoss, LowRank, head_loss
 
 
-def adapts_head_alone(model: Adapted) -> bool:
+def adapts_head_alone(model: AdaptedModel) -> bool:
     """Whether the output head is the one layer of the language model that the method changes."""
-    peft_model = _peft_model(model)
+    peft_model = model.peft_model
     if peft_model.active_peft_config.is_prompt_learning:
         return False
     head = language_model(model).get_output_embeddings()
@@ -47,7 +46,7 @@ class AdaptedHead:
         low: a type of 16 bits for the products with the frozen head; None is the weight's own.
     """
 
-    model: Adapted
+    model: AdaptedModel
     final: FinalLogits
     low: torch.dtype | None = None
 
@@ -140,18 +139,12 @@ class AdaptedHead:
         """What gradients go to: the vector that the method's tensors are read from, or they."""
         if not torch.is_grad_enabled():
             return []
-        if isinstance(self.model, QPAModel):
-            return [self.model.vector]
-        return [p for p in self.model.parameters() if p.requires_grad]
+        return self.model.trained_tensors()
 
 
-def language_model(model: Adapted) -> Any:
+def language_model(model: AdaptedModel) -> Any:
     """The language model within: transformers' own, with the method's layers in it."""
-    return _peft_model(model).get_base_model()
-
-
-def _peft_model(model: Adapted) -> Any:
-    return model.peft_model if isinstance(model, QPAModel) else model
+    return model.language_model()
 
 
 def _is_plain(*layers: Any) -> bool:

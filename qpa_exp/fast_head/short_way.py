@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from qpa_exp.adapters.build import Adapted
+from qpa_exp.adapters import AdaptedModel
 from qpa_exp.config import Config
 from qpa_exp.data.datamodule import TextDataModule
 from qpa_exp.errors import InputError
@@ -49,7 +49,7 @@ class ShortWay:
 
 
 def find_short_way(
-    model: Adapted, config: Config, data: TextDataModule, identity: str
+    model: AdaptedModel, config: Config, data: TextDataModule, identity: str
 ) -> ShortWay | None:
     """The short way to a model's loss; None where there is none, which the log says why.
 

@@ -22,10 +22,14 @@ REGISTRIES: tuple[Registry[Any], ...] = (
 """Everything that a key of ``qpa`` may name."""
 
 
-def check_generator(config: QPAConfig) -> None:
+def check_generator(config: QPAConfig, *, saved: bool = False) -> None:
     """Refuse a config that is out of range, names what is not there, or contradicts itself.
 
     Needs no torch, beside a back end or an ansatz that itself needs none.
+
+    Args:
+        config: of a generator.
+        saved: was read from a file. There a key without effect is no mistake.
 
     Raises:
         InputError: one sentence with the key, its value, and what would be right.
@@ -42,7 +46,8 @@ leave it at null.
     whole = Config(qpa=config)
     for registry in REGISTRIES:
         registry[read_key(whole, registry.key)]
-    refuse_unread(whole, REGISTRIES)
+    if not saved:
+        refuse_unread(whole, REGISTRIES)
     _check_variant(config)
     if config.feature not in (QPAConfig.feature, feature_name(config)):
         raise InputError(

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qpa_exp.adapters import QPAModel
-from qpa_exp.adapters.build import count
+from qpa_exp.adapters.counts import count
 from qpa_exp.circuits.versions import versions as circuit_versions
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
@@ -38,7 +37,7 @@ def measure(config: Config, run_dir: Path) -> None:
     check(config)
     loaded = load(config, "off")
     module, data = loaded.module, loaded.data
-    assert isinstance(module.model, QPAModel)
+    assert module.model.generator is not None
     if not (run_dir / directory.CONFIG).exists():
         directory.claim(run_dir, config)
     model = module.model.to(_device(config)).train()
@@ -49,7 +48,7 @@ def measure(config: Config, run_dir: Path) -> None:
         logits = model(**batch, use_cache=False).logits
         return token_losses(logits, batch["input_ids"], batch["attention_mask"]).text_mean
 
-    generator = model.generator
+    generator = module.model.generator
     through_model = variance(generator, loss, starts).mean()
     alone = variance(generator, lambda: generator.circuit()[..., 0].sum(), starts).mean()
     metrics = {

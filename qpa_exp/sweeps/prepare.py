@@ -15,12 +15,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from qpa_exp.adapters.counts import Counts, plan_counts
-from qpa_exp.adapters.methods.catalogue import virtual_tokens
 from qpa_exp.cli import explain, to_config
 from qpa_exp.config import Config
 from qpa_exp.data.corpus import comes_from_the_hub
 from qpa_exp.errors import InputError
-from qpa_exp.lm.loading import check_length, load_architecture
 from qpa_exp.runs.states import State, state_of
 from qpa_exp.sweeps.expand import as_overrides, labels
 from qpa_exp.sweeps.run_name import run_name
@@ -110,7 +108,7 @@ class Preparation:
         name = run_name(config, self.work, reads_text=not unread)
         shape = _shape(config)
         if shape not in self._counts:
-            self._counts[shape] = _count(config)
+            self._counts[shape] = plan_counts(config)
         return Job(label, tuple(overrides), config, self.directory / name, self._counts[shape])
 
     def launched(self, job: Job) -> list[str]:
@@ -147,12 +145,6 @@ def _refuse_processes(config: Config) -> None:
             f"trainer.strategy={config.trainer.strategy} starts processes of its own, and each of "
             "them would start the sweep again: sweep with trainer=gpu or trainer=cpu."
         )
-
-
-def _count(config: Config) -> Counts:
-    architecture = load_architecture(config.model)
-    check_length(config.model, architecture, config.data.max_length, virtual_tokens(config))
-    return plan_counts(config, architecture)
 
 
 def _shape(config: Config) -> str:

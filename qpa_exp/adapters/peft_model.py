@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
-from unittest import mock
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType, UniLoraModel, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -24,8 +26,11 @@ _RANKED = {
     PeftType.LORA, PeftType.VBLORA, PeftType.TINYLORA, PeftType.UNILORA, PeftType.RANDLORA,
 }  # fmt: skip
 
-# What PEFT, and torch within it, raise for a value that they cannot use.
-_REFUSALS = (ValueError, TypeError, AttributeError, AssertionError, NotImplementedError)
+# What PEFT, and torch within it, raise for a value or a layer that they cannot use.
+_REFUSALS = (
+    ValueError, TypeError, AttributeError, AssertionError, RuntimeError, LookupError,
+    ArithmeticError, ImportError,
+)  # fmt: skip
 
 
 def build_peft_model(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
@@ -63,17 +68,32 @@ def build_peft_model(model: PreTrainedModel, config: PeftConfig, seed: int) -> P
     return built
 
 
-def build_without_storage(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """:func:`build_peft_model` on torch's meta device, for the sizes alone.
+def build_for_sizes(make_model: Callable[[], PreTrainedModel], config: PeftConfig) -> PeftModel:
+    """:func:`build_peft_model` for the sizes alone, with as little storage as the method can do.
 
-    Uni-LoRA counts how often each of its numbers is used, which needs storage. Its tables are not
-    trained: without them the sizes are the same.
+    Most methods are built on torch's meta device, where nothing has any. Some compute with
+    numbers while they are built: Uni-LoRA counts how often each of its own is used, and FRoD
+    decomposes the weights. Then the method's tensors are real ones, or the targeted layers too.
+
+    Args:
+        make_model: gives the language model, a new one at each call.
+        config: of the method.
     """
-    with (
-        torch.device("meta"),
-        mock.patch.object(UniLoraModel, "_assign_unilora_indices_and_scales"),
-    ):
-        return build_peft_model(model, config, seed=0)
+    meta = torch.device("meta")
+    for tensors, layers in ((meta, False), (nullcontext(), False), (nullcontext(), True)):
+        with meta:
+            model = make_model()
+        if layers:
+            for layer in _targeted(model, config).values():
+                for weight in layer.to_empty(device="cpu").parameters():
+                    nn.init.normal_(weight)
+        try:
+            with tensors:
+                return build_peft_model(model, config, seed=0)
+        except InputError as error:
+            if layers or error.__cause__ is None:
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def check_targets(model: nn.Module, config: PeftConfig) -> None:
@@ -92,21 +112,27 @@ def check_targets(model: nn.Module, config: PeftConfig) -> None:
 
 def check_rank(model: nn.Module, config: PeftConfig) -> None:
     """Refuse a rank that is larger than a targeted layer's smaller side."""
-    rank, targets = getattr(config, "r", None), getattr(config, "target_modules", None)
-    if (
-        config.peft_type not in _RANKED
-        or not isinstance(rank, int)
-        or targets in (None, "all-linear")
-    ):
+    rank = getattr(config, "r", None)
+    if config.peft_type not in _RANKED or not isinstance(rank, int):
         return
-    for name, module in model.named_modules():
-        if _has_weight(module) and check_target_module_exists(config, name):
-            shape = true_shape(module.weight)
-            if rank > min(shape):
-                raise InputError(
-                    f"peft.r={rank} is larger than {name}, whose weight is "
-                    f"{' x '.join(map(str, shape))}: give at most {min(shape)}."
-                )
+    for name, module in _targeted(model, config).items():
+        shape = true_shape(module.weight)
+        if rank > min(shape):
+            raise InputError(
+                f"peft.r={rank} is larger than {name}, whose weight is "
+                f"{' x '.join(map(str, shape))}: give at most {min(shape)}."
+            )
+
+
+def _targeted(model: nn.Module, config: PeftConfig) -> dict[str, Any]:
+    """The layers with a matrix that the config names; none where it leaves them to PEFT."""
+    if getattr(config, "target_modules", None) in (None, "all-linear"):
+        return {}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if _has_weight(module) and check_target_module_exists(config, name)
+    }
 
 
 def _start_magnitudes(layer: Any, name: str) -> None:
@@ -150,9 +176,25 @@ def true_shape(weight: torch.Tensor) -> torch.Size:
     return weight.shape if quantized is None else torch.Size(quantized.shape)
 
 
+def whole_modules(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of modules that are trained whole beside the method, by name.
+
+    PEFT has a classifier's new head among them, ``modules_to_save``. They are trained as they
+    are, never generated: a head starts at random, and is small.
+    """
+    prefixes = tuple(
+        f"{name}." for name, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)
+    )
+    named = model.named_parameters()
+    return [(name, p) for name, p in named if p.requires_grad and name.startswith(prefixes)]
+
+
 def trainable_tensors(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """What the method trains, by name, in the order of the generated vector."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    whole = {name for name, _ in whole_modules(model)}
+    named = [
+        (name, p) for name, p in model.named_parameters() if p.requires_grad and name not in whole
+    ]
     first_seen: dict[str, int] = {}
     for name, _ in named:
         first_seen.setdefault(_split_name(name)[0], len(first_seen))
@@ -183,7 +225,21 @@ def train_adapter_only(model: PeftModel, mode: bool) -> None:
         model.prompt_encoder.train(mode)
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
+            module.training = mode
             for name, child in module.named_children():
                 if name != "base_layer":
                     child.train(mode)
     mark_checkpointed(model, mode)
+
+
+def target_params(model: PeftModel) -> int:
+    """Weights and biases of the targeted layers; of the whole model where none is by name."""
+    layers: list[nn.Module] = [
+        module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)
+    ]
+    return sum(
+        true_shape(weight).numel()
+        for layer in layers or [model.get_base_model()]
+        for name, weight in layer.named_parameters()
+        if not weight.requires_grad and "parametrizations." not in name
+    )

@@ -1,7 +1,7 @@
 """What our own PEFT methods share: layers that change what a linear layer is given.
 
 They are tuners as PEFT's own are, so ``get_peft_model``, ``disable_adapter``, ``save_pretrained``
-and ``PeftModel.from_pretrained`` work on them, once ``qpa_exp.adapters`` has been imported.
+and ``PeftModel.from_pretrained`` work on them, once their modules have been imported.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def register(name: str, config_class: type[PeftConfig], tuner: type[BaseTuner]) 
     """Make a method known to PEFT under ``name``; its tensors' names begin with ``name_``.
 
     PEFT asks for a member of its ``PeftType``, which is closed: one is added, as the enum's own
-    class would have made it.
+    class would have made it. A registry of PEFT's that took names of others would end this.
     """
     value = name.upper()
     if value in PeftType.__members__:
