@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qpa_exp.fast_head import head_loss as module
-from qpa_exp.fast_head.chunked import chunked_loss, rectangles
-from qpa_exp.fast_head.head import FinalLogits, FrozenHead
-from qpa_exp.fast_head.head_loss import IGNORED, LowRank, head_loss
+from qpa_exp.fast_head import compiled_passes, torch_passes
+from qpa_exp.fast_head.any_head_loss import any_head_loss, rectangles
+from qpa_exp.fast_head.frozen_head import FinalLogits, FrozenHead
+from qpa_exp.fast_head.low_rank_loss import LowRank, low_rank_loss
+from qpa_exp.lm.losses import IGNORED
 
 KINDS = ("base", "lora", "dropout", "dora", "hidden")
 SCALING = 0.7
@@ -60,10 +61,10 @@ class Problem:
         elif leaves:
             m = leaves[2] if self.kind == "dora" else None
             update = LowRank(leaves[0], leaves[1], SCALING, m, self.inputs)
-        found = head_loss(self.head, hidden, self.targets, self.weights, update, **options)
+        loss, nats = low_rank_loss(self.head, hidden, self.targets, self.weights, update, **options)
         if leaves:
-            (3 * found.loss).backward()
-        return found.loss.detach(), found.nats, [leaf.grad for leaf in leaves]
+            (3 * loss).backward()
+        return loss.detach(), nats, [leaf.grad for leaf in leaves]
 
     def torchs(self):
         """In float64, from the same numbers."""
@@ -100,7 +101,7 @@ class Problem:
 def by(way, patch):
     """In the compiled kernels, which a CPU takes, or in torch's operations, which all others do."""
     if way == "torch":
-        patch.setattr(module.head_kernels, "takes", lambda *_: False)
+        patch.setattr(compiled_passes, "takes", lambda *_: False)
 
 
 finals = st.builds(FinalLogits, st.sampled_from([1.0, 0.25]), st.sampled_from([None, 5.0, 30.0]))
@@ -124,7 +125,7 @@ def test_it_is_torchs_cross_entropy_to_1e_5(block, buffer_bytes, way, **given_sh
     problem = Problem(dtype=torch.float32, **given_shape)
     assume(problem.is_well_conditioned)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(module._BLOCKS, "cpu", block)
+        patch.setitem(torch_passes.BLOCKS, "cpu", block)
         by(way, patch)
         problem.check(1e-5, buffer_bytes=buffer_bytes)
 
@@ -164,7 +165,7 @@ def test_an_offset_common_to_all_logits_costs_no_accuracy_in_16_bits():
 
 
 def test_logits_far_above_those_of_the_first_block_are_no_trouble(monkeypatch):
-    monkeypatch.setitem(module._BLOCKS, "cpu", 8)
+    monkeypatch.setitem(torch_passes.BLOCKS, "cpu", 8)
     problem = Problem(1, "lora", 6, 50, 4, 2, torch.float32, False, FinalLogits(), 1.0)
     problem.weight[:10] = 0
     problem.weight[40] = 300 * torch.sign(problem.hidden[0])
@@ -204,9 +205,9 @@ def test_an_update_of_zero_gives_the_bits_of_the_base_model(kind, way, monkeypat
 
 def test_room_for_products_is_asked_for_once():
     head = Problem(1, "base", 5, 20, 4, 2, torch.float32, False, FinalLogits(), 1.0).head
-    first = head.buffer(64)
-    assert head.buffer(32).data_ptr() == first.data_ptr()
-    assert head.buffer(65).numel() == 65
+    first = head.room(64)
+    assert head.room(32).data_ptr() == first.data_ptr()
+    assert head.room(65).numel() == 65
 
 
 def test_an_update_goes_with_constant_hidden_states_alone():
@@ -228,7 +229,7 @@ def test_an_update_goes_with_constant_hidden_states_alone():
 )
 def test_any_head_in_chunks_is_the_whole_one(seed, rows, tokens, most, final):
     stream = torch.Generator().manual_seed(seed)
-    hidden, shift = (torch.randn(*s, generator=stream) for s in ((rows, tokens, 5), (tokens, 5)))
+    hidden, shift = (torch.randn(*s, generator=stream) for s in ((rows, tokens, 5), (5,)))
     layer = torch.nn.Linear(5, 11).requires_grad_(False)
     targets = torch.randint(11, (rows, tokens), generator=stream)
     targets[torch.rand(rows, tokens, generator=stream) < 0.2] = IGNORED
@@ -238,15 +239,15 @@ def test_any_head_in_chunks_is_the_whole_one(seed, rows, tokens, most, final):
         added = shift.clone().requires_grad_()
         unused = torch.zeros(3, requires_grad=True)
 
-        def head(x, begin):
-            return final(layer(torch.tanh(x + added[begin : begin + x.shape[1]])))
+        def head(x):
+            return final(layer(torch.tanh(x * added)))
 
         if chunked:
             size = {"chunk_bytes": 4 * 11 * most}
-            found = chunked_loss(head, [unused, added], hidden, targets, weights, 11, **size)
-            loss, nats = found.loss, found.nats
+            trained = [unused, added]
+            loss, nats = any_head_loss(head, trained, hidden, targets, weights, 11, **size)
         else:
-            flat = head(hidden, 0).flatten(0, 1)
+            flat = head(hidden).flatten(0, 1)
             nats = F.cross_entropy(flat, targets.flatten(), ignore_index=-100, reduction="none")
             loss = nats @ weights.flatten()
         loss.backward()

@@ -1,12 +1,11 @@
-"""The passes over the logits of the head's loss on a CPU, compiled by Numba.
+"""The passes over a chunk's logits on a CPU, compiled by Numba.
 
-Written with torch's operations they read and write the logits six times; here it is twice, and
-what is added up in between stays in the nearest cache.
+In torch's operations (:mod:`qpa_exp.fast_head.torch_passes`) they read and write the logits six
+times; here it is twice, and what is added up in between stays in the nearest cache.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, no_type_check
 
 import numpy as np
@@ -17,10 +16,18 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from qpa_exp.fast_head.torch_passes import Terms
 from qpa_exp.loops import compiled, compiled_in_order, share_out
 
 _WORTH_THREADS = 2**18
 """Logits from which threads are started."""
+
+_SHARED_ROWS, _SUMMED_ROWS = 1024, 64
+"""Rows of the vocabulary that go to one thread together, and that are summed in float32.
+
+A float32 that grows over 256,000 words loses what is small beside it: up to 4.5e-4 of the loss.
+So sums of a few rows are added up in float64, in an order that no number of threads changes.
+"""
 
 
 def takes(device: torch.device, dtype: torch.dtype) -> bool:
@@ -28,61 +35,31 @@ def takes(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class Logits:
-    """How a product becomes logits: ``cap tanh(((product + left right) share + bias) / cap)``.
-
-    Attributes:
-        left: (vocab, n).
-        right: (n, tokens).
-        share: DoRA's factor of each output, and with it the ``bias`` after it; None for neither.
-        soft_cap: None for none.
-    """
-
-    left: Float[Tensor, "vocab n"]
-    right: Float[Tensor, "n tokens"]
-    share: Float[Tensor, " vocab"] | None = None
-    bias: Float[Tensor, " vocab"] | None = None
-    soft_cap: float | None = None
-
-
 def exponentiate(
     stored: Shaped[Tensor, "vocab tokens"],
     stored_raw: Shaped[Tensor, "vocab tokens"] | None,
-    logits: Logits,
+    terms: Terms,
     shift: Float[Tensor, " tokens"],
-    scaled_b: Float[Tensor, "vocab r"],
+    b: Float[Tensor, "vocab r"],
+    *,
+    keep: bool = True,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, "r tokens"]]:
-    """The product becomes ``exp(logits - shift)``, in place, times the slope of the soft cap.
-
-    Args:
-        stored: the product with the head.
-        stored_raw: is given the same, times the logits before DoRA's factor; None = not wanted.
-        logits: how they come from the product.
-        shift: of each token.
-        scaled_b: what the result is multiplied with, before it is rounded to the type stored.
-
-    Returns:
-        The exponentials' sums over the vocabulary, without the slope; ``scaled_b^T`` times the
-        result.
-    """
+    """As :func:`qpa_exp.fast_head.torch_passes.exponentiate`."""
     at, raw = _bits(stored), _bits(stored[:0] if stored_raw is None else stored_raw)
-    of_dora = shift[:0] if logits.share is None else logits.share
-    late = torch.zeros_like(of_dora) if logits.bias is None else logits.bias
-    left, right, share, bias, away, b = map(
-        _numpy, (logits.left, logits.right, of_dora, late, shift, scaled_b)
+    share = shift[:0] if terms.share is None else terms.share
+    left, right, share, away, b = map(_numpy, (terms.left, terms.right, share, shift, b))
+    cap = np.float32(terms.soft_cap or 0)
+    parts = -(-len(at) // _SHARED_ROWS)
+    sums = np.zeros((parts, 1 + b.shape[1], len(away)))
+    share_out(
+        lambda first, last: _exponentiate(
+            at, raw, left, right, share, cap, away, b, keep, sums, first, last
+        ),
+        parts,
+        threads=at.size >= _WORTH_THREADS,
     )
-    cap = np.float32(logits.soft_cap or 0)
-
-    def do(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        sums = np.zeros(len(away), np.float32)
-        towards = np.zeros((b.shape[1], len(away)), np.float32)
-        _exponentiate(at, raw, left, right, share, bias, cap, away, b, sums, towards, first, last)
-        return sums, towards
-
-    parts = share_out(do, len(at), threads=at.size >= _WORTH_THREADS)
-    sums, towards = (sum(found[1:], found[0]) for found in zip(*parts, strict=True))
-    return torch.from_numpy(sums), torch.from_numpy(towards)
+    found = torch.from_numpy(sums.sum(0))
+    return found[0], found[1:]
 
 
 def add_product(
@@ -118,35 +95,50 @@ def _bits(stored: Tensor) -> np.ndarray:
 @compiled
 @no_type_check
 def _exponentiate(
-    stored: Any, stored_raw: Any, left: Any, right: Any, share: Any, bias: Any, cap: Any,
-    shift: Any, b: Any, sums: Any, towards: Any, first: Any, last: Any,
+    stored: Any, stored_raw: Any, left: Any, right: Any, share: Any, cap: Any,
+    shift: Any, b: Any, keep: Any, sums: Any, first: Any, last: Any,
 ) -> None:  # fmt: skip
-    """Row by row; each step is a loop of its own, so that what is the same step rounds the same."""
+    """Row by row; each step is a loop of its own, so that what is the same step rounds the same.
+
+    ``sums[part]`` is given what the part's rows add up to: the exponentials, and b times these.
+    """
     n_tokens = shift.shape[0]
     row, raw = np.empty(n_tokens, np.float32), np.empty(n_tokens, np.float32)
     slope = np.empty(n_tokens, np.float32)
-    for v in range(first, last):
-        for t in range(n_tokens):
-            row[t] = _as_float(stored[v, t])
-        _add_rows(left[v], right, row)
-        if share.shape[0] > 0:
-            for t in range(n_tokens):
-                raw[t] = row[t]
-                row[t] = row[t] * share[v] + bias[v]
-        if cap > 0:
-            _bend(row, slope, cap)
-        for t in range(n_tokens):
-            row[t] = _exp(row[t] - shift[t])
-            sums[t] += row[t]
-        if cap > 0:
-            for t in range(n_tokens):
-                row[t] *= slope[t]
-        _spread_row(b[v], row, towards)
-        for t in range(n_tokens):
-            stored[v, t] = _as_stored(row[t], stored[v, t])
-        if stored_raw.shape[0] > 0:
-            for t in range(n_tokens):
-                stored_raw[v, t] = _as_stored(row[t] * raw[t], stored[v, t])
+    few = np.empty((sums.shape[1], n_tokens), np.float32)
+    for part in range(first, last):
+        end = min((part + 1) * _SHARED_ROWS, stored.shape[0])
+        for begin in range(part * _SHARED_ROWS, end, _SUMMED_ROWS):
+            few[:] = 0
+            for v in range(begin, min(begin + _SUMMED_ROWS, end)):
+                for t in range(n_tokens):
+                    row[t] = _as_float(stored[v, t])
+                if stored_raw.shape[0] > 0:
+                    for t in range(n_tokens):
+                        raw[t] = row[t]
+                if share.shape[0] > 0:
+                    for t in range(n_tokens):
+                        row[t] *= share[v]
+                _add_rows(left[v], right, row)
+                if cap > 0:
+                    _bend(row, slope, cap)
+                for t in range(n_tokens):
+                    row[t] = _exp(row[t] - shift[t])
+                    few[0, t] += row[t]
+                if not keep:
+                    continue
+                if cap > 0:
+                    for t in range(n_tokens):
+                        row[t] *= slope[t]
+                _spread_row(b[v], row, few[1:])
+                for t in range(n_tokens):
+                    stored[v, t] = _as_stored(row[t], stored[v, t])
+                if stored_raw.shape[0] > 0:
+                    for t in range(n_tokens):
+                        stored_raw[v, t] = _as_stored(row[t] * raw[t], stored[v, t])
+            for j in range(few.shape[0]):
+                for t in range(n_tokens):
+                    sums[part, j, t] += few[j, t]
 
 
 @compiled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -34,7 +35,7 @@ class FinalLogits:
         return torch.tanh(scaled / self.soft_cap) * self.soft_cap
 
 
-@dataclass
+@dataclass(eq=False)
 class FrozenHead:
     """A frozen linear head, and what the model does to its output.
 
@@ -56,54 +57,46 @@ class FrozenHead:
     low: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        self._copy: Tensor | None = None
-        self._mean: Tensor | None = None
-        self._norms: Tensor | None = None
-        self._buffer: Tensor | None = None
+        self._room: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """The type that products are taken in."""
         return self.low or self.weight.dtype
 
-    @property
+    @cached_property
     def operand(self) -> Tensor:
         """The weight as products take it: itself, or the copy in ``low``."""
         if self.dtype == self.weight.dtype:
             return self.weight
-        if self._copy is None or self._copy.device != self.weight.device:
-            self._copy = torch.empty_like(self.weight, dtype=self.dtype)
-            pairs = zip(self.weight.split(_ROWS), self._copy.split(_ROWS), strict=True)
-            for rows, copy in pairs:
-                copy.copy_(rows.float() - self.mean_row())
-        return self._copy
+        copy = torch.empty_like(self.weight, dtype=self.dtype)
+        for rows, part in zip(self.weight.split(_ROWS), copy.split(_ROWS), strict=True):
+            part.copy_(rows.float() - self.mean_row)
+        return copy
 
-    def buffer(self, size: int) -> Tensor:
-        """Room for so many products, not to be kept past the step that asked for it.
+    @cached_property
+    def mean_row(self) -> Float[Tensor, " k"]:
+        """The mean of the weight's rows, in float32."""
+        sums = [rows.double().sum(0) for rows in self.weight.split(_ROWS)]
+        return (torch.stack(sums).sum(0) / len(self.weight)).float()
+
+    @cached_property
+    def row_norms(self) -> Float[Tensor, " vocab"]:
+        """The Euclidean norm of each row of the weight, in float32."""
+        norms = [torch.linalg.norm(rows.float(), dim=1) for rows in self.weight.split(_ROWS)]
+        return torch.cat(norms)
+
+    def room(self, size: int) -> Tensor:
+        """Memory for so many products, not to be kept past the step that asked for it.
 
         On a CPU it is the same every time: a block of that size, once freed, is often cut into by
         something small, and the next one then is a second one.
         """
-        kept = self._buffer
-        device = self.weight.device
-        if kept is None or kept.numel() < size or (kept.dtype, kept.device) != (self.dtype, device):
-            kept = torch.empty(size, dtype=self.dtype, device=device)
-        self._buffer = kept if device.type == "cpu" else None
-        return kept[:size]
-
-    def mean_row(self) -> Float[Tensor, " k"]:
-        """The mean of the weight's rows, in float32."""
-        if self._mean is None or self._mean.device != self.weight.device:
-            sums = [rows.double().sum(0) for rows in self.weight.split(_ROWS)]
-            self._mean = (torch.stack(sums).sum(0) / len(self.weight)).float()
-        return self._mean
-
-    def row_norms(self) -> Float[Tensor, " vocab"]:
-        """The Euclidean norm of each row of the weight, in float32."""
-        if self._norms is None or self._norms.device != self.weight.device:
-            norms = [torch.linalg.norm(rows.float(), dim=1) for rows in self.weight.split(_ROWS)]
-            self._norms = torch.cat(norms)
-        return self._norms
+        room = self._room
+        if room is None or len(room) < size:
+            room = torch.empty(size, dtype=self.dtype, device=self.weight.device)
+        self._room = room if room.device.type == "cpu" else None
+        return room[:size]
 
     def times(self, columns: Float[Tensor, "k n"]) -> Float[Tensor, "vocab n"]:
         """The weight times a few columns, in float32."""
@@ -124,7 +117,7 @@ class FrozenHead:
         if self.dtype.itemsize > 2:
             torch.mm(self.operand, h.T, out=out)
             return None
-        offset = h.float() @ self.mean_row()
+        offset = h.float() @ self.mean_row
         if self.operand is not self.weight:  # the copy has none in it
             for rows, part in self._parts(out):
                 torch.mm(rows, h.T, out=part)
@@ -142,5 +135,13 @@ class FrozenHead:
         """The transposed product, ``scale * gradient^T W``, in float32."""
         towards = (gradient.T @ self.operand).float()
         if self.operand is not self.weight:
-            towards += gradient.float().sum(0)[:, None] * self.mean_row()
+            towards += gradient.float().sum(0)[:, None] * self.mean_row
         return towards * self.final.scale
+
+
+def multiplies_fast(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the device multiplies matrices of this type of 16 bits faster than float32's."""
+    if device.type != "cpu":
+        return True
+    can = torch.cpu.get_capabilities()
+    return dtype == torch.bfloat16 and bool(can.get("amx_bf16") or can.get("avx512_bf16"))
