@@ -305,5 +305,6 @@ def _quiet() -> None:
         "Checkpoint directory",
         "in eval mode at the start",
         "treespec, LeafSpec",
+        "You have overridden `on_before_batch_transfer`",
     ):
         warnings.filterwarnings("ignore", message=f".*{advice}.*")

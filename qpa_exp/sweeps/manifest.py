@@ -12,7 +12,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from qpa_exp.errors import InputError
-from qpa_exp.runs.directory import read_json, write_json
+from qpa_exp.files.reading import read_json
+from qpa_exp.files.writing import write_json
 from qpa_exp.sweeps.prepare import Job
 from qpa_exp.sweeps.progress import say
 from qpa_exp.sweeps.studies import Study
