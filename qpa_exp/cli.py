@@ -13,9 +13,10 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from qpa_exp.adapters.catalogue import option_nodes, unknown_method
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError, first_line, nearest
-from qpa_exp.runs.check import check_new
+from qpa_exp.runs.check import check
 
 USAGE_ERROR = 2
 
@@ -35,7 +36,12 @@ def register_schema() -> None:
     schema = OmegaConf.structured(Config)
     # A method's options are checked against PEFT's own config class, not here.
     OmegaConf.set_struct(schema.peft.options, False)
-    ConfigStore.instance().store(name="schema", node=schema)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=schema)
+    files = {path.stem for path in (conf_dir() / "peft").glob("*.yaml")}
+    for name, node in option_nodes().items():
+        if name not in files:
+            store.store(group="peft", name=name, node=node, provider="qpa_exp")
     OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
 
 
@@ -115,7 +121,7 @@ def to_config(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise InputError(explain(error)) from error
     assert isinstance(config, Config)
-    check_new(config)
+    check(config)
     return config
 
 
@@ -143,6 +149,8 @@ def explain(error: BaseException) -> str:
         return _explain_missing_default(error)
     if match := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
         group, option = match.groups()
+        if group == "peft":
+            return unknown_method(option)
         options = re.findall(r"^\t([a-z]\w*)$", text, flags=re.MULTILINE)
         hint = _LAUNCHERS if group == "hydra/launcher" else ""
         return f"{group}={option} is unknown: give one of {', '.join(options)}{hint}."

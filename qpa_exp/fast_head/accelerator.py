@@ -146,9 +146,7 @@ class FastHead(CausalLM):
         for role, examples in data.examples.items():
             if id(examples) not in seen:
                 seen.add(id(examples))
-                self.tables[role] = HiddenTable(
-                    self.backbone, examples.input_ids, examples.lengths
-                )
+                self.tables[role] = HiddenTable(self.backbone, examples.input_ids, examples.lengths)
         if mode == "auto" and not (self._worth_it(data) or self._all_there()):
             return "off"
         refusal = None

@@ -19,7 +19,7 @@ from qpa_exp.fast_head.packing import Packing
 _HASHED_AT_A_TIME = 64 * 2**20
 
 
-class _HeadReached(Exception):  # noqa: N818 - no error, but how a forward pass ends early
+class _HeadReached(Exception):
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
 

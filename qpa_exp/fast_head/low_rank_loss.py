@@ -158,7 +158,11 @@ def _in_chunks(
     nats = torch.empty(len(targets), device=hidden.device)
     for begin in range(0, len(targets), size):
         span = slice(begin, begin + size)
-        y, w, inputs = targets[span], weights[span], hidden if update.inputs is None else update.inputs
+        y, w, inputs = (
+            targets[span],
+            weights[span],
+            hidden if update.inputs is None else update.inputs,
+        )
         x = inputs[span].float()
         u = (x @ a.T) * scaling
         right = torch.cat([u.new_zeros(1, len(u)), u.T, u.new_ones(len(bias), len(u))])

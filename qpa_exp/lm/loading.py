@@ -103,19 +103,6 @@ def n_positions(architecture: PretrainedConfig) -> int | None:
     return None
 
 
-def check_length(
-    config: ModelConfig, architecture: PretrainedConfig, max_length: int, virtual: int = 0
-) -> None:
-    """Refuse examples beyond the model's positions, less those of a method's virtual tokens."""
-    limit = n_positions(architecture)
-    if limit is not None and max_length > limit - virtual:
-        less = f" less {virtual} virtual tokens" if virtual else ""
-        raise InputError(
-            f"data.max_length={max_length} is beyond the {limit} positions of "
-            f"model={config.name}{less}: give at most {limit - virtual}."
-        )
-
-
 def _load(loader: Any, config: ModelConfig, **options: Any) -> Any:
     """``from_pretrained``, never running code that came with a model."""
     source = _source(config.name_or_path)

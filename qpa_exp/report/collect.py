@@ -20,7 +20,7 @@ import pandas as pd
 from qpa_exp.errors import InputError
 from qpa_exp.runs import results
 from qpa_exp.runs.directory import read_config
-from qpa_exp.runs.states import CONFIG, METRICS, State, error_of, read_json, state_of
+from qpa_exp.runs.directory import CONFIG, METRICS, State, error_of, read_json, state_of
 from qpa_exp.sweeps.manifest import MANIFEST, Manifest, read_manifest
 
 NO_STUDY = "runs"

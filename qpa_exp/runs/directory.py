@@ -122,7 +122,7 @@ def read_config(run_dir: Path) -> Config:
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not the config of a run: {first_line(error)}") from error
     assert isinstance(config, Config)
-    check(config)
+    check(config, saved=True)
     return config
 
 
@@ -153,6 +153,11 @@ def noted_cache(run_dir: Path) -> str | None:
     """What :func:`note_cache` wrote; None where there is nothing to go by."""
     noted = (read_json(run_dir / CACHE) or {}).get("cache")
     return noted if noted in ("disk", "memory", "off") else None
+
+
+def trained(run_dir: Path, config: Config) -> Path:
+    """Where the run saves what it trained: the generator, or the adapter itself."""
+    return run_dir / (ADAPTER if config.qpa.variant == "off" else GENERATOR)
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:

@@ -92,7 +92,9 @@ class GradientVariance(Callback):
         with torch.random.fork_rng():
             found = variance(generator, loss, self.starts)
             alone = variance(generator, expectation, self.starts)
-        by_layer = found.view(generator.circuit.theta.shape).movedim(-3, 0).flatten(1).mean(dim=1)
+        theta = generator.circuit.theta
+        assert isinstance(theta, Tensor)
+        by_layer = found.view(theta.shape).movedim(-3, 0).flatten(1).mean(dim=1)
         self.figures = {
             "gradient_variance": float(found.mean()),
             "expectation_variance": float(alone.mean()),

@@ -8,25 +8,6 @@ from qpa_exp.adapters.formats import Format
 from qpa_exp.config import Config
 from qpa_exp.task import TASKS
 
-_USE = {
-    Format.peft: """\
-from peft import PeftModel
-from transformers import {auto_class}
-
-base = {auto_class}.from_pretrained({base})
-model = PeftModel.from_pretrained(base, "<this directory>")""",
-    Format.merged: """\
-from transformers import {auto_class}
-
-model = {auto_class}.from_pretrained("<this directory>")""",
-    Format.qpa: """\
-from qpa_exp import QPAModel
-from transformers import {auto_class}
-
-base = {auto_class}.from_pretrained({base})
-model = QPAModel.from_pretrained(base, "<this directory>")""",
-}
-
 _CARD = """\
 ---
 base_model: {base}
@@ -61,16 +42,14 @@ def model_card(config: Config, metrics: dict[str, Any], form: Format) -> str:
     )
     return _CARD.format(
         base=config.model.name_or_path,
-        library="transformers" if form is Format.merged else "peft",
+        library=form.library,
         method=config.peft.method,
-        pipeline="text-generation" if TASKS[config.task].writes_text else "text-classification",
         how=how,
+        pipeline="text-generation" if TASKS[config.task].writes_text else "text-classification",
         data=config.data.name,
         layout=config.data.layout,
         measured=_measured(config, metrics),
-        use=_USE[form].format(
-            base=_base(config, metrics), auto_class=TASKS[config.task].auto_class
-        ),
+        use=form.use.format(base=_base(config, metrics), auto=TASKS[config.task].auto_class),
         versions=", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),
         **{key: metrics[key] for key in
            ("seed", "steps", "trainable_params", "generated_params", "data_sha256")},
@@ -85,7 +64,7 @@ def _base(config: Config, metrics: dict[str, Any]) -> str:
 
 def _measured(config: Config, metrics: dict[str, Any]) -> str:
     return "\n".join(
-        f"| test {name} | {metrics[name]:.3f}; base model {metrics[f'base_{name}']:.3f} |"
-        for name in (metric.name for metric in TASKS[config.task].metrics)
-        if metrics[name] is not None
+        f"| test {key} | {metrics[key]:.3f}; base model {metrics[f'base_{key}']:.3f} |"
+        for key in (metric.name for metric in TASKS[config.task].metrics)
+        if metrics[key] is not None
     )

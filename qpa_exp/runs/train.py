@@ -20,7 +20,7 @@ from rich.console import Console
 from qpa_exp.adapters.adapted import AdaptedModel
 from qpa_exp.adapters.build import adapt
 from qpa_exp.adapters.counts import count, describe
-from qpa_exp.circuits.versions import versions as circuit_versions
+from qpa_exp.circuits.simulator import record_versions
 from qpa_exp.config import Config
 from qpa_exp.data.datamodule import TextDataModule
 from qpa_exp.errors import InputError, one_line
@@ -210,7 +210,7 @@ def train_and_test(parts: RunParts, run_dir: Path, checkpoint: Path | None) -> M
         if checkpoint is None:  # the curves begin with the loss before the first step
             trainer.validate(module, data, verbose=False)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        rank_zero_only(parts.model.save_pretrained)(run_dir / parts.model.saved_as)
+        rank_zero_only(parts.model.save_pretrained)(directory.trained(run_dir, config))
         found = metrics(trainer.test(module, data, verbose=False)[0])
     except Divergence as error:
         _record_divergence(run_dir, error, lambda: metrics({}), trainer.is_global_zero)
@@ -266,7 +266,7 @@ def _metrics(
         "time_split": parts.stopwatch.split(times.batch_seconds),
         "seed": parts.config.seed,
         "circuit_evaluations": module.circuit_evaluations,
-        "versions": results.versions() | circuit_versions(parts.config.qpa),
+        "versions": results.versions() | record_versions(parts.config.qpa),
         "model_revision": loaded_revision(parts.model.language_model()),
         "data_sha256": parts.data.corpus.sha256,
         **({"class_names": names} if (names := parts.data.corpus.class_names) else {}),
@@ -305,5 +305,6 @@ def _quiet() -> None:
         "Checkpoint directory",
         "in eval mode at the start",
         "treespec, LeafSpec",
+        "You have overridden `on_before_batch_transfer`",
     ):
         warnings.filterwarnings("ignore", message=f".*{advice}.*")

@@ -39,4 +39,6 @@ def load_run(run_dir: Path) -> TrainedRun:
         )
     task = TASKS[config.task](config, Stopwatch())
     base = task.load_model(load_tokenizer(config.model), metrics.get("class_names", []))
-    return TrainedRun(config, metrics, load_adapted(base, run_dir, config).eval())
+    return TrainedRun(
+        config, metrics, load_adapted(base, directory.trained(run_dir, config), config).eval()
+    )

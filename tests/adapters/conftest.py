@@ -45,7 +45,7 @@ def peft_config() -> Callable[..., object]:
 
     @functools.cache
     def compose(method: str, *overrides: str) -> Any:
-        return compose_config([f"peft={method}", *OVERRIDES[method], *overrides])
+        return compose_config([f"peft={method}", *OVERRIDES.get(method, []), *overrides])
 
     return lambda *asked: make_peft_config(compose(*asked).peft)
 

@@ -61,9 +61,7 @@ class Problem:
         elif leaves:
             m = leaves[2] if self.kind == "dora" else None
             update = LowRank(leaves[0], leaves[1], SCALING, m, self.inputs)
-        loss, nats = low_rank_loss(
-            self.head, hidden, self.targets, self.weights, update, **options
-        )
+        loss, nats = low_rank_loss(self.head, hidden, self.targets, self.weights, update, **options)
         if leaves:
             (3 * loss).backward()
         return loss.detach(), nats, [leaf.grad for leaf in leaves]

@@ -15,7 +15,6 @@ from qpa_exp.config import ModelConfig
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import (
     BUNDLED,
-    check_length,
     load_architecture,
     load_model,
     load_tokenizer,
@@ -173,18 +172,6 @@ def test_a_pickle_in_place_of_weights_is_never_run(small_directory, tmp_path):
 
 
 # --- positions --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("length", [2, 31, 32])
-def test_examples_within_the_positions_are_allowed(small_directory, length):
-    config = at(small_directory)
-    check_length(config, load_architecture(config), length)
-
-
-def test_examples_beyond_the_positions_are_refused_with_the_limit(small_directory):
-    config = at(small_directory)
-    with pytest.raises(InputError, match=r"data\.max_length=33 .* 32 positions .*at most 32"):
-        check_length(config, load_architecture(config), 33)
 
 
 def test_the_limit_is_the_models_number_of_positions():
