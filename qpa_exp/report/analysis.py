@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from qpa_exp.circuits.ansatz import UNTRAINED
+from qpa_exp.circuits.ansatze import ANSATZE
 
 METRICS = ("perplexity", "perplexity_padded")
 """Both perplexities: over real tokens, and the paper's, over padded lines."""
@@ -121,7 +121,8 @@ def comparisons(runs: pd.DataFrame) -> Iterator[Comparison]:
     table = aggregate(runs)
     for _, group in table.groupby(["model.name", "data.name", "data.layout", "peft.method"]):
         classical = group[group["qpa.variant"] == "off"]
-        generated = group[(group["qpa.variant"] != "off") & ~group["qpa.ansatz"].isin(UNTRAINED)]
+        trained = [name for name in ANSATZE if ANSATZE[name].trains_circuit]
+        generated = group[(group["qpa.variant"] != "off") & group["qpa.ansatz"].isin(trained)]
         for _, of_size in classical.groupby("trainable_params", sort=False):
             first = lowest(of_size, chosen_by(of_size))
             rank = first.get("peft.r")

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from qpa_exp.circuits.ansatz import UNTRAINED
+from qpa_exp.circuits.ansatze import ANSATZE
 from qpa_exp.errors import InputError
 from qpa_exp.report.analysis import METRIC_NAMES, NAMES, aggregate, family, lowest, pareto, present
 from qpa_exp.report.paper_values import reported_perplexities
@@ -377,7 +377,7 @@ def _by_generator(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, dict[str,
 
 def _generated_by(row: pd.Series) -> str:
     """The variant that makes a setting's tensors, or that no trained circuit does."""
-    control = row["qpa.variant"] != "off" and row["qpa.ansatz"] in UNTRAINED
+    control = row["qpa.variant"] != "off" and not ANSATZE[row["qpa.ansatz"]].trains_circuit
     return _CONTROL if control else str(row["qpa.variant"])
 
 
