@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
-from qpa_exp.fast_head.cache import Backbone
+from qpa_exp.fast_head import accelerator
+from qpa_exp.fast_head.backbone import Backbone
 from qpa_exp.generator import Generator
 from qpa_exp.runs import train as run_module
+from qpa_exp.runs.directory import read_metrics
 from qpa_exp.runs.module import AdapterModule
 from qpa_exp.runs.train import resume, run
 
@@ -35,7 +37,7 @@ def the_long_way(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
 
     def go(config: Config, directory: Path) -> dict:
         with monkeypatch.context() as patch:
-            patch.setattr(run_module, "find_short_way", lambda *_: None)
+            patch.setattr(run_module, "accelerate", lambda task, *_: task)
             return run(config, directory)
 
     return go
@@ -47,7 +49,7 @@ def trained(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def require_alike(directory: Path, other: Path, keys: tuple[str, ...] = FIGURES) -> None:
-    ours, theirs = (directory.read_metrics(d) for d in (directory, other))
+    ours, theirs = (read_metrics(d) for d in (directory, other))
     assert ours is not None
     assert theirs is not None
     for key in keys:
@@ -176,9 +178,7 @@ def test_a_model_whose_logits_are_not_its_heads_is_computed_whole(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from qpa_exp.fast_head import short_way
-
-    monkeypatch.setattr(short_way, "find_final_logits", lambda *_: None)
+    monkeypatch.setattr(accelerator, "find_final_logits", lambda *_: None)
     with caplog.at_level("INFO", logger="qpa_exp"):
         metrics = run(configure("trainer.max_steps=2"), tmp_path / "run")
     assert caplog.text.count("the whole model is computed") == 1
