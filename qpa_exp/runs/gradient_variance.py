@@ -95,11 +95,13 @@ class GradientVariance(Callback):
         module.train()
         with torch.random.fork_rng():
             found = variance(generator, lambda: module.objective(batch), self.starts)
+            alone = variance(generator, lambda: generator.circuit()[..., 0].sum(), self.starts)
         theta = generator.circuit.theta
         assert isinstance(theta, torch.Tensor)
         by_layer = found.view(theta.shape).movedim(-3, 0).flatten(1).mean(dim=1)
         figures = {f"gradient_variance/layer_{k}": float(v) for k, v in enumerate(by_layer, 1)}
         figures["gradient_variance"] = float(found.mean())
+        figures["expectation_variance"] = float(alone.mean())
         log.info(
             "Variance of the angles' gradient over %d starts: %.3g",
             self.starts, figures["gradient_variance"],

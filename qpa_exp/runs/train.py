@@ -109,8 +109,12 @@ def resume(run_dir: Path) -> Metrics:
     check_checkpoint(checkpoint)
     loaded = load(config, directory.noted_cache(run_dir))
     log.info("Continuing %s from %s", run_dir, checkpoint.name if checkpoint else "its start")
+    rank_zero_only(directory.note_cache)(run_dir, loaded.tables.mode)
     loaded.tables.fill()
-    return _train_and_test(_assemble(config, run_dir, loaded), checkpoint)
+    parts = _assemble(config, run_dir, loaded)
+    if checkpoint is None:
+        parts.trainer.validate(loaded.module, loaded.data, verbose=False)
+    return _train_and_test(parts, checkpoint)
 
 
 @dataclass(frozen=True)
@@ -255,6 +259,8 @@ def _metrics(parts: Parts, tested: Mapping[str, float]) -> Metrics:
     }
     return {
         "status": "complete",
+        **{k: v[-1] for k in ("gradient_variance", "expectation_variance")
+           if (v := results.read_curve(parts.run_dir, k)[1])},
         **perplexities,
         "loss": tested.get("test/loss"),
         **dataclasses.asdict(count(parts.module.model)),
