@@ -30,7 +30,10 @@ def sweep(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def make_run() -> MakeRun:
     """``make_run(path, *overrides, perplexity=...)``: a complete run's files, not its training."""
 
-    def make(path: Path, *overrides: str, validation: float | None = None, **metrics: Any) -> Path:
+    def make(
+        path: Path, *overrides: str, validation: float | None = None,
+        metric: str = "perplexity", **metrics: Any,
+    ) -> Path:  # fmt: skip
         config = compose_config(overrides)
         directory.claim(path, config)
         given = {"status": "complete", "perplexity": 100.0, "perplexity_padded": None}
@@ -44,7 +47,7 @@ def make_run() -> MakeRun:
         if validation is not None:
             curve = path / "csv" / "version_0" / "metrics.csv"
             curve.parent.mkdir(parents=True)
-            curve.write_text(f"step,validation/perplexity\n0,999\n9,{validation}\n")
+            curve.write_text(f"step,validation/{metric}\n0,999\n9,{validation}\n")
         return path
 
     return make

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qpa_exp import report
+from qpa_exp.report import __main__ as report
 from qpa_exp.cli import compose_config
 from qpa_exp.plan import plan
 from qpa_exp.report.paper_values import REPORTED, Reported, reported
