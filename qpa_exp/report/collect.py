@@ -19,11 +19,19 @@ from typing import Any
 import pandas as pd
 
 from qpa_exp.errors import InputError
-from qpa_exp.report.names import TASKS, validation_of
-from qpa_exp.runs import results
-from qpa_exp.runs.directory import read_config
-from qpa_exp.runs.directory import CONFIG, METRICS, State, error_of, read_json, state_of
+from qpa_exp.report.names import validation_of
+from qpa_exp.runs.directory import (
+    CONFIG,
+    METRICS,
+    State,
+    error_of,
+    last_of_curve,
+    read_config,
+    read_metrics,
+    state_of,
+)
 from qpa_exp.sweeps.manifest import MANIFEST, Manifest, read_manifest
+from qpa_exp.task import TASKS
 
 NO_STUDY = "runs"
 """The name under which runs that belong to no study are reported."""
@@ -140,7 +148,7 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     """
     path: Path = run["path"]
     config = read_config(path)
-    ranked_by = TASKS[config.task].ranked_by
+    ranked_by = TASKS[config.task].ranked_by()
     metrics = _metrics(path, ranked_by.name)
     flat = flatten(dataclasses.asdict(config))
     kept = {k: v for k, v in flat.items() if not k.startswith(_NOT_SETTINGS)}
@@ -149,7 +157,7 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     return {
         **flat,
         **metrics,
-        validation_of(ranked_by): last_validation(path, ranked_by.name),
+        validation_of(ranked_by): last_of_curve(path, f"validation/{ranked_by.name}"),
         "path": str(path),
         "study": manifest.study if manifest else NO_STUDY,
         "scale": manifest.scale if manifest else "",
@@ -167,7 +175,7 @@ def _metrics(path: Path, ranked_by: str) -> dict[str, Any]:
     state = state_of(path)
     if state is not State.complete:
         raise InputError(_why_not(path, state))
-    metrics = read_json(path / METRICS) or {}
+    metrics = read_metrics(path) or {}
     if not all(isinstance(metrics.get(key), int | float) for key in (ranked_by, *_NEEDED)):
         raise InputError(f"{path / METRICS} holds no result of this program.")
     return {key: json.dumps(v) if isinstance(v, dict | list) else v for key, v in metrics.items()}
@@ -180,15 +188,6 @@ def _why_not(path: Path, state: State) -> str:
     if state is State.interrupted:
         return f"{path} is not complete: it is running, or was interrupted."
     return f"{path} {state}: {reason}"
-
-
-def last_validation(run_dir: Path, metric: str) -> float | None:
-    """The metric's last value that was measured after training began; None where there is none."""
-    try:
-        steps, values = results.read_curve(run_dir, f"validation/{metric}")
-    except (ValueError, KeyError, OSError):
-        return None
-    return values[-1] if values and steps[-1] > 0 else None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

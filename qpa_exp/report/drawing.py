@@ -56,10 +56,8 @@ class Panel:
         """The value beyond which a setting went wrong; infinite where larger is better."""
         if not self.metric.smaller_is_better:
             return float("inf")
-        bounds = [self.values.min()]
-        if self.metric.has_base:
-            bounds.append(self.table[f"base_{self.metric.name}"].mean())
-        return float(EDGE * max(bounds))
+        base = self.table[f"base_{self.metric.name}"].mean()
+        return float(EDGE * max(self.values.min(), base))
 
 
 def make_panels(table: pd.DataFrame, *, by_method: bool = True) -> Iterator[Panel]:
@@ -68,9 +66,9 @@ def make_panels(table: pd.DataFrame, *, by_method: bool = True) -> Iterator[Pane
     for values, part in table.groupby(keys, sort=False):
         _, model, data, *method = values
         for metric in measured(part):
-            title = ", ".join([f"{model} on {data}", *(METHODS[str(m)].label for m in method)])
-            if metric.has_base:
-                title += f"\n(unadapted: {part[f'base_{metric.name}'].mean():.4g})"
+            name = "".join(f", {METHODS[str(m)].label}" for m in method)
+            base = part[f"base_{metric.name}"].mean()
+            title = f"{model} on {data}{name}\n(unadapted: {base:.4g})"
             yield Panel(title, part[part[metric.name].notna()], metric)
 
 

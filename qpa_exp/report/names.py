@@ -8,43 +8,19 @@ from typing import Any
 
 import pandas as pd
 
+from qpa_exp.task import TASKS, Metric
+
 Row = pd.Series | Mapping[str, Any]
 """One run, or one setting, by the config's dotted keys."""
 
 
 # Stand-ins for the rooms' own registries.
 @dataclass(frozen=True)
-class Metric:
-    name: str
-    label: str
-    smaller_is_better: bool = True
-    has_base: bool = True
-
-
-@dataclass(frozen=True)
-class _Task:
-    metrics: tuple[Metric, ...]
-
-    @property
-    def ranked_by(self) -> Metric:
-        return self.metrics[0]
-
-
-@dataclass(frozen=True)
 class _Named:
     label: str = ""
     trained: bool = True
 
 
-TASKS = {
-    "causal_lm": _Task(
-        (
-            Metric("perplexity", "perplexity (real tokens)"),
-            Metric("perplexity_padded", "perplexity (padded lines, the paper's)"),
-        )
-    ),
-    "seq_cls": _Task((Metric("accuracy", "accuracy", False, False),)),
-}
 METHODS = {
     name: _Named(label)
     for name, label in {
@@ -80,7 +56,7 @@ def family(row: Row) -> str:
 
 def ranked_by(runs: pd.DataFrame) -> Metric:
     """The metric by which runs of this task are chosen."""
-    return TASKS[runs["task"].iloc[0]].ranked_by
+    return TASKS[runs["task"].iloc[0]].ranked_by()
 
 
 def measured(runs: pd.DataFrame) -> list[Metric]:

@@ -39,8 +39,7 @@ def runs_table(runs: pd.DataFrame) -> Table:
         "qubits": ["" if pd.isna(n) else f"{n:.0f}" for n in table["n_qubits"]],
     }
     for metric in measured(runs):
-        if metric.has_base:
-            columns[f"base {metric.name}"] = [f"{x:.4g}" for x in table[f"base_{metric.name}"]]
+        columns[f"base {metric.name}"] = [f"{x:.4g}" for x in table[f"base_{metric.name}"]]
         columns[metric.name] = [_with_spread(row, metric.name) for _, row in table.iterrows()]
     if "gradient_variance" in table and table["gradient_variance"].notna().any():
         columns["gradient variance"] = [f"{x:.3g}" for x in table["gradient_variance"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qpa_exp.errors import InputError, one_line
-from qpa_exp.report.names import TASKS
+from qpa_exp.task import TASKS
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
@@ -31,7 +31,7 @@ def build(entity: str, project: str, study: str | None, task: str = "causal_lm")
     except ImportError as error:
         raise InputError("The dashboard needs: pip install 'qpa-exp[sweeps]'.") from error
     metrics = [metric.name for metric in TASKS[task].metrics]
-    ranked_by = TASKS[task].ranked_by.name
+    ranked_by = TASKS[task].ranked_by().name
     runs = workspaces.RunsetSettings(
         filters=[] if study is None else f"Group == '{study}'",
         pinned_columns=[f"summary:{name}" for name in (*metrics, _SIZE)],
@@ -101,9 +101,9 @@ def save(entity: str | None, project: str, study: str | None, task: str = "causa
     """
     import wandb
 
-    from qpa_exp.runs.loggers import _is_offline
+    from qpa_exp.runs.loggers.wandb import is_offline
 
-    if _is_offline():
+    if is_offline():
         raise InputError(
             "The dashboard lives in W&B, where this machine is offline: log in with wandb login, "
             "send the runs with wandb sync, then start this again."
