@@ -39,8 +39,8 @@ def make_run() -> MakeRun:
         given = {"status": "complete", "perplexity": 100.0, "perplexity_padded": None}
         sizes = Counts(1000, 2000, 100_000, 8, 3).__dict__
         rest = {
-            "base_accuracy": 0.5, "base_perplexity": 200.0, "base_perplexity_padded": 2.0, "seed": config.seed,
-            "train_seconds": 5.0, "step_seconds_median": 0.1, "steps": 10,
+            "base_accuracy": 0.5, "base_perplexity": 200.0, "base_perplexity_padded": 2.0,
+            "seed": config.seed, "train_seconds": 5.0, "step_seconds_median": 0.1, "steps": 10,
             "versions": {"python": "3", "qpa_exp": "0"}, "data_sha256": "ab",
         }  # fmt: skip
         directory.write_metrics(path, {**given, **sizes, **rest, **metrics})
