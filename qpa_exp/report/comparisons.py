@@ -11,7 +11,6 @@ import pandas as pd
 from scipy import stats
 
 from qpa_exp.report.names import (
-    Metric,
     family,
     has_trained_circuit,
     is_generated,
@@ -20,6 +19,7 @@ from qpa_exp.report.names import (
     validation_of,
 )
 from qpa_exp.report.settings import aggregate, chosen, is_chosen_by_validation
+from qpa_exp.task import Metric
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from qpa_exp.report.names import METHODS, Metric, measured
+from qpa_exp.adapters.catalogue import METHODS
+from qpa_exp.report.names import measured
+from qpa_exp.task import Metric
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 MARKERS = "sD^vP*X"

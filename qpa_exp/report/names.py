@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from qpa_exp.adapters.catalogue import METHODS
+from qpa_exp.circuits.ansatze import ANSATZE
 from qpa_exp.task import TASKS, Metric
 
 Row = pd.Series | Mapping[str, Any]
 """One run, or one setting, by the config's dotted keys."""
-
-
-# Stand-ins for the rooms' own registries.
-@dataclass(frozen=True)
-class _Named:
-    label: str = ""
-    trained: bool = True
-
-
-METHODS = {
-    name: _Named(label)
-    for name, label in {
-        "lora": "LoRA", "dora": "DoRA", "prefix": "PT", "ffa": "FFA",
-        "prefix_tuning": "prefix tuning", "ia3": "(IA)³", "vera": "VeRA", "vblora": "VB-LoRA",
-        "tinylora": "TinyLoRA", "unilora": "Uni-LoRA", "randlora": "RandLoRA",
-        "fourierft": "FourierFT",
-    }.items()
-}  # fmt: skip
-ANSATZE = {
-    name: _Named(trained=name not in ("none", "classical", "gaussian", "frozen"))
-    for name in (
-        "ry", "rx", "rx_rz", "ry_rz", "product", "none", "classical", "gaussian", "frozen",
-    )
-}  # fmt: skip
 
 
 def is_generated(row: Row) -> bool:

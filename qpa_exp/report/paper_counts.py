@@ -6,7 +6,6 @@ import pandas as pd
 
 from qpa_exp.adapters.counts import Counts, plan_counts
 from qpa_exp.cli import compose_config
-from qpa_exp.lm.loading import load_architecture
 from qpa_exp.report.paper_values import Reported, reported
 from qpa_exp.report.tables import method_of, setting_of
 
@@ -80,5 +79,4 @@ def _count(row: Reported, model: str) -> Counts:
     overrides.append("qpa=paper" if row.generated else "qpa=off")
     overrides += [f"peft.r={row.r}"] if row.r else []
     overrides += [f"qpa.n_mlp={row.n_mlp}"] if row.n_mlp else []
-    config = compose_config(overrides)
-    return plan_counts(config, load_architecture(config.model))
+    return plan_counts(compose_config(overrides))

@@ -6,7 +6,8 @@ import math
 
 import pandas as pd
 
-from qpa_exp.report.names import Metric, ranked_by, validation_of
+from qpa_exp.report.names import ranked_by, validation_of
+from qpa_exp.task import Metric
 
 
 def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
