@@ -44,10 +44,11 @@ test: $(READY)  ## run the tests, on all cores
 test-all: $(READY)  ## the tests, and the long variants of the slow ones
 	$(MAKE) test ARGS='-m "" $(ARGS)'
 
-check: $(READY)  ## ruff and mypy
+check: $(READY)  ## ruff, mypy, and which rooms may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(READY)  ## let ruff lay the code out
 	$(BIN)/ruff check --fix .
