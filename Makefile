@@ -56,7 +56,7 @@ format: $(READY)  ## let ruff lay the code out
 
 pretrain-tiny: $(READY)  ## train the bundled model again (an hour on 2 cores)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pretrain]'
-	$(BIN)/python -m qpa_exp.lm.pretraining --out outputs/tiny $(ARGS)
+	$(BIN)/python -m pretraining --out outputs/tiny $(ARGS)
 
 lock: $(READY)  ## write the versions installed now to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
