@@ -52,6 +52,7 @@ _REFUSED = {
     "take peft=prompt_tuning",
     "osf": "it turns the gradients of its own tensors, which generated tensors do not have",
     "poly": "it needs the number of a task with each batch; take peft=lora",
+    "shadow": "it trains a second language model beside the first, with a loss of its own",
     "xlora": "it mixes LoRA adapters that have been trained before; take peft=lora",
 }
 """Of PEFT's registry what cannot be trained and generated here, and why."""
@@ -63,8 +64,7 @@ _LABELS = {
     "lily": "Lily", "ln_tuning": "LN tuning", "loha": "LoHa", "lokr": "LoKr", "lora": "LoRA",
     "miss": "MiSS", "oft": "OFT", "p_tuning": "P-tuning", "peanut": "PEANuT",
     "prefix_tuning": "prefix tuning", "prompt_tuning": "prompt tuning", "psoft": "PSOFT",
-    "pvera": "PVeRA", "randlora": "RandLoRA", "road": "RoAd", "shadow": "ShadowPEFT",
-    "shira": "SHiRA", "tinylora": "TinyLoRA", "trainable_tokens": "trainable tokens",
+    "pvera": "PVeRA", "randlora": "RandLoRA", "road": "RoAd", "shira": "SHiRA", "tinylora": "TinyLoRA", "trainable_tokens": "trainable tokens",
     "unilora": "Uni-LoRA", "vblora": "VB-LoRA", "vera": "VeRA", "waveft": "WaveFT",
 }  # fmt: skip
 

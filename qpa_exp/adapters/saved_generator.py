@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -91,12 +92,12 @@ def save(
     generator: Generator,
     peft_config: PeftConfig,
     shapes: dict[str, list[int]],
-    whole: dict[str, nn.Parameter],
+    whole: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the files; ``directory`` is made where it does not exist."""
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    for file, named in ((WEIGHTS, dict(generator.named_parameters())), (WHOLE, whole)):
+    for file, named in ((WEIGHTS, dict(generator.named_parameters())), (WHOLE, whole or {})):
         weights = {name: p.detach().cpu().contiguous() for name, p in named.items()}
         if weights:
             save_file(weights, target / file, metadata={"format": "pt"})

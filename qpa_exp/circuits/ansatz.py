@@ -90,6 +90,11 @@ class Ansatz:
         return bool(self.moments)
 
     @property
+    def trains_circuit(self) -> bool:
+        """Whether it has angles that are trained."""
+        return self.has_circuit and self.trained
+
+    @property
     def is_real(self) -> bool:
         """Whether the circuit's amplitudes are real at all angles."""
         return all(GATES[moment.gate].is_real for moment in self.moments)
@@ -120,7 +125,7 @@ class Ansatz:
         if self.has_circuit:
             keys += ["qpa.n_layers", "qpa.backend", "qpa.shots", "qpa.final_shots"]
             if self.trained:
-                keys.append("qpa.gradient")
+                keys += ["qpa.gradient", "trainer.gradient_variance_starts"]
             if config.qpa.n_circuits > 1:
                 keys.append("qpa.share_angles")
         return keys

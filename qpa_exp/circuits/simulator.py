@@ -135,8 +135,8 @@ def check_circuit(config: QPAConfig) -> None:
     ansatz = ANSATZE[config.ansatz]
     if ansatz.has_circuit:
         BACKENDS[config.backend].check(config)
-        if ansatz.trained:
-            GRADIENTS[config.gradient].check(config)
+    if ansatz.trains_circuit:
+        GRADIENTS[config.gradient].check(config)
 
 
 def check_size(config: QPAConfig, n_qubits: int) -> None:

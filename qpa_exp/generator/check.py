@@ -25,11 +25,12 @@ REGISTRIES: tuple[Registry[Any], ...] = (
 def check_generator(config: QPAConfig, *, saved: bool = False) -> None:
     """Refuse a config that is out of range, names what is not there, or contradicts itself.
 
-    Needs no torch, beside a back end or an ansatz that itself needs none.
+    Imports no torch where the entries that are named need none.
 
     Args:
         config: of a generator.
-        saved: was read from a file. There a key without effect is no mistake.
+        saved: was read from a file. There a key without effect is no mistake, and a published
+            variant may have been changed.
 
     Raises:
         InputError: one sentence with the key, its value, and what would be right.
@@ -45,10 +46,10 @@ leave it at null.
     validate(config, "qpa.")
     whole = Config(qpa=config)
     for registry in REGISTRIES:
-        registry[read_key(whole, registry.key)]
+        _ = registry[read_key(whole, registry.key)]
     if not saved:
         refuse_unread(whole, REGISTRIES)
-    _check_variant(config)
+        _check_variant(config)
     if config.feature not in (QPAConfig.feature, feature_name(config)):
         raise InputError(
             f"qpa.squash=true and qpa.feature={config.feature} ask for two features of one "

@@ -81,6 +81,7 @@ def resume(run_dir: Path) -> Metrics:
     check_checkpoint(checkpoint)
     parts = build(config, directory.noted_cache(run_dir))
     log.info("Continuing %s from %s", run_dir, checkpoint.name if checkpoint else "its start")
+    rank_zero_only(directory.note_cache)(run_dir, parts.task.cache_mode)
     return train_and_test(parts, run_dir, checkpoint)
 
 

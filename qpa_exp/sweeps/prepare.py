@@ -26,6 +26,7 @@ from qpa_exp.runs.check import plan
 from qpa_exp.runs.directory import State, state_of
 from qpa_exp.sweeps.expand import as_overrides, labels
 from qpa_exp.sweeps.run_name import run_name
+from qpa_exp.sweeps.worker import OUTPUT
 
 _IN_NO_GROUP = ("seed", "task", "resume")
 
@@ -53,8 +54,10 @@ class Job:
 
     @property
     def state(self) -> State:
-        """How far it has come."""
-        return state_of(self.run_dir)
+        """How far it has come; one that has its config alone waits for its turn."""
+        state = state_of(self.run_dir)
+        waits = state is State.interrupted and not (self.run_dir / OUTPUT).exists()
+        return State.new if waits else state
 
 
 class Preparation:

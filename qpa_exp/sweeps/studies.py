@@ -99,8 +99,10 @@ def sweeps_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "sweeps"
 
 
-_STUDIES: dict[str, Path] = {}
-_SCALES: dict[str, Path] = {}
+STUDIES: dict[str, Path] = {}
+"""The file of every study."""
+SCALES: dict[str, Path] = {}
+"""The file of every scale."""
 
 
 def register_studies(directory: Path) -> None:
@@ -109,12 +111,12 @@ def register_studies(directory: Path) -> None:
     Hydra learns their names alone; the group is called ``sweep`` and the folder ``sweeps``, so that
     it cannot find the files by path.
     """
-    _STUDIES.update({file.stem: file for file in sorted(directory.glob("*.yaml"))})
-    _SCALES.update({file.stem: file for file in sorted((directory / "scale").glob("*.yaml"))})
+    STUDIES.update({file.stem: file for file in sorted(directory.glob("*.yaml"))})
+    SCALES.update({file.stem: file for file in sorted((directory / "scale").glob("*.yaml"))})
     _store("hydra/sweeper", "study", SweeperConfig, package=None)
-    for name in _STUDIES:
+    for name in STUDIES:
         _store("sweep", name, {"study": name})
-    for name in _SCALES:
+    for name in SCALES:
         _store("scale", name, {"scale": name})
     _store("scale", "none", {})  # for hydra/sweeper=basic, which has no studies
 
@@ -127,12 +129,12 @@ def _store(group: str, name: str, node: Any, package: str | None = "hydra.sweepe
 
 def study_names() -> list[str]:
     """Every study, in alphabetical order."""
-    return sorted(_STUDIES)
+    return sorted(STUDIES)
 
 
 def scale_names() -> list[str]:
     """Every scale, in alphabetical order."""
-    return sorted(_SCALES)
+    return sorted(SCALES)
 
 
 def points_of(study: str) -> dict[str, dict[str, Any]]:
@@ -140,7 +142,7 @@ def points_of(study: str) -> dict[str, dict[str, Any]]:
 
     ``paper: true`` in a block says that the paper has the study there.
     """
-    points = _load(_STUDIES[study]).get("points", {})
+    points = _load(STUDIES[study]).get("points", {})
     return {scale: _taken_over(points, scale) for scale in points}
 
 
@@ -157,9 +159,9 @@ def runs_side_by_side(scale: str) -> bool:
 
 
 def _scale(name: str) -> DictConfig:
-    if name not in _SCALES:
+    if name not in SCALES:
         raise InputError(f"scale={name} is unknown: give one of {', '.join(scale_names())}.")
-    own = _load(_SCALES[name])
+    own = _load(SCALES[name])
     merged = OmegaConf.merge(_scale(own.pop("as")), own) if "as" in own else own
     assert isinstance(merged, DictConfig)
     return merged
@@ -177,14 +179,14 @@ def read_study(name: str, scale: str) -> Study:
     Raises:
         InputError: no such study, no such scale, or the study has no points there.
     """
-    if name not in _STUDIES:
+    if name not in STUDIES:
         raise InputError(f"sweep={name} is unknown: give one of {', '.join(study_names())}.")
     points = points_of(name)
     if scale not in points:
         raise InputError(
             f"sweep={name} has no points at scale={scale}: it has them at {', '.join(points)}."
         )
-    place, spec = _scale(scale), _load(_STUDIES[name])
+    place, spec = _scale(scale), _load(STUDIES[name])
     spec.fixed = OmegaConf.merge(place.get("fixed", {}), spec.get("fixed", {}))
     spec.points, spec.scale = points[scale], place
     try:
@@ -194,7 +196,7 @@ def read_study(name: str, scale: str) -> Study:
         search = Search(**plain.pop("search")) if "search" in plain else None
         study = Study(**plain, scale=scale, search=search, differs=differs)
     except (InterpolationKeyError, TypeError) as error:
-        raise InputError(f"{_STUDIES[name]} at scale={scale}: {first_line(error)}") from error
+        raise InputError(f"{STUDIES[name]} at scale={scale}: {first_line(error)}") from error
     return study
 
 

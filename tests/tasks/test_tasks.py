@@ -16,6 +16,7 @@ from qpa_exp.cli import compose_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.runs import directory
+from qpa_exp.runs.callbacks import Stopwatch
 from qpa_exp.runs.module import AdapterModule, Divergence
 from qpa_exp.runs.train import resume, run
 from qpa_exp.runs.trained import load_run
@@ -31,10 +32,10 @@ def test_a_task_names_what_the_rest_of_the_system_asks_for(name: str) -> None:
     assert task.ranked_by() in task.metrics
     assert task.label
     means = dict.fromkeys(task.measures, 1.0)
-    made = task(compose_config([]), None).figures(means)
+    made = task(compose_config([]), Stopwatch()).figures(means)
     assert set(made) <= {"loss", *(metric.name for metric in task.metrics)}
     assert {"loss", task.ranked_by().name} <= set(made)
-    nothing = task(compose_config([]), None).figures(dict.fromkeys(task.measures, math.nan))
+    nothing = task(compose_config([]), Stopwatch()).figures(dict.fromkeys(task.measures, math.nan))
     assert all(math.isnan(value) for value in nothing.values())
 
 

@@ -8,6 +8,6 @@ ANSATZE: Registry[Ansatz] = Registry(
     "qpa_exp.circuits.ansatze",
     decides=(
         "qpa.n_layers", "qpa.share_angles", "qpa.backend", "qpa.shots", "qpa.final_shots",
-        "qpa.gradient", "qpa.squash",
+        "qpa.gradient", "qpa.squash", "trainer.gradient_variance_starts",
     ),
 )  # fmt: skip

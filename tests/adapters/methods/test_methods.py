@@ -51,6 +51,10 @@ def on(architectures: list[str]) -> Any:
 everywhere = on(ARCHITECTURES)
 in_two_places = on(["gpt2_untied", "llama"])
 every_method = pytest.mark.parametrize("method", METHOD_NAMES)
+some_methods = pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=() if m in CLOSELY else pytest.mark.long) for m in METHOD_NAMES],
+)
 
 
 def loss_of(model: Any, tokens: Tensor) -> Tensor:
@@ -99,9 +103,9 @@ def make_off(make_model: Any, peft_config: Any) -> Callable[..., ClassicalModel]
 def test_every_method_can_be_named_and_a_file_of_conf_names_one() -> None:
     assert set(option_nodes()) == set(METHOD_NAMES)
     assert {path.stem for path in (conf_dir() / "peft").glob("*.yaml")} < set(METHOD_NAMES)
-    for method in METHOD_NAMES:
+    assert all(METHODS[method].label for method in METHOD_NAMES)
+    for method in ("loha", "p_tuning", "prefix"):
         assert compose_config([f"peft={method}"]).peft.method == method
-        assert METHODS[method].label
 
 
 @everywhere
@@ -195,7 +199,7 @@ def test_to_peft_is_the_same_model(
     )
 
 
-@every_method
+@some_methods
 def test_the_gradient_is_that_of_trained_tensors(
     method: str, make_qpa: Any, tokens: Tensor
 ) -> None:
@@ -208,7 +212,6 @@ def test_the_gradient_is_that_of_trained_tensors(
     assert [name for name, _ in named] == names
     loss_of(plain, tokens).backward()
 
-    model.train()
     model._vector.refresh()
     model._vector.value.retain_grad()
     loss_of(model.peft_model, tokens).backward()
@@ -227,7 +230,7 @@ def test_a_saved_generator_is_the_same_model(
     assert torch.equal(logits_of(loaded, tokens), logits_of(model, tokens))
 
 
-@every_method
+@some_methods
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_the_other_variants_train(
     method: str, variant: str, make_model: Any, peft_config: Any, qpa_config: Any, tokens: Tensor
@@ -241,7 +244,7 @@ def test_the_other_variants_train(
     assert any(grad is not None and grad.abs().sum() > 0 for grad in grads)
 
 
-@every_method
+@some_methods
 def test_generation_with_and_without_a_cache(method: str, make_qpa: Any, tokens: Tensor) -> None:
     model = make_qpa(method)
     train(model, tokens, 5e-3, steps=4)
@@ -263,10 +266,9 @@ def planned(*overrides: str) -> Any:
 
 @in_two_places
 def test_plan_counts_what_is_built(
-    method: str, architecture: str, make_model: Any, architectures: Any, method_overrides: Any
+    method: str, architecture: str, make_model: Any, architectures: Any, run_config: Any
 ) -> None:
-    fitting = method_overrides.get(method, [])
-    config = compose_config([f"peft={method}", "qpa.n_mlp=8", "data.max_length=16", *fitting])
+    config = run_config(method)
     config.model.architecture = architectures[architecture].to_dict()
     for variant in (config.qpa.variant, "off"):
         config.qpa.variant = variant

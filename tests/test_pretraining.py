@@ -12,18 +12,17 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qpa_exp.lm
-from qpa_exp.errors import InputError
-from qpa_exp.lm.pretraining import docstrings
-from qpa_exp.lm.pretraining.__main__ import main, parse_args, pretrain
-from qpa_exp.lm.pretraining.docstrings import (
+from pretraining import docstrings
+from pretraining.__main__ import main, parse_args, pretrain
+from pretraining.docstrings import (
     collect_docstrings,
     decontaminate,
     file_docstrings,
     gather_corpus,
     split_held_out,
 )
-from qpa_exp.lm.pretraining.tokenizer import END_OF_TEXT
-from qpa_exp.lm.pretraining.training import (
+from pretraining.tokenizer import END_OF_TEXT
+from pretraining.training import (
     Recipe,
     batch_loss,
     build_model,
@@ -32,6 +31,7 @@ from qpa_exp.lm.pretraining.training import (
     learning_rate,
     training_batches,
 )
+from qpa_exp.errors import InputError
 
 SHIPPED = Path(qpa_exp.lm.__file__).parent / "tiny"
 UNIFORM_LOSS = math.log(16384)

@@ -14,8 +14,8 @@ from typing import Any
 
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from qpa_exp.lm.pretraining.docstrings import MIN_SHARED_LINE
-from qpa_exp.lm.pretraining.tokenizer import END_OF_TEXT
+from pretraining.docstrings import MIN_SHARED_LINE
+from pretraining.tokenizer import END_OF_TEXT
 
 _CARD = """\
 # Small GPT-2 trained on Python documentation
@@ -27,7 +27,7 @@ too small to be useful as a text generator. The weights are stored in float16.
 
 ## How it was made
 
-`python -m qpa_exp.lm.pretraining --out DIR`: {outcome[steps]} steps, {outcome[tokens_seen]:,}
+`python -m pretraining --out DIR`: {outcome[steps]} steps, {outcome[tokens_seen]:,}
 tokens, {minutes:.0f} minutes on {machine}. Seed {recipe[seed]}.
 All settings, library versions and a hash of each source are in `recipe.json`.
 

@@ -1,4 +1,4 @@
-"""``python -m qpa_exp.lm.pretraining --out DIR``: train the bundled model again, on the CPU."""
+"""``python -m pretraining --out DIR``: train the bundled model again, on the CPU."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, NoReturn
 
 import transformers
 
+from pretraining.artefact import library_versions, machine_description, save_all
+from pretraining.docstrings import gather_corpus, installed_roots, split_held_out
+from pretraining.tokenizer import token_stream, train_tokenizer
+from pretraining.training import Recipe, build_model, train
 from qpa_exp.cli import run_command
 from qpa_exp.errors import InputError
-from qpa_exp.lm.pretraining.artefact import library_versions, machine_description, save_all
-from qpa_exp.lm.pretraining.docstrings import gather_corpus, installed_roots, split_held_out
-from qpa_exp.lm.pretraining.tokenizer import token_stream, train_tokenizer
-from qpa_exp.lm.pretraining.training import Recipe, build_model, train
 
 REPORT_EVERY = 50
 SAVE_EVERY = 300
@@ -83,7 +83,7 @@ def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         InputError: an option that is missing, does not exist, or is out of range.
     """
-    parser = _Parser("python -m qpa_exp.lm.pretraining", description=main.__doc__)
+    parser = _Parser("python -m pretraining", description=main.__doc__)
     default, whole = Recipe(), _number(int, 1)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--steps", type=whole, default=default.steps)
