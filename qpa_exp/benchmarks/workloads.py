@@ -20,10 +20,9 @@ from qpa_exp.adapters.peft_model import build_peft_model
 from qpa_exp.cli import compose_config
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
-from qpa_exp.fast_head.adapted_head import AdaptedHead, language_model
-from qpa_exp.fast_head.backbone import hidden_states
-from qpa_exp.fast_head.head import FinalLogits
-from qpa_exp.fast_head.packing import Packing
+from qpa_exp.fast_head.adapted_head import AdaptedHead
+from qpa_exp.fast_head.backbone import Backbone
+from qpa_exp.fast_head.frozen_head import FinalLogits
 from qpa_exp.machine import stock_memory
 
 _SEED = 0
@@ -116,7 +115,7 @@ class Workload:
         self.base = make_model(shape)
         stream = torch.Generator().manual_seed(_SEED)
         self.ids = torch.randint(shape.vocab, (1, shape.tokens), generator=stream)
-        self.hidden = hidden_states(self.base, self.ids, torch.ones_like(self.ids))[:, :-1].clone()
+        self.hidden = self._computed(Backbone(self.base)).clone()
 
     @property
     def weight(self) -> Tensor:
@@ -228,20 +227,19 @@ class Workload:
         head, optimizer = AdaptedHead(model, self.final, low), _optimizer(model)
         targets = self.ids[:, 1:]
         weights = torch.full(targets.shape, 1 / targets.numel())
-        packing = Packing()
+        backbone = Backbone(model.language_model())
 
         def step() -> None:
             optimizer.zero_grad()
-            hidden = self.hidden if cached else self._computed(model, packing)
+            hidden = self.hidden if cached else self._computed(backbone)
             with _one_vector(model):
-                head.loss(hidden, targets, weights).loss.backward()
+                head.loss(hidden, targets, weights)[0].backward()
             optimizer.step()
 
         return step
 
-    def _computed(self, model: Any, packing: Packing) -> Tensor:
-        lm = language_model(model)
-        return hidden_states(lm, self.ids, torch.ones_like(self.ids), packing)[:, :-1]
+    def _computed(self, backbone: Backbone) -> Tensor:
+        return backbone.hidden(self.ids, torch.ones_like(self.ids))[:, :-1]
 
     def bf16_perplexity(self) -> float:
         """The base model's perplexity with products in bfloat16, over that in float32, less 1."""
@@ -251,8 +249,8 @@ class Workload:
         model = self.lora()
         for low in (None, torch.bfloat16):
             with torch.no_grad(), model.disable_adapter():
-                nats.append(float(AdaptedHead(model, self.final, low).loss(
-                    self.hidden, targets, weights).loss))  # fmt: skip
+                loss, _ = AdaptedHead(model, self.final, low).loss(self.hidden, targets, weights)
+                nats.append(float(loss))
         return math.exp(nats[1] - nats[0]) - 1
 
 
