@@ -17,6 +17,7 @@ are known when the gradients are taken.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,10 +26,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from qpa_exp.fast_head import compiled_passes, torch_passes
-from qpa_exp.fast_head.any_head_loss import with_gradients
 from qpa_exp.fast_head.frozen_head import FrozenHead
-from qpa_exp.fast_head.torch_passes import Terms
+from qpa_exp.fast_head.logit_passes import Terms, add_product, can_compile, exponentiate, largest
 from qpa_exp.lm.losses import IGNORED
 
 BUFFER_BYTES = 256 * 2**20
@@ -37,9 +36,6 @@ BUFFER_BYTES = 256 * 2**20
 _ALIGNED = 16
 """Columns of a product are a multiple of so many, the last ones of nothing: a product into rows of
 no whole number of registers takes half as long again."""
-
-_MOST_COMPILED = 6
-"""The largest rank whose products the compiled passes do; torch is faster at those of more."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +140,7 @@ def _in_chunks(
     bias = [] if head.bias is None else [head.bias.float()[:, None] * head.final.scale]
     left = torch.cat([ones[:, None], b * ones[:, None], *bias], 1)
     scaled_b = left[:, 1 : 1 + rank].contiguous()
-    compiled = rank <= _MOST_COMPILED and compiled_passes.takes(b.device, head.dtype)
-    passes: Any = compiled_passes if compiled else torch_passes
+    fast = can_compile(b.device, head.dtype, rank)
 
     # B's gradient needs u in columns, and that of DoRA's share the offset beside it.
     columns = slice(1 if share is None else 0, 1 + rank)
@@ -168,7 +163,7 @@ def _in_chunks(
         right = torch.cat([u.new_zeros(1, len(u)), u.T, u.new_ones(len(bias), len(u))])
         terms = Terms(left, right, share, head.final.soft_cap)
         chunk = _exponentials(
-            head, passes, hidden[span], y, terms, room, scaled_b if of_update else b[:, :0], sought
+            head, fast, hidden[span], y, terms, room, scaled_b if of_update else b[:, :0], sought
         )
         nats[span] = chunk.nats
         # dL/dz = w (softmax - one-hot target), times the soft cap's slope.
@@ -177,10 +172,10 @@ def _in_chunks(
             of_u = chunk.towards_u.T * of_exponential[:, None] - scaled_b[y] * of_target[:, None]
             of_a.addmm_(of_u.T, x, alpha=scaling)
             factors = right[columns].T
-            passes.add_product(chunk.stored, factors * of_exponential[:, None], of_left)
+            add_product(chunk.stored, factors * of_exponential[:, None], of_left, fast=fast)
             of_left.index_add_(0, y, -factors * of_target[:, None])
         if chunk.stored_raw is not None:
-            passes.add_product(chunk.stored_raw, of_exponential[:, None], of_share[:, None])
+            add_product(chunk.stored_raw, of_exponential[:, None], of_share[:, None], fast=fast)
             of_share.index_add_(0, y, -chunk.target_product * of_target)
         if of_hidden is not None:
             chunk.stored.mul_((1 / chunk.sums).to(chunk.stored.dtype))
@@ -221,7 +216,7 @@ class _Exponentials(NamedTuple):
 
 def _exponentials(
     head: FrozenHead,
-    passes: Any,
+    fast: bool,
     hidden: Tensor,
     targets: Tensor,
     terms: Terms,
@@ -241,8 +236,8 @@ def _exponentials(
         terms.right[0] = 0.0 if offset is None else offset[:tokens]
         target_product = stored[targets, torch.arange(tokens, device=targets.device)].float()
         target, slope = terms.at(target_product, targets)
-        shift = torch.maximum(torch_passes.largest(stored, terms, blocks=blocks), target)
-        sums, towards_u = passes.exponentiate(stored, stored_raw, terms, shift, b, keep=keep)
+        shift = torch.maximum(largest(stored, terms, blocks=blocks), target)
+        sums, towards_u = exponentiate(stored, stored_raw, terms, shift, b, keep=keep, fast=fast)
         if (sums < limit).all():
             break
     nats = (sums.log() + (shift - target)).float()
@@ -275,3 +270,22 @@ def _adapted_norms(head: FrozenHead, a: Tensor, b: Tensor, scaling: float) -> Te
         rows = head.weight[cancelled].double() + scaling * b[cancelled].double() @ a.double()
         square[cancelled] = rows.square().sum(1).float()
     return square.sqrt()
+
+
+def with_gradients(
+    loss: Float[Tensor, ""], tensors: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> Float[Tensor, ""]:
+    """A loss whose gradients are known: the backward pass scales them by the loss's own."""
+    found: Tensor = _WithGradients.apply(loss, gradients, *tensors)
+    return found
+
+
+class _WithGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *_: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(gradient * grad for gradient in ctx.gradients)

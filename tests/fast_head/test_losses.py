@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from qpa_exp.fast_head import compiled_passes, torch_passes
-from qpa_exp.fast_head.any_head_loss import any_head_loss, rectangles
+from qpa_exp.fast_head import logit_passes
+from qpa_exp.fast_head import low_rank_loss as module
+from qpa_exp.fast_head.adapted_head import any_head_loss, rectangles
 from qpa_exp.fast_head.frozen_head import FinalLogits, FrozenHead
 from qpa_exp.fast_head.low_rank_loss import LowRank, low_rank_loss
 from qpa_exp.lm.losses import IGNORED
@@ -103,7 +104,7 @@ class Problem:
 def by(way, patch):
     """In the compiled kernels, which a CPU takes, or in torch's operations, which all others do."""
     if way == "torch":
-        patch.setattr(compiled_passes, "takes", lambda *_: False)
+        patch.setattr(module, "can_compile", lambda *_: False)
 
 
 finals = st.builds(FinalLogits, st.sampled_from([1.0, 0.25]), st.sampled_from([None, 5.0, 30.0]))
@@ -128,7 +129,7 @@ def test_it_is_torchs_cross_entropy_to_1e_5(block, buffer_bytes, kind, way, **gi
     problem = Problem(kind=kind, dtype=torch.float32, **given_shape)
     assume(problem.is_well_conditioned)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(torch_passes.BLOCKS, "cpu", block)
+        patch.setitem(logit_passes.BLOCKS, "cpu", block)
         by(way, patch)
         problem.check(1e-5, buffer_bytes=buffer_bytes)
 
@@ -168,7 +169,7 @@ def test_an_offset_common_to_all_logits_costs_no_accuracy_in_16_bits():
 
 
 def test_logits_far_above_those_of_the_first_block_are_no_trouble(monkeypatch):
-    monkeypatch.setitem(torch_passes.BLOCKS, "cpu", 8)
+    monkeypatch.setitem(logit_passes.BLOCKS, "cpu", 8)
     problem = Problem(1, "lora", 6, 50, 4, 2, torch.float32, False, FinalLogits(), 1.0)
     problem.weight[:10] = 0
     problem.weight[40] = 300 * torch.sign(problem.hidden[0])
