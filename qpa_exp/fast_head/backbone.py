@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
-from typing import Any, NamedTuple, NoReturn, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -146,13 +146,6 @@ _SHARE_OF_FREE = 1 / 4
 Layer = nn.Linear | Conv1D
 
 
-class _Packed(NamedTuple):
-    """A weight in blocks, and which values it was made from."""
-
-    blocks: Tensor
-    source: tuple[int, int]
-
-
 class Packing:
     """The weights of a model's layers in the order of oneDNN's own blocks.
 
@@ -166,7 +159,7 @@ class Packing:
     """
 
     def __init__(self) -> None:
-        self._kept: WeakKeyDictionary[nn.Module, _Packed] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[nn.Module, tuple[object, Tensor]] = WeakKeyDictionary()
 
     @contextmanager
     def used_by(self, model: nn.Module) -> Iterator[None]:
@@ -196,7 +189,7 @@ class Packing:
                 and {block.c_fc, block.act} <= ways.keys()
             ):
                 ways[block.c_fc] = partial(self._multiply, block.c_fc, then=("gelu", "tanh"))
-                ways[block.act] = _unchanged
+                ways[block.act] = nn.Identity().forward
         return ways
 
     def _takes(self, layer: Layer) -> bool:
@@ -221,11 +214,11 @@ class Packing:
     def _blocks(self, layer: Layer) -> Tensor:
         """The layer's weight in blocks, made anew where the weight is another since."""
         source = (layer.weight.data_ptr(), layer.weight._version)
-        kept = self._kept.get(layer)
-        if kept is None or kept.source != source:
-            kept = _Packed(_pack(_rows(layer).detach().contiguous()), source)
-            self._kept[layer] = kept
-        return kept.blocks
+        made_from, blocks = self._kept.get(layer, (None, layer.weight))
+        if made_from != source:
+            blocks = _pack(_rows(layer).detach().contiguous())
+            self._kept[layer] = source, blocks
+        return blocks
 
 
 def _is_layer(module: nn.Module) -> TypeGuard[Layer]:
@@ -241,10 +234,6 @@ def _rows(layer: Layer) -> Float[Tensor, "n k"]:
 def _pack(rows: Float[Tensor, "n k"]) -> Tensor:
     blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(rows, _TOKENS)
     return blocks
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x
 
 
 def _possible(weight: Tensor) -> bool:

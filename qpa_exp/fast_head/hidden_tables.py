@@ -100,11 +100,8 @@ class HiddenTable:
         facts += [backbone.model.device.type, version("torch"), version("transformers")]
         return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:32]
 
-    def parts(self, track: Track) -> Iterator[Tensor]:
+    def parts(self) -> Iterator[Tensor]:
         """The values, computed a few examples at a time, on the CPU."""
-        return track(self._parts(), len(self.lengths))
-
-    def _parts(self) -> Iterator[Tensor]:
         tokens = self.input_ids.shape[1]
         step = max(1, _TOKENS_AT_A_TIME // tokens)
         for ids, lengths in zip(self.input_ids.split(step), self.lengths.split(step), strict=True):
@@ -114,10 +111,11 @@ class HiddenTable:
     def fill_in_memory(self, track: Track) -> None:
         """Compute the values, for as long as the process lasts."""
         shape, dtype = self.shape
-        values, begin = torch.empty(shape, dtype=dtype), 0
-        for part in self.parts(track):
-            values[begin : begin + len(part)] = part
-            begin += len(part)
+        values = torch.empty(shape, dtype=dtype)
+        free = values
+        for part in track(self.parts(), len(values)):
+            free[: len(part)] = part
+            free = free[len(part) :]
         self.values = values
 
 
@@ -217,7 +215,7 @@ def _write(file: IO[bytes], table: HiddenTable, track: Track) -> None:
 
     digest = xxhash.xxh3_64()
     file.write(header("0" * 16))
-    for part in table.parts(track):
+    for part in track(table.parts(), len(table.lengths)):
         data = part.view(torch.uint8).numpy().data
         digest.update(data)
         file.write(data)
