@@ -24,7 +24,7 @@ from typing import Any, no_type_check
 
 import numpy as np
 
-from qpa_exp.loops import compiled
+from qpa_exp.machine import compiled
 
 IDLE, X, Y, Z = 0, 1, 2, 3
 

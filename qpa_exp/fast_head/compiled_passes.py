@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from qpa_exp.fast_head.torch_passes import Terms
-from qpa_exp.loops import compiled, compiled_in_order, share_out
+from qpa_exp.machine import compiled, compiled_in_order, share_out
 
 _WORTH_THREADS = 2**18
 """Logits from which threads are started."""
