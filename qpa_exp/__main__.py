@@ -6,20 +6,24 @@ of ``sweeps/``), ``--cfg job`` to see the config, ``--help``.
 
 from __future__ import annotations
 
-import os
-import sys
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
-from qpa_exp.cli import compose_config, conf_dir, register_schema, run_command
+from qpa_exp.cli import compose_config, conf_dir, register_schema, run_command, to_config
 from qpa_exp.errors import InputError
-from qpa_exp.sweeps.studies import name_scales
 
 
 def main(arguments: list[str]) -> None:
     """Run what the command line describes."""
-    flags = any(argument.startswith("-") for argument in arguments)
+    flags = {argument for argument in arguments if argument.startswith("-")}
     if not flags:
         # Before Hydra makes a directory for the run, and before torch is imported.
         refuse_sweeps(arguments)
@@ -27,24 +31,54 @@ def main(arguments: list[str]) -> None:
         if config.resume is not None:
             continue_run(config.resume, arguments)
             return
-    run_hydra(arguments)
+        with hydra_of(conf_dir()) as started:
+            refusal = started.run("config", one_run, arguments).return_value
+        if refusal is not None:
+            raise refusal
+    elif flags <= {"-m", "--multirun"}:
+        run_sweep([argument for argument in arguments if argument not in flags])
+    else:  # one of Hydra's own, which reads the shell's arguments itself
+        register_schema()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(one_run)()
 
 
-def run_hydra(arguments: list[str]) -> None:
-    """Let Hydra run or sweep, as it would from a shell with these arguments."""
-    from qpa_exp.sweeps.jobs import refused, task
+def one_run(composed: DictConfig) -> InputError | None:
+    """What Hydra calls for a single run.
 
-    arguments = name_scales(arguments)
-    register_schema()
-    # Hydra then hands its errors over instead of printing them in its own way.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    given, sys.argv = sys.argv, [sys.argv[0], *arguments]  # where Hydra looks
+    Returns:
+        A refusal: if it were raised, Hydra would print a line of its own about it.
+    """
+    from qpa_exp.runs.directory import discard
+
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+        config = to_config(composed)
+        from qpa_exp.runs.train import run
+
+        run(config, run_dir)
+    except InputError as error:
+        return error
     finally:
-        sys.argv = given
-    if refused:
-        raise refused.pop()
+        discard(run_dir)
+    return None
+
+
+def run_sweep(arguments: list[str]) -> None:
+    """Let Hydra sweep, as ``python -m qpa_exp -m`` would with these arguments."""
+    from qpa_exp.sweeps.studies import name_scales
+    from qpa_exp.sweeps.worker import work
+
+    with hydra_of(conf_dir()) as started:
+        started.multirun("config", work, name_scales(arguments))
+
+
+@contextlib.contextmanager
+def hydra_of(directory: Path) -> Iterator[Any]:
+    """Hydra with this config tree: ``hydra.main`` takes its arguments from the shell alone."""
+    register_schema()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(directory), version_base="1.3", job_name="qpa_exp"):
+        yield GlobalHydra.instance().hydra
 
 
 def refuse_sweeps(arguments: list[str]) -> None:

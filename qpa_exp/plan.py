@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from qpa_exp.adapters.counts import Counts, describe
-from qpa_exp.adapters.counts import plan_counts as plan
 from qpa_exp.cli import compose_config, run_command
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
+from qpa_exp.runs.check import plan
 
 FORMATS = ("table", "json")
 

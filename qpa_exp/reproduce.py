@@ -1,61 +1,66 @@
 """``python -m qpa_exp.reproduce``: run studies and write their figures and tables.
 
 ``python -m qpa_exp.reproduce studies=fig2,table2 scale=tiny``; ``studies=all`` is every file of
-``sweeps/``. ``scale=paper`` is the scales at which the paper has a study. A study is the sweep
-``python -m qpa_exp -m sweep=<study>`` and then its report; further Hydra overrides, of the runs or
-the launcher, are passed on to the sweeps. At the scales of the bundled model runs go side by side,
-one to a core, unless a launcher is named.
+``sweeps/`` that has points at that scale. ``scale=paper`` is the scales at which the paper has a
+study. It is the sweep ``python -m qpa_exp -m sweep=<studies>``, in which runs that studies share are
+made once, and then a report for each; further Hydra overrides, of the runs or the launcher, are
+passed on. Where the scale says so, runs go side by side, one to a core, unless a launcher is named.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from qpa_exp.__main__ import run_hydra
+from qpa_exp.__main__ import run_sweep
 from qpa_exp.cli import run_command
 from qpa_exp.errors import InputError, nearest
 from qpa_exp.machine import free_memory
-from qpa_exp.report.__main__ import report
-from qpa_exp.sweeps.studies import paper_scales, study_names, sweeps_dir
+from qpa_exp.sweeps.manifest import record_directory
+from qpa_exp.sweeps.studies import points_of, runs_side_by_side, study_names
+from qpa_exp.sweeps.sweep import StudiesFailed
 
 PAPER = "paper"
-_ON_A_CPU = ("tiny", "smoke")
+_OPTIONS = ("studies=", "scale=", "out=")
 _BYTES_OF_A_RUN = 3 * 2**29
 """Of memory, with the bundled model."""
+
+ReportTask = tuple[list[str], str, Path]
+"""The records of a study, its name, and where its report goes."""
 
 
 def main(arguments: list[str]) -> None:
     """Reproduce the studies that ``studies=`` names, at ``scale=``."""
-    given = dict(a.split("=", 1) for a in arguments if a.startswith(("studies=", "scale=", "out=")))
-    rest = [a for a in arguments if not a.startswith(("studies=", "scale=", "out="))]
-    names = chosen(given.get("studies", "all"))
+    given = dict(a.split("=", 1) for a in arguments if a.startswith(_OPTIONS))
+    rest = [a for a in arguments if not a.startswith(_OPTIONS)]
     scale, out = given.get("scale", "tiny"), Path(given.get("out", "outputs"))
-    failed = []
-    for name in names:
-        for place in scales(name, scale):
-            print(f"--- {name}, scale {place}", flush=True)
-            if not _sweep(name, place, out, [*rest, *launcher(place, rest)]):
-                failed.append(f"{name} ({place})")
-        if not _report(name, scale, out):
-            failed.append(f"the report of {name}")
+    at = {name: scales(name, scale) for name in chosen(given.get("studies", "all"), scale)}
+    places = list(dict.fromkeys(place for of_one in at.values() for place in of_one))
+    failed: list[str] = []
+    for place in places:
+        studies = [name for name in at if place in at[name]]
+        print(f"--- scale {place}: {', '.join(studies)}", flush=True)
+        failed += [f"{name} ({place})" for name in _sweep(studies, place, out, rest)]
+    processes = max((side_by_side(place, rest) for place in places), default=1)
+    failed += _report_all(at, out, processes)
     if failed:
         raise InputError(f"{len(failed)} did not complete, see above: {', '.join(failed)}.")
 
 
-def chosen(studies: str) -> list[str]:
-    """The names in ``studies``, separated by commas; every one for ``all``.
+def chosen(studies: str, scale: str) -> list[str]:
+    """The names in ``studies``, separated by commas; for ``all`` each that exists at the scale.
 
     Raises:
         InputError: one of them has no file in ``sweeps/``.
     """
     known = study_names()
     if studies == "all":
-        return known
+        return [name for name in known if scale == PAPER or scale in points_of(name)]
     names = studies.split(",")
     for name in names:
         if name not in known:
@@ -68,51 +73,81 @@ def scales(study: str, scale: str) -> list[str]:
     """The scale itself; for ``paper`` those at which the paper has the study."""
     if scale != PAPER:
         return [scale]
-    return paper_scales(OmegaConf.load(sweeps_dir() / f"{study}.yaml"))
+    return [place for place, points in points_of(study).items() if points.get("paper")]
 
 
-def launcher(scale: str, rest: list[str]) -> list[str]:
-    """A launcher of as many runs at once as there are cores and memory for, where that is faster.
+def side_by_side(scale: str, rest: list[str]) -> int:
+    """How many runs at once: as many as there are cores and memory for, where that is faster.
 
     Args:
-        scale: a run at the others keeps a GPU busy.
+        scale: says whether it is.
         rest: what the user says about launchers holds.
     """
-    jobs = min(os.cpu_count() or 1, free_memory() // _BYTES_OF_A_RUN)
     named = any(argument.startswith(("hydra/launcher", "hydra.launcher")) for argument in rest)
     there = importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is not None
-    if named or not there or jobs < 2 or not scale.startswith(_ON_A_CPU):
+    if named or not there or not runs_side_by_side(scale):
+        return 1
+    return max(1, min(os.cpu_count() or 1, free_memory() // _BYTES_OF_A_RUN))
+
+
+def launcher(processes: int) -> list[str]:
+    """The launcher that takes so many runs at once, as overrides."""
+    if processes == 1:
         return []
-    return ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"]
+    return ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={processes}"]
+
+
+def _sweep(studies: list[str], scale: str, out: Path, rest: list[str]) -> list[str]:
+    """Those that failed."""
+    places = [f"hydra.sweep.dir={out / 'runs'}", f"hydra.sweeper.records={out / 'studies'}"]
+    more = ["hydra.sweeper.keep_going=true", *places, *launcher(side_by_side(scale, rest))]
+    try:
+        run_sweep([f"sweep={','.join(studies)}", f"scale={scale}", *more, *rest])
+    except StudiesFailed as error:
+        return error.studies
+    return []
+
+
+def _report_all(at: dict[str, list[str]], out: Path, processes: int) -> list[str]:
+    """Write the report of every study that has a record; say which failed."""
+    found = {
+        name: [str(record) for place in of_one if (record := _record(name, place, out)).is_dir()]
+        for name, of_one in at.items()
+    }
+    tasks = [(records, name, out / "reports") for name, records in found.items() if records]
+    failed = []
+    for (_, name, _), (said, error) in zip(tasks, _side_by_side(tasks, processes), strict=True):
+        print(said, end="", flush=True)
+        if error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            failed.append(f"the report of {name}")
+    return failed
 
 
 def _record(study: str, scale: str, out: Path) -> Path:
-    return out / "studies" / scale / study
+    return record_directory(out / "studies", study, scale)
 
 
-def _sweep(study: str, scale: str, out: Path, rest: list[str]) -> bool:
-    places = [
-        f"hydra.sweep.dir={out / 'runs'}",
-        f"hydra.sweeper.record={_record(study, scale, out)}",
-    ]
-    try:
-        run_hydra(["-m", f"sweep={study}", f"scale={scale}", *places, *rest])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return False
-    return True
+def _side_by_side(tasks: list[ReportTask], processes: int) -> Iterator[tuple[str, str]]:
+    if processes == 1:
+        return map(_report, tasks)
+    from joblib import Parallel, delayed  # which the launcher of the runs needs, too
+
+    parallel = Parallel(n_jobs=processes, return_as="generator")
+    reports: Iterator[tuple[str, str]] = parallel(delayed(_report)(task) for task in tasks)
+    return reports
 
 
-def _report(study: str, scale: str, out: Path) -> bool:
-    records = [_record(study, place, out) for place in scales(study, scale)]
-    found = [str(record) for record in records if record.is_dir()]
-    try:
-        if found:
-            report(found, study, out / "reports")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return False
-    return True
+def _report(task: ReportTask) -> tuple[str, str]:
+    """What the report of one study says, and what is wrong, if anything."""
+    from qpa_exp.report.__main__ import report
+
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            report(*task)
+        except InputError as error:
+            return said.getvalue(), str(error)
+    return said.getvalue(), ""
 
 
 if __name__ == "__main__":

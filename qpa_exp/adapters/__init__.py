@@ -12,7 +12,7 @@ _HOMES = {
     "get_qpa_model": "qpa_model",
     "make_peft_config": "peft_config",
 }
-__all__ = ["AdaptedModel", "ClassicalModel", "QPAModel", "get_qpa_model", "make_peft_config"]  # noqa: F822
+__all__ = ["AdaptedModel", "ClassicalModel", "QPAModel", "get_qpa_model", "make_peft_config"]
 
 
 def __getattr__(name: str) -> Any:

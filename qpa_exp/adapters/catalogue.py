@@ -76,10 +76,12 @@ def pefts_types() -> tuple[str, ...]:
     PEFT has them in a file that imports nothing, which is run apart from the package.
     """
     package = find_spec("peft")
-    assert package is not None and package.submodule_search_locations
+    assert package is not None
+    assert package.submodule_search_locations
     path = Path(package.submodule_search_locations[0]) / "utils" / "peft_types.py"
     spec = spec_from_file_location("names_of_peft", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return tuple(member.value.lower() for member in module.PeftType)

@@ -62,7 +62,9 @@ class SavedGenerator:
             )
         config = copy.deepcopy(self.peft_config)
         built = build_for_sizes(lambda: type(model)(model.config), config)
-        here = {name: list(p.shape) for name, p in (*trainable_tensors(built), *whole_modules(built))}
+        here = {
+            name: list(p.shape) for name, p in (*trainable_tensors(built), *whole_modules(built))
+        }
         there = self.shapes | {name: list(tensor.shape) for name, tensor in self.whole.items()}
         for name in [*there, *here]:
             if here.get(name) != there.get(name):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
@@ -26,15 +26,22 @@ BUNDLED = {"qpa_exp/tiny": Path(__file__).resolve().parent / "tiny"}
 """Names that stand for a model inside this package."""
 
 
-def load_model(config: ModelConfig) -> PreTrainedModel:
+def load_model(
+    config: ModelConfig, auto_class: str = "AutoModelForCausalLM", **more: Any
+) -> PreTrainedModel:
     """The frozen language model, in evaluation mode, on the CPU.
+
+    Args:
+        config: which one.
+        auto_class: transformers' class that loads it.
+        more: what its ``from_pretrained`` takes besides.
 
     Raises:
         InputError: no such directory, a hub that cannot be reached, files that are no causal
             language model, or a quantization whose package is not installed.
     """
-    options = {"dtype": getattr(torch, config.dtype)} | _quantization(config)
-    model = _load(AutoModelForCausalLM, config, **options)
+    options = {"dtype": getattr(torch, config.dtype)} | _quantization(config) | more
+    model = _load(getattr(transformers, auto_class), config, **options)
     return model.requires_grad_(False).eval()
 
 

@@ -88,11 +88,16 @@ def _axes_of(arguments: Iterable[str]) -> Axes:
     for override in OverridesParser.create().parse_overrides(list(arguments)):
         if override.is_delete():
             raise InputError(f"{override.input_line}: nothing can be taken away: give a value.")
-        axes[override.get_key_element()] = _values_of(override)
+        axes[override.get_key_element()] = values_of(override)
     return axes
 
 
-def _values_of(override: Override) -> list[str]:
+def values_of(override: Override) -> list[str]:
+    """Every value that an override lists, as it is spelled there.
+
+    Raises:
+        InputError: it is an interval, or the like.
+    """
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():

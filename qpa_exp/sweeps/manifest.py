@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from qpa_exp.errors import InputError
-from qpa_exp.runs.states import read_json, write_json
-from qpa_exp.sweeps.prepare import Job
+from qpa_exp.files.reading import read_json
+from qpa_exp.files.writing import write_json
+from qpa_exp.sweeps.progress import say
+from qpa_exp.sweeps.studies import Study
+
+if TYPE_CHECKING:
+    from qpa_exp.sweeps.prepare import Job
 
 MANIFEST = "sweep.json"
-_OF_THE_STUDY = ("study", "title", "paper", "work", "figures", "tables", "notes", "differs")
 
 
 @dataclass
@@ -34,19 +38,23 @@ class Manifest:
     paper: str
     scale: str
     command: str
-    work: str
     figures: list[dict[str, Any]]
     tables: list[str]
     notes: list[str]
     differs: list[str]
-    runs: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[dict[str, Any]]
 
 
-def make_manifest(config: DictConfig, jobs: Sequence[Job]) -> tuple[Manifest, Path]:
-    """The record of a named study, and the directory where it belongs."""
-    study = OmegaConf.to_container(config.hydra.sweeper, resolve=True, enum_to_str=True)
-    assert isinstance(study, dict)
-    directory = Path(study["record"])
+def record_directory(records: str | Path, study: str, scale: str) -> Path:
+    """Where a study at a scale keeps the list of its runs."""
+    return Path(records) / scale / study
+
+
+def record_study(master: DictConfig, study: Study, jobs: Sequence[Job]) -> None:
+    """Keep the list of a named study's runs, for its report: written whole or not at all."""
+    if study.study is None:
+        return
+    directory = record_directory(master.hydra.sweeper.records, study.study, study.scale)
     runs = [
         {
             "path": os.path.relpath(job.run_dir, directory),
@@ -55,21 +63,19 @@ def make_manifest(config: DictConfig, jobs: Sequence[Job]) -> tuple[Manifest, Pa
         }
         for job in jobs
     ]
-    plain = {key: study[key] for key in _OF_THE_STUDY}
-    scale = str(study["scale"].get("name", ""))
-    return Manifest(**plain, scale=scale, command=command_of(config), runs=runs), directory
+    values = vars(study) | {"command": _command(master, study.study), "runs": runs}
+    record = {item.name: values[item.name] for item in fields(Manifest)}
+    write_json(directory / MANIFEST, record)
+    say(f"The study's record: {directory}")
 
 
-def command_of(config: DictConfig) -> str:
-    """The command that started this sweep."""
-    overrides = config.hydra.overrides
-    hydra = [o for o in overrides.hydra if not o.startswith("hydra.mode=")]
-    return shlex.join(["python", "-m", "qpa_exp", "-m", *overrides.task, *hydra])
-
-
-def write_manifest(manifest: Manifest, directory: Path) -> None:
-    """Write ``sweep.json`` whole or not at all."""
-    write_json(directory / MANIFEST, asdict(manifest))
+def _command(master: DictConfig, study: str) -> str:
+    """The command that starts this study alone."""
+    given = [*master.hydra.overrides.task, *master.hydra.overrides.hydra]
+    left_out = ("sweep=", "hydra.mode=", "hydra.sweeper.keep_going=")
+    chosen = [f"sweep={study}"] if any(word.startswith("sweep=") for word in given) else []
+    rest = [word for word in given if not word.startswith(left_out)]
+    return shlex.join(["python", "-m", "qpa_exp", "-m", *chosen, *rest])
 
 
 def _is_run(run: Any) -> bool:
@@ -90,7 +96,8 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     saved = read_json(path)
     try:
-        manifest = Manifest(**(saved or {}))
+        known = {item.name for item in fields(Manifest)}
+        manifest = Manifest(**{k: v for k, v in (saved or {}).items() if k in known})
         sound = all(_is_run(run) for run in manifest.runs)
     except TypeError:
         sound = False

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from qpa_exp.adapters.counts import Counts, plan_counts
+from qpa_exp.adapters.counts import Counts
 from qpa_exp.cli import explain, to_config
 from qpa_exp.config import Config
-from qpa_exp.data.corpora.corpora import comes_from_the_hub
+from qpa_exp.data.corpus import comes_from_the_hub
 from qpa_exp.errors import InputError
-from qpa_exp.runs.states import State, state_of
+from qpa_exp.runs.check import plan
+from qpa_exp.runs.directory import State, state_of
 from qpa_exp.sweeps.expand import as_overrides, labels
 from qpa_exp.sweeps.run_name import run_name
-from qpa_exp.sweeps.studies import Work
+from qpa_exp.sweeps.worker import OUTPUT
+
+_IN_NO_GROUP = ("seed", "task", "resume")
 
 
 @dataclass(frozen=True)
@@ -48,44 +54,29 @@ class Job:
 
     @property
     def state(self) -> State:
-        """How far it has come."""
-        return state_of(self.run_dir)
-
-    @property
-    def launched(self) -> list[str]:
-        """Its overrides for a launcher, its directory among them."""
-        return [*self.overrides, f"hydra.sweep.subdir={self.run_dir.name}"]
+        """How far it has come; one that has its config alone waits for its turn."""
+        state = state_of(self.run_dir)
+        waits = state is State.interrupted and not (self.run_dir / OUTPUT).exists()
+        return State.new if waits else state
 
 
 class Preparation:
-    """Composes the runs of a sweep as its launcher will.
+    """Turns the runs of studies into jobs.
 
     Args:
         context: Hydra's.
         master: the sweep's own config.
-        chosen: overrides that choose the study, which every job carries along.
     """
 
-    def __init__(self, context: HydraContext, master: DictConfig, chosen: Sequence[str]) -> None:
-        self.context, self.master, self.chosen = context, master, list(chosen)
-        self.work = Work(master.hydra.sweeper.work)
-        self.directory = Path(master.hydra.sweep.dir)
-        self.only_plan = bool(master.hydra.sweeper.only_plan)
+    def __init__(self, context: HydraContext, master: DictConfig) -> None:
+        self._context, self._master = context, master
+        self._directory = Path(master.hydra.sweep.dir)
+        self._only_plan = bool(master.hydra.sweeper.only_plan)
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
         self._counts: dict[str, Counts] = {}
+        self._jobs: dict[tuple[str, ...], Job] = {}
 
-    def study(self) -> dict[str, Any]:
-        """What ``hydra.sweeper`` says, every reference resolved.
-
-        A sweep of the user's own is what the command line says: what the scale fixes is for
-        studies, and for who names a scale.
-        """
-        study = OmegaConf.to_container(self.master.hydra.sweeper, resolve=True)
-        assert isinstance(study, dict)
-        if study["study"] is None and not self.chosen:
-            study["fixed"] = {}
-        return {str(key): value for key, value in study.items()}
-
-    def jobs(self, runs: Sequence[Mapping[str, str]]) -> list[Job]:
+    def jobs(self, runs: Sequence[Mapping[str, str]], study: str | None) -> list[Job]:
         """One job for each different run.
 
         Raises:
@@ -93,50 +84,73 @@ class Preparation:
         """
         made: dict[Path, Job] = {}
         for run, label in zip(runs, labels(runs), strict=True):
-            job = self.job(run, label)
+            job = self.job(run, label, study)
             made.setdefault(job.run_dir, job)
         return list(made.values())
 
-    def job(self, run: Mapping[str, str], label: str) -> Job:
+    def job(self, run: Mapping[str, str], label: str, study: str | None) -> Job:
         """The job of one run; errors as :meth:`jobs`."""
-        overrides = as_overrides(run)
-        config = self._compose([*self.chosen, *overrides])
+        overrides = tuple(as_overrides(run))
+        if overrides not in self._jobs:
+            self._jobs[overrides] = self._job(run, overrides)
+        job = self._jobs[overrides]
+        return dataclasses.replace(job, label=label, config=_in_a_sweep(job.config, study))
+
+    def _job(self, run: Mapping[str, str], overrides: tuple[str, ...]) -> Job:
+        config = self.compose(run)
         _refuse_processes(config)
-        CHECKS[self.work](config)
         # A plan needs neither weights nor the network, so not the text that the hub has.
-        unread = self.only_plan and comes_from_the_hub(config.data)
-        name = run_name(config, self.work, reads_text=not unread)
+        unread = self._only_plan and comes_from_the_hub(config.data)
+        name = run_name(config, reads_text=not unread)
         shape = _shape(config)
         if shape not in self._counts:
-            self._counts[shape] = plan_counts(config)
-        return Job(label, tuple(overrides), config, self.directory / name, self._counts[shape])
+            self._counts[shape] = plan(config)
+        return Job("", overrides, config, self._directory / name, self._counts[shape])
 
-    def launched(self, job: Job) -> list[str]:
-        """What the launcher is given."""
-        return [*self.chosen, *job.launched]
+    def compose(self, run: Mapping[str, str]) -> Config:
+        """The config of a run, as ``python -m qpa_exp`` composes it.
 
-    def _compose(self, overrides: list[str]) -> Config:
-        loader = self.context.config_loader
+        Hydra takes a fifth of a second for that, so it composes the groups once for all runs that
+        choose the same, and single values are set on a copy.
+        """
+        values = {key: run[key] for key in run if "." in key or key in _IN_NO_GROUP}
+        groups = tuple(f"{key}={value}" for key, value in run.items() if key not in values)
         try:
-            composed = loader.load_sweep_config(self.master, overrides)
-            with open_dict(composed):
-                del composed["hydra"]
+            try:
+                composed = copy.deepcopy(self._base(groups))
+                for key, value in values.items():
+                    OmegaConf.update(composed, key, _read(value))
+            except OmegaConfBaseException:  # let Hydra itself say what is wrong
+                composed = self._compose(as_overrides(run))
             return to_config(composed)
         except (HydraException, OmegaConfBaseException) as error:
             raise InputError(explain(error)) from error
 
+    def _base(self, groups: tuple[str, ...]) -> DictConfig:
+        if groups not in self._bases:
+            self._bases[groups] = self._compose(groups)
+        return self._bases[groups]
 
-def _check_gradients(config: Config) -> None:
-    from qpa_exp.sweeps.gradients import check  # which needs torch
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        composed = self._context.config_loader.load_sweep_config(self._master, list(overrides))
+        with open_dict(composed):
+            del composed["hydra"]
+        return composed
 
-    check(config)
+
+@functools.cache
+def _read(value: str) -> Any:
+    return OverridesParser.create().parse_override(f"key={value}").value()
 
 
-CHECKS: dict[Work, Callable[[Config], None]] = {
-    Work.train: lambda config: None,  # noqa: ARG005
-    Work.gradient_variance: _check_gradients,
-}
-"""What each kind of work refuses beyond the schema."""
+def _in_a_sweep(config: Config, study: str | None) -> Config:
+    """No bar, for nobody watches it; in W&B a study's runs share a group and a tag."""
+    name = study or "sweep"
+    given = config.logger
+    tags = list(dict.fromkeys([*given.tags, name]))
+    logger = dataclasses.replace(given, group=given.group or name, tags=tags)
+    trainer = dataclasses.replace(config.trainer, progress_bar=False)
+    return dataclasses.replace(config, logger=logger, trainer=trainer)
 
 
 def _refuse_processes(config: Config) -> None:

@@ -1,13 +1,12 @@
 """A run's name follows from its content: the same name is the same run.
 
-It is a hash of the resolved config, the text that the run reads, and the code that computes it, so
-that a run that is complete need not be made again, and never stands for another one.
+It is a hash of what makes the run's result: the config's relevant keys, the text, the model's files,
+and the version that the computing code declares. So a run that is complete need not be made again,
+and never stands for another one.
 """
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import functools
 import hashlib
 import json
@@ -15,19 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from qpa_exp.config import Config, DataConfig
-from qpa_exp.sweeps.studies import Work
+from qpa_exp.lm.loading import BUNDLED
+from qpa_exp.registry import dotted, read_key
+from qpa_exp.runs.results_version import RESULTS_VERSION
 
 _LENGTH = 12
-_PACKAGE = Path(__file__).resolve().parent.parent
-_ROOMS = ("circuits", "generator", "adapters", "lm", "data", "fast_head", "tasks", "runs")
-_WITHOUT_EFFECT = {"logger": None, "resume": None}
-"""Keys under which a run computes the same numbers."""
+
+WITHOUT_EFFECT = (
+    "logger", "resume", "trainer.progress_bar", "trainer.checkpoint_every_n_steps",
+    # What is read is in the name by its content, wherever it lies and whatever it is called.
+    "data.path", "model.name",
+    # Where and how much is cached; what a plan needs in the place of weights.
+    "data.cache_dir", "data.cache_gib", "model.architecture",
+    # The recipe's values are in the keys that refer to it.
+    "model.recipe",
+)  # fmt: skip
+"""Keys, and groups of keys, under which a run computes the same numbers."""
 
 
-def run_name(config: Config, work: Work, *, reads_text: bool = True) -> str:
+def run_name(config: Config, *, reads_text: bool = True) -> str:
     """``<method>-<variant>-<hash>``: the directory of this run.
 
-    A model directory of the user's own enters by its path and the names and sizes of its files.
     Without ``reads_text`` the name tells runs of one sweep apart, and is no run's directory.
 
     Raises:
@@ -35,87 +42,68 @@ def run_name(config: Config, work: Work, *, reads_text: bool = True) -> str:
     """
     content = {
         "config": relevant(config),
-        "work": work.value,
         "data": data_sha256(config.data) if reads_text else None,
-        "model": _model_files(config.model.name_or_path),
-        "code": code_sha256(),
+        "model": model_files(config.model.name_or_path),
+        "version": RESULTS_VERSION,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return f"{config.peft.method}-{config.qpa.variant}-{digest[:_LENGTH]}"
 
 
-def data_sha256(config: DataConfig) -> str:
-    """The hash of the text that this config reads, as ``metrics.json`` records it."""
-    splits = (config.train_split, config.validation_split, config.test_split)
-    return _data_sha256(config.name, config.path, *splits)
-
-
-@functools.cache
-def _data_sha256(name: str, path: str | None, *splits: str) -> str:
-    from qpa_exp.data import load_corpus
-
-    train, validation, test = splits
-    config = DataConfig(
-        name=name, path=path, layout="blocks",
-        train_split=train, validation_split=validation, test_split=test,
-    )  # fmt: skip
-    return load_corpus(config).sha256
-
-
-@functools.cache
-def code_sha256() -> str:
-    """The hash of the code that results come from: comments and docstrings do not count.
-
-    The rooms of the package up to ``training``, and the bundled model's files. Libraries are not
-    part of it; a report names their versions.
-    """
-    digest = hashlib.sha256()
-    files = [
-        _PACKAGE / "config.py",
-        *(f for room in _ROOMS for f in (_PACKAGE / room).rglob("*.py")),
-    ]
-    for file in sorted(files):
-        digest.update(str(file.relative_to(_PACKAGE)).encode())
-        digest.update(_code_of(file).encode())
-    for file in sorted((_PACKAGE / "lm" / "tiny").glob("*")):
-        if file.suffix != ".md":
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _code_of(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [s for s in body if not _is_text(s)]  # type: ignore[attr-defined]
-    return ast.dump(tree)
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
-
-
 def relevant(config: Config) -> dict[str, Any]:
-    """The config without what has no effect on the numbers."""
-    values = dataclasses.asdict(config) | _WITHOUT_EFFECT
-    values["trainer"] = values["trainer"] | {"progress_bar": None}
-    # The recipe's values are in the keys that refer to it.
-    values["model"] = values["model"] | {"recipe": None}
-    # The text itself is in the hash; where and how much is cached does not change it.
-    values["data"] = values["data"] | dict.fromkeys(("path", "cache_dir", "cache_gib"))
-    if config.qpa.variant == "off":
-        values["qpa"] = {"variant": "off", "seed": config.qpa.seed}
+    """Every key, dotted, that has an effect on the numbers, with its value."""
+    values = {key: read_key(config, key) for key in leaves() if not _is_without_effect(key)}
+    if model_files(config.model.name_or_path):  # these say which it is
+        del values["model.name_or_path"]
+    if config.qpa.variant == "off":  # no generator; what the method starts at follows the seed
+        return {k: v for k, v in values.items() if not k.startswith("qpa.") or k in _WITHOUT_QPA}
     return values
 
 
-def _model_files(name_or_path: str) -> list[tuple[str, int]]:
-    directory = Path(name_or_path).expanduser()
-    if not directory.is_dir():
-        return []
-    files = sorted(file for file in directory.iterdir() if file.is_file())
-    return [(file.name, file.stat().st_size) for file in files]
+_WITHOUT_QPA = ("qpa.variant", "qpa.seed")
+
+
+def _is_without_effect(key: str) -> bool:
+    return any(key == part or key.startswith(f"{part}.") for part in WITHOUT_EFFECT)
+
+
+@functools.cache
+def leaves() -> tuple[str, ...]:
+    """Every key of the schema that holds a value."""
+    keys = [key for key, _ in dotted(Config())]
+    return tuple(key for key in keys if not any(k.startswith(f"{key}.") for k in keys))
+
+
+def data_sha256(config: DataConfig) -> str:
+    """The hash of the text that this config reads, as ``metrics.json`` records it."""
+    return _data_sha256(*(getattr(config, name) for name in _OF_THE_TEXT))
+
+
+_OF_THE_TEXT = (
+    "name", "path", "train_split", "validation_split", "test_split", "text_column", "label_column",
+)  # fmt: skip
+
+
+@functools.cache
+def _data_sha256(*values: str | None) -> str:
+    from qpa_exp.data.corpus import load_corpus
+
+    given: dict[str, Any] = dict(zip(_OF_THE_TEXT, values, strict=True))
+    return load_corpus(DataConfig(**given)).sha256
+
+
+def model_files(name_or_path: str) -> list[tuple[str, str]]:
+    """The name and the hash of every file of a model on this disk; nothing for one of the hub's.
+
+    Its revision stands for the files of a model of the hub.
+    """
+    place = Path(BUNDLED.get(name_or_path, Path(name_or_path).expanduser()))
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    found = [file for file in files if file.is_file() and file.suffix != ".md"]
+    return [(file.name, _sha256(file, file.stat().st_mtime_ns)) for file in found]
+
+
+@functools.cache
+def _sha256(file: Path, changed: int) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

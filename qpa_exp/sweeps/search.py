@@ -9,20 +9,23 @@ perplexity; the test split is only reported.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from omegaconf import DictConfig
 
 from qpa_exp.errors import InputError
 from qpa_exp.report.collect import validation_perplexity
-from qpa_exp.runs.states import State, error_of
+from qpa_exp.runs.directory import State, error_of
 from qpa_exp.sweeps.expand import expand, spell
-from qpa_exp.sweeps.manifest import make_manifest, write_manifest
+from qpa_exp.sweeps.manifest import record_directory, record_study
 from qpa_exp.sweeps.prepare import Job, Preparation
 from qpa_exp.sweeps.progress import say
-from qpa_exp.sweeps.sweep import Runner, SweepFailed, announce
+from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, unique
+from qpa_exp.sweeps.studies import Study
 
 if TYPE_CHECKING:
     import optuna
@@ -30,37 +33,45 @@ if TYPE_CHECKING:
 STORAGE = "optuna.db"
 
 
-def search(preparation: Preparation, runner: Runner, given: Sequence[str]) -> None:
-    """Run trials until there are ``n_trials``.
+def prepare_search(
+    study: Study,
+    preparation: Preparation,
+    runner: Runner,
+    master: DictConfig,
+    given: Sequence[str],
+) -> Callable[[], None]:
+    """What runs trials until there are ``n_trials``, once the space has been looked at.
 
     Raises:
         InputError: the space, the fixed part or the command line is not allowed, or Optuna is not
-            installed.
-        SweepFailed: at the end, where a run failed.
+            installed. When it is called: :class:`SweepFailed`, at the end, where a run failed.
     """
-    study = preparation.study()
+    assert study.search is not None
+    asked = {k: v for k, v in master.hydra.sweeper.search.items() if v is not None}
+    study = replace(study, search=replace(study.search, **asked))
     base = _base(study, given)
-    options = study["search"]
-    _check_space(options["space"], base, preparation)
-    directory = Path(study["record"])
-    with _alone(directory):
-        _run_trials(preparation, runner, study, base)
+    _check_space(study, base, preparation)
+
+    def search() -> None:
+        if master.hydra.sweeper.only_plan:
+            say(f"Search {study.study}, scale {study.scale}: {study.search.n_trials} trials.")
+            return
+        directory = record_directory(master.hydra.sweeper.records, str(study.study), study.scale)
+        with _alone(directory):
+            trials = Trials(directory, study, base, preparation)
+            _run_trials(trials, runner, lambda jobs: record_study(master, study, jobs))
+
+    return search
 
 
-def _run_trials(
-    preparation: Preparation, runner: Runner, study: Mapping[str, Any], base: Mapping[str, str]
-) -> None:
-    options, directory = study["search"], Path(study["record"])
-    trials = Trials(directory, study["study"] or "search", options, base, preparation)
-    jobs = trials.finished_jobs()
-    say(f"Search {study['study']}: {len(jobs)} of {options['n_trials']} trials are done.")
-    if study["only_plan"]:
-        return
+def _run_trials(trials: Trials, runner: Runner, record: Callable[[Sequence[Job]], None]) -> None:
+    study, jobs = trials.study, trials.finished_jobs()
+    say(f"Search {study.study}: {len(jobs)} of {trials.options.n_trials} trials are done.")
     while batch := trials.ask():
-        announce([job for _, job in batch], study["study"], str(study["scale"].get("name", "")))
+        announce([job for _, job in batch], study.title_line)
         jobs += [job for _, job in batch]
-        write_manifest(make_manifest(preparation.master, _unique(jobs))[0], directory)
-        runner.run(_unique([job for _, job in batch]))
+        record(unique(jobs))
+        runner.run([job for _, job in batch])
         for trial, job in batch:
             trials.tell(trial, job)
     for line in trials.front():
@@ -79,59 +90,51 @@ def _alone(directory: Path) -> Iterator[None]:
         raise InputError(f"{directory} is being searched by another process already.") from error
 
 
-def _base(study: Mapping[str, Any], given: Sequence[str]) -> dict[str, str]:
+def _base(study: Study, given: Sequence[str]) -> dict[str, str]:
     """What all trials share."""
-    fixed = dict(study["fixed"])
+    fixed = dict(study.fixed)
     if isinstance(fixed.get("seed"), list):  # a search looks at many settings, each under one seed
         fixed["seed"] = fixed["seed"][0]
-    runs = expand(study["parts"], fixed, given)
+    runs = expand(study.parts, fixed, given)
     if len(runs) != 1:
         raise InputError(
             f"A search has one fixed part, and this describes {len(runs)} runs: give each key one "
-            "value, and lists in hydra.sweeper.search.space."
+            "value, and lists in the study's search.space."
         )
     return runs[0]
 
 
-def _check_space(
-    space: Mapping[str, Sequence[Any]], base: Mapping[str, str], preparation: Preparation
-) -> None:
+def _check_space(study: Study, base: Mapping[str, str], preparation: Preparation) -> None:
     """Refuse a key or a value of the space before any trial."""
-    if not space:
-        raise InputError("hydra.sweeper.search.space is empty: name the keys and their values.")
-    for key, values in space.items():
+    assert study.search is not None
+    if not study.search.space:
+        raise InputError(f"The search.space of {study.study} is empty: name keys and their values.")
+    for key, values in study.search.space.items():
         for value in values:
-            preparation.job({**base, key: spell(value)}, "")
-
-
-def _unique(jobs: Sequence[Job]) -> list[Job]:
-    return list({job.run_dir: job for job in jobs}.values())
+            preparation.job({**base, key: spell(value)}, "", study.study)
 
 
 class Trials:
     """Optuna's trials of one search, and the runs that they stand for."""
 
     def __init__(
-        self,
-        directory: Path,
-        name: str,
-        options: Mapping[str, Any],
-        base: Mapping[str, str],
-        preparation: Preparation,
+        self, directory: Path, study: Study, base: Mapping[str, str], preparation: Preparation
     ) -> None:
-        self._options, self._base, self._preparation = options, base, preparation
+        assert study.search is not None
+        self.study, self.options = study, study.search
+        self._base, self._preparation = base, preparation
         self._failures: list[str] = []
-        self._study = _open(directory / STORAGE, name, int(options["seed"]))
+        self._trials = _open(directory / STORAGE, str(study.study), self.options.seed)
         self._requeue()
 
     def _requeue(self) -> None:
         """A trial that was running when the search was stopped is run again, as it was."""
         import optuna
 
-        running = self._study.get_trials(states=[optuna.trial.TrialState.RUNNING])
+        running = self._trials.get_trials(states=[optuna.trial.TrialState.RUNNING])
         for trial in running:
-            self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            self._study.enqueue_trial(trial.params)
+            self._trials.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            self._trials.enqueue_trial(trial.params)
 
     def finished_jobs(self) -> list[Job]:
         """The runs of the trials that have ended well."""
@@ -141,9 +144,9 @@ class Trials:
         """The next batch; empty once there are enough."""
         batch: list[tuple[optuna.Trial, Job]] = []
         while not batch and self._left() > 0:  # a trial that is refused counts as one
-            for _ in range(min(self._left(), int(self._options["batch_size"]))):
-                trial = self._study.ask()
-                for key, values in self._options["space"].items():
+            for _ in range(min(self._left(), self.options.batch_size)):
+                trial = self._trials.ask()
+                for key, values in self.options.space.items():
                     trial.suggest_categorical(key, list(values))
                 try:
                     batch.append((trial, self._job(trial.params)))
@@ -152,7 +155,7 @@ class Trials:
         return batch
 
     def _left(self) -> int:
-        return int(self._options["n_trials"]) - len(self._complete()) - len(self._failures)
+        return self.options.n_trials - len(self._complete()) - len(self._failures)
 
     def tell(self, trial: optuna.Trial, job: Job) -> None:
         """Hand a run's result to Optuna."""
@@ -163,11 +166,11 @@ class Trials:
         if validation is None:
             self._fail(trial, f"{job.label}: it ended before the validation split was looked at")
             return
-        self._study.tell(trial, [validation, float(job.counts.trainable_params)])
+        self._trials.tell(trial, [validation, float(job.counts.trainable_params)])
 
     def front(self) -> list[str]:
         """The trials that no other beats in both, fewest parameters first, in words."""
-        best = sorted(self._study.best_trials, key=lambda trial: trial.values[1])
+        best = sorted(self._trials.best_trials, key=lambda trial: trial.values[1])
         return [
             f"on the front: {_label(trial.params)}: validation perplexity {trial.values[0]:.4g}, "
             f"{trial.values[1]:,.0f} trainable parameters"
@@ -184,17 +187,17 @@ class Trials:
     def _complete(self) -> list[optuna.trial.FrozenTrial]:
         import optuna
 
-        return self._study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+        return self._trials.get_trials(states=[optuna.trial.TrialState.COMPLETE])
 
     def _fail(self, trial: optuna.Trial, why: str) -> None:
         import optuna
 
-        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        self._trials.tell(trial, state=optuna.trial.TrialState.FAIL)
         self._failures.append(why)
 
     def _job(self, values: Mapping[str, Any]) -> Job:
         run = {**self._base, **{key: spell(value) for key, value in values.items()}}
-        return self._preparation.job(run, _label(values))
+        return self._preparation.job(run, _label(values), self.study.study)
 
 
 def _label(values: Mapping[str, Any]) -> str:

@@ -1,9 +1,10 @@
-"""What a study is: the schema of ``hydra.sweeper``, which the files of ``sweeps/`` fill in.
+"""The files of ``sweeps/``: studies, each with its own points for every scale, and the scales.
 
-A sweep is its ``parts``, each a product: a mapping from a config key or group to one value or a
-list of them. The parts run one after another; ``fixed`` and the command line hold for all. Values
-that depend on the size of the experiment stand in ``sweeps/scale/`` and are referred to, as in
-``qpa.n_mlp: ${hydra.sweeper.scale.n_mlp}``.
+A study is its ``parts``, each a product: a mapping from a config key or group to one value or a
+list of them. The parts run one after another; ``fixed`` and the command line hold for all. Under
+``points`` it has a block for each scale at which it exists, and ``${points.ranks}`` is the value
+of the chosen scale's block; ``as: tiny`` takes over another block. A file of ``sweeps/scale/`` says
+what all studies share there, and ``${scale.seeds}`` refers to it.
 
 Imported whenever Hydra starts, so it must stay light.
 """
@@ -11,78 +12,207 @@ Imported whenever Hydra starts, so it must stay light.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
-
-class Work(StrEnum):
-    """What each run of a study does with its config."""
-
-    train = "train"
-    gradient_variance = "gradient_variance"
+from qpa_exp.errors import InputError, first_line
 
 
 @dataclass
 class SearchConfig:
-    """A search by Optuna in place of a product: what is minimised together, over which space."""
+    """A search by Optuna in place of a product; what is None here the study's file says."""
 
-    n_trials: int = 20
-    batch_size: int = 1
+    n_trials: int | None = None
+    batch_size: int | None = None
     """Trials that are chosen before any of them has ended; the launcher may run them at once."""
-    space: dict[str, list[Any]] = field(default_factory=dict)
-    """For each config key the values to choose from."""
+    seed: int | None = None
+
+
+@dataclass
+class SweeperConfig:
+    """``hydra.sweeper``: which study runs, and where it is recorded."""
+
+    _target_: str = "hydra_plugins.qpa_exp_sweeper.StudySweeper"
+    study: str | None = None
+    """A study of ``sweeps/``, or the name of a sweep from the command line alone."""
+    scale: str | None = None
+    search: SearchConfig = field(default_factory=SearchConfig)
+    records: str = "outputs/studies"
+    """Named studies keep the lists of their runs there, in ``<scale>/<study>``."""
+    only_plan: bool = False
+    """Say what would run and what it would cost, then stop."""
+    keep_going: bool = False
+    """Of several studies, run the others where one cannot be planned."""
+
+
+@dataclass
+class Search:
+    """A search by Optuna: what is minimised together, over which space.
+
+    Attributes:
+        space: for each config key the values to choose from.
+    """
+
+    n_trials: int
+    space: dict[str, list[Any]]
+    batch_size: int = 1
     seed: int = 0
 
 
 @dataclass
-class StudyConfig:
-    """``hydra.sweeper``: what runs, where it is recorded, and how it is reported."""
+class Study:
+    """What runs, and how it is reported, at one scale.
 
-    _target_: str = "hydra_plugins.qpa_exp_sweeper.StudySweeper"
+    Attributes:
+        study: its name, that of its file; None for a sweep from the command line alone.
+        paper: what the paper shows there; empty for a study of our own.
+        notes: what a reader should know, in sentences.
+        differs: how the setting differs from the paper's, in sentences.
+    """
+
     study: str | None = None
-    """The study's name, that of its file; null for a sweep from the command line alone."""
+    scale: str = ""
     title: str = ""
     paper: str = ""
-    """What the paper shows there; empty for a study of our own."""
     parts: list[dict[str, Any]] = field(default_factory=lambda: [{}])
     fixed: dict[str, Any] = field(default_factory=dict)
-    scale: dict[str, Any] = field(default_factory=dict)
-    """Of ``sweeps/scale/``: ``name``, and the values that the parts refer to."""
-    paper_scales: list[str] = field(default_factory=lambda: ["gpt2", "gemma"])
-    """The scales at which the paper has this study."""
-    work: Work = Work.train
-    search: SearchConfig | None = None
-    record: str = "outputs/studies/${hydra.sweeper.scale.name}/${hydra.sweeper.study}"
-    """Where a named study keeps the list of its runs, and its report."""
+    search: Search | None = None
     figures: list[dict[str, Any]] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What a reader of this study should know, in sentences."""
     differs: list[str] = field(default_factory=list)
-    """How the setting differs from the paper's, in sentences."""
-    only_plan: bool = False
-    """Say what would run and what it would cost, then stop."""
+
+    @property
+    def title_line(self) -> str:
+        """For the terminal."""
+        return f"Sweep {self.study}, scale {self.scale}" if self.study else "Sweep"
 
 
 def sweeps_dir() -> Path:
-    """The files of the studies: inside the installed package, or beside it in a checkout."""
+    """Inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "studies"
     return installed if installed.is_dir() else package.parent / "sweeps"
 
 
+STUDIES: dict[str, Path] = {}
+"""The file of every study."""
+SCALES: dict[str, Path] = {}
+"""The file of every scale."""
+
+
+def register_studies(directory: Path) -> None:
+    """Make the studies of a directory known, and the scales of its folder ``scale``.
+
+    Hydra learns their names alone; the group is called ``sweep`` and the folder ``sweeps``, so that
+    it cannot find the files by path.
+    """
+    STUDIES.update({file.stem: file for file in sorted(directory.glob("*.yaml"))})
+    SCALES.update({file.stem: file for file in sorted((directory / "scale").glob("*.yaml"))})
+    _store("hydra/sweeper", "study", SweeperConfig, package=None)
+    for name in STUDIES:
+        _store("sweep", name, {"study": name})
+    for name in SCALES:
+        _store("scale", name, {"scale": name})
+    _store("scale", "none", {})  # for hydra/sweeper=basic, which has no studies
+
+
+def _store(group: str, name: str, node: Any, package: str | None = "hydra.sweeper") -> None:
+    ConfigStore.instance().store(
+        group=group, name=name, node=node, package=package, provider="qpa_exp"
+    )
+
+
 def study_names() -> list[str]:
-    """Every study that has a file, in alphabetical order."""
-    return sorted(file.stem for file in sweeps_dir().glob("*.yaml"))
+    """Every study, in alphabetical order."""
+    return sorted(STUDIES)
 
 
 def scale_names() -> list[str]:
-    """Every scale that has a file, in alphabetical order."""
-    return sorted(file.stem for file in (sweeps_dir() / "scale").glob("*.yaml"))
+    """Every scale, in alphabetical order."""
+    return sorted(SCALES)
+
+
+def points_of(study: str) -> dict[str, dict[str, Any]]:
+    """The block of every scale at which this study exists, what it takes over included.
+
+    ``paper: true`` in a block says that the paper has the study there.
+    """
+    points = _load(STUDIES[study]).get("points", {})
+    return {scale: _taken_over(points, scale) for scale in points}
+
+
+def _taken_over(points: DictConfig, scale: str) -> dict[str, Any]:
+    block = dict(points[scale])
+    if "as" in block:
+        block = {**_taken_over(points, block.pop("as")), "paper": False, **block}
+    return block
+
+
+def runs_side_by_side(scale: str) -> bool:
+    """Whether several of its runs at once are faster: those of other scales keep a GPU busy."""
+    return bool(_scale(scale).get("runs_side_by_side", False))
+
+
+def _scale(name: str) -> DictConfig:
+    if name not in SCALES:
+        raise InputError(f"scale={name} is unknown: give one of {', '.join(scale_names())}.")
+    own = _load(SCALES[name])
+    merged = OmegaConf.merge(_scale(own.pop("as")), own) if "as" in own else own
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _load(path: Path) -> DictConfig:
+    loaded = OmegaConf.load(path)
+    assert isinstance(loaded, DictConfig)
+    return loaded
+
+
+def read_study(name: str, scale: str) -> Study:
+    """The study of this name at this scale, every reference resolved.
+
+    Raises:
+        InputError: no such study, no such scale, or the study has no points there.
+    """
+    if name not in STUDIES:
+        raise InputError(f"sweep={name} is unknown: give one of {', '.join(study_names())}.")
+    points = points_of(name)
+    if scale not in points:
+        raise InputError(
+            f"sweep={name} has no points at scale={scale}: it has them at {', '.join(points)}."
+        )
+    place, spec = _scale(scale), _load(STUDIES[name])
+    spec.fixed = OmegaConf.merge(place.get("fixed", {}), spec.get("fixed", {}))
+    spec.points, spec.scale = points[scale], place
+    try:
+        plain: Any = OmegaConf.to_container(spec, resolve=True)
+        del plain["points"]
+        differs = plain.pop("scale").get("differs", [])
+        search = Search(**plain.pop("search")) if "search" in plain else None
+        study = Study(**plain, scale=scale, search=search, differs=differs)
+    except (InterpolationKeyError, TypeError) as error:
+        raise InputError(f"{STUDIES[name]} at scale={scale}: {first_line(error)}") from error
+    return study
+
+
+def own_sweep(name: str | None, scale: str, *, at_scale: bool) -> Study:
+    """A sweep from the command line alone.
+
+    Args:
+        name: what its runs are grouped under.
+        scale: where its record lies.
+        at_scale: whether what the scale fixes holds for it.
+    """
+    if not at_scale:
+        return Study(name, scale)
+    place = OmegaConf.create({"scale": _scale(scale)})
+    plain: Any = OmegaConf.to_container(place, resolve=True)
+    return Study(name, scale, fixed=plain["scale"]["fixed"], differs=plain["scale"]["differs"])
 
 
 def name_scales(arguments: list[str]) -> list[str]:
@@ -95,33 +225,4 @@ def name_scales(arguments: list[str]) -> list[str]:
     return [word for argument in arguments for word in both.get(argument, [argument])]
 
 
-def register_studies() -> None:
-    """Make the sweeper and every file of ``sweeps/`` known to Hydra.
-
-    The group is called ``sweep`` and the folder ``sweeps``, so that Hydra cannot find it by path.
-    """
-    store = ConfigStore.instance()
-    store.store(group="hydra/sweeper", name="study", node=StudyConfig, provider="qpa_exp")
-    _store("scale", "none", OmegaConf.create())  # for hydra/sweeper=basic, which has no studies
-    for file in sorted((sweeps_dir() / "scale").glob("*.yaml")):
-        _store("scale", file.stem, OmegaConf.load(file))
-    for file in sorted(sweeps_dir().glob("*.yaml")):
-        node = OmegaConf.load(file)
-        _store("sweep", file.stem, node)
-        for scale in paper_scales(node):  # sweep=fig2_gpt2 is sweep=fig2 scale=gpt2
-            _store("sweep", f"{file.stem}_{scale}", _at_scale(file.stem, scale), "_global_")
-
-
-def paper_scales(study: Any) -> list[str]:
-    """The scales at which the paper has the study of this file."""
-    return list(study.get("paper_scales", StudyConfig().paper_scales))
-
-
-def _at_scale(study: str, scale: str) -> Any:
-    return OmegaConf.create({"defaults": [study, {"override /scale": scale}]})
-
-
-def _store(group: str, name: str, node: Any, package: str = "hydra.sweeper") -> None:
-    ConfigStore.instance().store(
-        group=group, name=name, node=node, package=package, provider="qpa_exp"
-    )
+register_studies(sweeps_dir())

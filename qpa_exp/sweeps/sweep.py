@@ -1,4 +1,4 @@
-"""A sweep: say what it costs, run what is not complete, say what failed.
+"""A sweep: plan every study that was chosen, then run what is not complete.
 
 Every run has a directory that follows from its content, under ``hydra.sweep.dir``, which all
 sweeps share: a run that is complete is not made again, by whichever sweep, and one that was
@@ -7,156 +7,102 @@ interrupted goes on from its checkpoint. Runs hold a lock, so two sweeps at once
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Sequence
+import functools
+import sys
+from collections.abc import Callable, Sequence
 
-from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import HydraContext
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
 from qpa_exp.errors import InputError
-from qpa_exp.runs.states import State, error_of
-from qpa_exp.sweeps.expand import expand
-from qpa_exp.sweeps.jobs import is_busy
-from qpa_exp.sweeps.manifest import make_manifest, write_manifest
+from qpa_exp.sweeps.expand import expand, values_of
+from qpa_exp.sweeps.manifest import record_study
 from qpa_exp.sweeps.prepare import Job, Preparation
-from qpa_exp.sweeps.progress import Progress, say
-
-_CHOOSES_THE_STUDY = ("sweep=", "scale=")
-_SECONDS_BETWEEN_LOOKS = 1.0
-_LONGEST_TABLE = 80
+from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, finish
+from qpa_exp.sweeps.search import prepare_search
+from qpa_exp.sweeps.studies import Study, own_sweep, read_study, study_names
 
 
-class SweepFailed(InputError):
-    """Some runs of a sweep have no result; the rest do."""
+class StudiesFailed(SweepFailed):
+    """Of several studies that were to keep going, these did not come to their end.
+
+    Attributes:
+        studies: their names.
+    """
+
+    def __init__(self, studies: Sequence[str]) -> None:
+        super().__init__(f"{len(studies)} did not complete, see above: {', '.join(studies)}.")
+        self.studies = list(studies)
 
 
-def sweep(
-    context: HydraContext, task: TaskFunction, config: DictConfig, arguments: Sequence[str]
-) -> None:
-    """Run every run that ``arguments`` and the study's parts describe.
+Chosen = tuple[str | None, Callable[[], Study]]
+
+
+def choose(master: DictConfig, arguments: Sequence[str]) -> tuple[list[Chosen], list[str]]:
+    """The studies that ``sweep=`` and ``scale=`` choose, still to be read, and the other arguments.
+
+    Without ``sweep=`` it is one: what the command line says.
+
+    Raises:
+        InputError: several scales.
+    """
+    names, scales, given = [master.hydra.sweeper.study], [], []
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        if override.key_or_group == "sweep":
+            names = values_of(override)
+        elif override.key_or_group == "scale":
+            scales = values_of(override)
+        else:
+            given.append(str(override.input_line))
+    if len(scales) > 1:
+        raise InputError(f"scale={','.join(scales)} is more than one: sweep at one after another.")
+    scale, named = master.hydra.sweeper.scale or "none", bool(scales)
+    if names[0] is None or (names[0] not in study_names() and len(names) == 1):
+        return [(names[0], lambda: own_sweep(names[0], scale, at_scale=named))], given
+    return [(name, functools.partial(read_study, name, scale)) for name in names], given
+
+
+def sweep(context: HydraContext, master: DictConfig, arguments: Sequence[str]) -> None:
+    """Run every run that ``arguments`` and the chosen studies describe.
 
     Raises:
         InputError: something that was given is not allowed; nothing has run then.
         SweepFailed: at the end, where a run failed.
     """
-    chosen = [a for a in arguments if a.startswith(_CHOOSES_THE_STUDY)]
-    given = [a for a in arguments if a not in chosen]
-    preparation = Preparation(context, config, chosen)
-    study = preparation.study()
-    if study["search"] is not None:
-        from qpa_exp.sweeps.search import search
+    chosen, given = choose(master, arguments)
+    options, preparation = master.hydra.sweeper, Preparation(context, master)
+    runner = Runner(context, master)
+    planned: list[tuple[Study, list[Job]]] = []
+    searches: list[tuple[Study, Callable[[], None]]] = []
+    failed: list[str] = []
 
-        search(preparation, Runner(context, task, config, preparation), given)
-        return
-    jobs = preparation.jobs(expand(study["parts"], study["fixed"], given))
-    announce(jobs, study["study"], str(study["scale"].get("name", "")))
-    if study["only_plan"]:
-        return
-    record(config, jobs)
-    Runner(context, task, config, preparation).run(jobs)
-    finish(jobs)
+    def attempt(study: str | None, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except InputError as error:
+            if not options.keep_going:
+                raise
+            print(f"error: {study}: {error}", file=sys.stderr, flush=True)
+            failed.append(str(study))
 
-
-class Runner:
-    """Gives jobs to Hydra's launcher until each has ended."""
-
-    def __init__(
-        self,
-        context: HydraContext,
-        task: TaskFunction,
-        config: DictConfig,
-        preparation: Preparation,
-    ) -> None:
-        self._preparation = preparation
-        self._launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=task, config=config
-        )
-        self._launched = 0
-
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Run those that are not complete; wait for those that another process is at."""
-        waiting = [job for job in jobs if not job.state.is_final]
-        if not waiting:
+    def plan(study: Study) -> None:
+        if study.search is not None:
+            searches.append((study, prepare_search(study, preparation, runner, master, given)))
             return
-        with Progress(waiting):
-            while waiting:
-                free = [job for job in waiting if not is_busy(job.run_dir)]
-                if not free:
-                    time.sleep(_SECONDS_BETWEEN_LOOKS)
-                    continue
-                self._launch(free)
-                waiting = [job for job in waiting if is_busy(job.run_dir)]
+        jobs = preparation.jobs(expand(study.parts, study.fixed, given), study.study)
+        announce(jobs, study.title_line)
+        planned.append((study, jobs))
 
-    def _launch(self, jobs: Sequence[Job]) -> None:
-        overrides = [self._preparation.launched(job) for job in jobs]
-        self._launcher.launch(overrides, initial_job_idx=self._launched)
-        self._launched += len(jobs)
-
-
-def announce(jobs: Sequence[Job], study: str | None, scale: str) -> None:
-    """Say how many runs there are, what each costs, and which are done already."""
-    title = f"Sweep {study}, scale {scale}" if study else "Sweep"
-    states = Counter(job.state for job in jobs)
-    final = sum(n for state, n in states.items() if state.is_final)
-    if len(jobs) <= _LONGEST_TABLE:
-        Console().print(_table(jobs, title))
-    sizes = [job.counts.trainable_params for job in jobs]
-    say(f"{title}: {_runs(len(jobs))} of {min(sizes):,} to {max(sizes):,} trainable parameters.")
-    if final:
-        say(f"{_runs(final)} complete already (same config, data and code): skipped.")
-    if states[State.interrupted]:
-        say(f"{_runs(states[State.interrupted])} interrupted: continued from the last checkpoint.")
-
-
-def record(config: DictConfig, jobs: Sequence[Job]) -> None:
-    """Keep the list of a named study's runs, for its report."""
-    if config.hydra.sweeper.study is not None:
-        manifest, directory = make_manifest(config, jobs)
-        write_manifest(manifest, directory)
-        say(f"The study's record: {directory}")
-
-
-def finish(jobs: Sequence[Job]) -> None:
-    """Say how it ended.
-
-    Raises:
-        SweepFailed: a run has no result.
-    """
-    failed = [job for job in jobs if job.state is not State.complete]
-    for job in failed:
-        reason = error_of(job.run_dir) or "it ended without a result: its process was killed"
-        say(f"failed: {job.title}: {reason} ({job.run_dir})")
+    for name, read in chosen:
+        attempt(name, lambda read=read: plan(read()))  # type: ignore[misc]
+    if not options.only_plan:
+        for study, jobs in planned:
+            record_study(master, study, jobs)
+        runner.run([job for _, jobs in planned for job in jobs])
+        for study, jobs in planned:
+            attempt(study.study, lambda jobs=jobs: finish(jobs))  # type: ignore[misc]
+    for study, search in searches:
+        attempt(study.study, search)
     if failed:
-        again = [job for job in failed if not job.state.is_final]
-        rest = "the same command runs those alone again."
-        if len(again) < len(failed):
-            rest = "those that diverged are not run again, for they would again."
-        raise SweepFailed(f"{_runs(len(failed))} of {len(jobs)} failed, listed above; {rest}")
-    say(f"All {_runs(len(jobs))} are complete.")
-
-
-def _runs(n: int) -> str:
-    return f"{n} run" if n == 1 else f"{n} runs"
-
-
-def _table(jobs: Sequence[Job], title: str) -> Table:
-    table = Table(title=title)
-    table.add_column("run")
-    for column in ("trainable", "m", "qubits"):
-        table.add_column(column, justify="right")
-    table.add_column("state")
-    for job in jobs:
-        counts = job.counts
-        qubits = "" if counts.n_qubits is None else str(counts.n_qubits)
-        sizes = (f"{counts.trainable_params:,}", f"{counts.generated_params:,}", qubits)
-        table.add_row(_escape(job.title), *sizes, str(job.state))
-    return table
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")  # rich reads brackets as markup
+        raise StudiesFailed(failed)

@@ -51,7 +51,7 @@ def test_a_loaded_directory_has_the_weights_that_were_saved(small_directory, mak
     assert torch.equal(load_model(at(small_directory))(ids).logits, make_gpt2()(ids).logits)
 
 
-@pytest.mark.parametrize("dtype", list(str))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_weights_are_of_the_type_that_is_asked_for(small_directory, dtype):
     assert load_model(at(small_directory, dtype=dtype)).dtype == getattr(torch, dtype)
 

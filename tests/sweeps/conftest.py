@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from qpa_exp.__main__ import run_hydra
+from qpa_exp.__main__ import run_sweep
 from qpa_exp.adapters.counts import Counts
 from qpa_exp.cli import compose_config
-from qpa_exp.runs import directory, results
+from qpa_exp.runs import directory
+from qpa_exp.sweeps import studies
 
 MakeRun = Callable[..., Path]
 Sweep = Callable[..., None]
@@ -23,7 +25,22 @@ def sweep(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """``sweep("qpa.n_mlp=32,64")``: runs of two steps on the small model, in ``tmp_path``."""
     monkeypatch.chdir(tmp_path)
     short = ["trainer.max_steps=2", "trainer.validate_every_n_steps=2", "hydra.sweep.dir=runs"]
-    return lambda *more: run_hydra(["-m", *overrides, *short, *more])
+    return lambda *more: run_sweep([*overrides, *short, *more])
+
+
+@pytest.fixture
+def add_study(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, Any]], None]:
+    """``add_study({"study": "mine", ...})``: one more study, from a file of this test's."""
+
+    def add(study: dict[str, Any]) -> None:
+        directory = tmp_path_factory.mktemp("studies")
+        OmegaConf.save(OmegaConf.create(study), directory / f"{study['study']}.yaml")
+        monkeypatch.setattr(studies, "STUDIES", dict(studies.STUDIES))
+        studies.register_studies(directory)
+
+    return add
 
 
 @pytest.fixture
@@ -40,7 +57,7 @@ def make_run() -> MakeRun:
             "train_seconds": 5.0, "step_seconds_median": 0.1, "steps": 10,
             "versions": {"python": "3", "qpa_exp": "0"}, "data_sha256": "ab",
         }  # fmt: skip
-        results.write_metrics(path, {**given, **sizes, **rest, **metrics})
+        directory.write_metrics(path, {**given, **sizes, **rest, **metrics})
         if validation is not None:
             curve = path / "csv" / "version_0" / "metrics.csv"
             curve.parent.mkdir(parents=True)
@@ -57,7 +74,7 @@ def make_study() -> Callable[..., Path]:
     def make(place: Path, runs: list[Path], **changed: Any) -> Path:
         record = {
             "study": "fig2", "title": "A title", "paper": "Figure 2", "scale": "tiny",
-            "command": "python -m qpa_exp -m sweep=fig2", "work": "train", "figures": [],
+            "command": "python -m qpa_exp -m sweep=fig2", "figures": [],
             "tables": [], "notes": [], "differs": [],
             "runs": [
                 {"path": str(run), "label": run.name, "overrides": [f"run={run.name}"]}

@@ -5,31 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from filelock import FileLock
-from hydra.core.config_store import ConfigStore
 
 from qpa_exp.errors import InputError
 from qpa_exp.report.collect import validation_perplexity
 from qpa_exp.runs.module import AdapterModule
-from qpa_exp.sweeps.sweep import SweepFailed
+from qpa_exp.sweeps.runner import SweepFailed
 
 Sweep = Callable[..., None]
+AddStudy = Callable[[dict[str, Any]], None]
 RECORD = Path("outputs/studies/tiny/small_search")
 
 
 @pytest.fixture(autouse=True)
-def _small_search() -> None:
+def _small_search(add_study: AddStudy) -> None:
     space = {"qpa.n_layers": [1, 2, 4], "peft.r": [1, 2]}
     node = {
-        "study": "small_search", "figures": [{"kind": "pareto"}],
+        "study": "small_search", "figures": [{"kind": "pareto"}], "points": {"tiny": {}},
         "parts": [{"peft": "lora", "qpa": "tuned"}],
         "search": {"n_trials": 3, "space": space},
     }  # fmt: skip
-    store = ConfigStore.instance()
-    store.store(group="sweep", name="small_search", node=node, package="hydra.sweeper")
+    add_study(node)
 
 
 def trials() -> list[optuna.trial.FrozenTrial]:

@@ -11,15 +11,13 @@ import pytest
 import torch
 from filelock import FileLock
 
-from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.machine import keep_freed_memory
+from qpa_exp.runs.directory import State, state_of
 from qpa_exp.runs.module import AdapterModule
-from qpa_exp.runs.states import State, state_of
 from qpa_exp.runs.train import resume
-from qpa_exp.sweeps import jobs
-from qpa_exp.sweeps.jobs import LOCK, attempt
-from qpa_exp.sweeps.sweep import SweepFailed
+from qpa_exp.sweeps.runner import SweepFailed
+from qpa_exp.sweeps.worker import LOCK, attempt, is_busy
 
 Sweep = Callable[..., None]
 
@@ -142,28 +140,24 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(
     assert results[0]["perplexity"] == results[1]["perplexity"]
 
 
-def test_a_run_that_another_process_holds_is_left_to_it(
-    configure: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_a_run_that_another_process_holds_is_left_to_it(tmp_path: Path) -> None:
     made: list[Path] = []
     run = tmp_path / "run"
     run.mkdir()
     with FileLock(run / LOCK):
-        assert jobs.is_busy(run)
-        attempt(lambda config, place: made.append(place), configure(), run)
+        assert is_busy(run)
+        attempt(run, made.append)
         assert made == []
-    assert not jobs.is_busy(run)
-    attempt(lambda config, place: made.append(place), configure(), run)
+    assert not is_busy(run)
+    attempt(run, made.append)
     assert made == [run]
 
 
 @pytest.mark.skipif(not keep_freed_memory(), reason="this C library gives memory back by itself")
-def test_a_run_leaves_its_process_as_small_as_it_was(
-    configure: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_a_run_leaves_its_process_as_small_as_it_was(tmp_path: Path) -> None:
     """joblib ends a worker that has grown by 300 MB, and another must import everything again."""
 
-    def take(config: Config, place: Path) -> None:
+    def take(place: Path) -> None:
         keep_freed_memory()
         taken = [torch.ones(2**18) for _ in range(400)]  # of a MiB each
         seen.append(process.memory_info().rss)
@@ -172,7 +166,7 @@ def test_a_run_leaves_its_process_as_small_as_it_was(
     seen: list[int] = []
     process = psutil.Process()
     before = process.memory_info().rss
-    attempt(take, configure(), tmp_path / "run")
+    attempt(tmp_path / "run", take)
     assert seen[0] - before > 300 * 2**20
     assert process.memory_info().rss - before < 100 * 2**20
 

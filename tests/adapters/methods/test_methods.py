@@ -113,24 +113,21 @@ def test_only_the_method_is_trained(method: str, architecture: str, make_off: An
     model = make_off(method, architecture)
     named = trainable_tensors(model)
     m = sum(p.numel() for _, p in named)
-    assert (
-        m
-        == {
-            "lora": 4 * HEAD,
-            "dora": 4 * HEAD + VOCABULARY,
-            "prefix": 16 * WIDTH,
-            "ffa": 2 * WIDTH * 4 + 4 + WIDTH,
-            # Two layers of keys and values; the Llama has two heads of four for them.
-            "prefix_tuning": 4 * 2 * 2 * (8 if architecture == "llama" else WIDTH),
-            "ia3": VOCABULARY,
-            "vera": VOCABULARY + 8,
-            "vblora": (HEAD // 8) * 4 * 8 + 8 * 8,
-            "tinylora": 8,
-            "unilora": 64,
-            "randlora": 4 * 4 + 4 * WIDTH,
-            "fourierft": 50,
-        }.get(method, m)
-    )
+    assert m == {
+        "lora": 4 * HEAD,
+        "dora": 4 * HEAD + VOCABULARY,
+        "prefix": 16 * WIDTH,
+        "ffa": 2 * WIDTH * 4 + 4 + WIDTH,
+        # Two layers of keys and values; the Llama has two heads of four for them.
+        "prefix_tuning": 4 * 2 * 2 * (8 if architecture == "llama" else WIDTH),
+        "ia3": VOCABULARY,
+        "vera": VOCABULARY + 8,
+        "vblora": (HEAD // 8) * 4 * 8 + 8 * 8,
+        "tinylora": 8,
+        "unilora": 64,
+        "randlora": 4 * 4 + 4 * WIDTH,
+        "fourierft": 50,
+    }.get(method, m)
     assert m > 0
     assert all(p.is_floating_point() for _, p in named)
 

@@ -1,0 +1,126 @@
+"""Says what a sweep costs, runs what is not complete, and says what failed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from qpa_exp.errors import InputError
+from qpa_exp.runs.directory import State, error_of
+from qpa_exp.sweeps.prepare import Job
+from qpa_exp.sweeps.progress import Progress, say
+from qpa_exp.sweeps.worker import hand_over, is_busy, work
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+_LONGEST_TABLE = 80
+
+
+class SweepFailed(InputError):
+    """Some runs of a sweep have no result; the rest do."""
+
+
+class Runner:
+    """Gives jobs to Hydra's launcher until each has ended.
+
+    Args:
+        context: Hydra's.
+        master: the sweep's own config, which names the launcher.
+    """
+
+    def __init__(self, context: HydraContext, master: DictConfig) -> None:
+        self._launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=work, config=master
+        )
+        self._launched = 0
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run those that are not complete, each once; wait for those of another process."""
+        waiting = [job for job in unique(jobs) if not job.state.is_final]
+        if not waiting:
+            return
+        with Progress(waiting):
+            while waiting:
+                free = [job for job in waiting if not is_busy(job.run_dir)]
+                if not free:
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)
+                    continue
+                self._launch(free)
+                waiting = [job for job in waiting if is_busy(job.run_dir)]
+
+    def _launch(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            hand_over(job.run_dir, job.config)
+        overrides = [[f"hydra.sweep.subdir={job.run_dir.name}"] for job in jobs]
+        self._launcher.launch(overrides, initial_job_idx=self._launched)
+        self._launched += len(jobs)
+
+
+def unique(jobs: Sequence[Job]) -> list[Job]:
+    """Without those that are the same run as one before."""
+    first: dict[str, Job] = {}
+    for job in jobs:
+        first.setdefault(str(job.run_dir), job)
+    return list(first.values())
+
+
+def announce(jobs: Sequence[Job], title: str) -> None:
+    """Say how many runs there are, what each costs, and which are done already."""
+    states = Counter(job.state for job in jobs)
+    final = sum(n for state, n in states.items() if state.is_final)
+    if len(jobs) <= _LONGEST_TABLE:
+        Console().print(_table(jobs, title))
+    sizes = [job.counts.trainable_params for job in jobs]
+    say(f"{title}: {_runs(len(jobs))} of {min(sizes):,} to {max(sizes):,} trainable parameters.")
+    if final:
+        say(f"{_runs(final)} complete already (same config, data and code): skipped.")
+    if states[State.interrupted]:
+        say(f"{_runs(states[State.interrupted])} interrupted: continued from the last checkpoint.")
+
+
+def finish(jobs: Sequence[Job]) -> None:
+    """Say how it ended.
+
+    Raises:
+        SweepFailed: a run has no result.
+    """
+    failed = [job for job in jobs if job.state is not State.complete]
+    for job in failed:
+        reason = error_of(job.run_dir) or "it ended without a result: its process was killed"
+        say(f"failed: {job.title}: {reason} ({job.run_dir})")
+    if failed:
+        again = [job for job in failed if not job.state.is_final]
+        rest = "the same command runs those alone again."
+        if len(again) < len(failed):
+            rest = "those that diverged are not run again, for they would again."
+        raise SweepFailed(f"{_runs(len(failed))} of {len(jobs)} failed, listed above; {rest}")
+    say(f"All {_runs(len(jobs))} are complete.")
+
+
+def _runs(n: int) -> str:
+    return f"{n} run" if n == 1 else f"{n} runs"
+
+
+def _table(jobs: Sequence[Job], title: str) -> Table:
+    table = Table(title=title)
+    table.add_column("run")
+    for column in ("trainable", "m", "qubits"):
+        table.add_column(column, justify="right")
+    table.add_column("state")
+    for job in jobs:
+        counts = job.counts
+        qubits = "" if counts.n_qubits is None else str(counts.n_qubits)
+        sizes = (f"{counts.trainable_params:,}", f"{counts.generated_params:,}", qubits)
+        table.add_row(_escape(job.title), *sizes, str(job.state))
+    return table
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")  # rich reads brackets as markup

@@ -1,0 +1,126 @@
+"""What a launcher calls for each run of a sweep, in whichever process it likes.
+
+The run's directory says all: the sweep has written ``config.yaml`` there, and this makes the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from qpa_exp.cli import register_schema, to_config
+from qpa_exp.config import Config
+from qpa_exp.errors import InputError
+from qpa_exp.machine import release_freed_memory
+from qpa_exp.runs.directory import CONFIG, FAILED, claim, read_config, record_failure, state_of
+from qpa_exp.sweeps.run_name import relevant
+
+LOCK, OUTPUT = ".lock", "output.log"
+
+# A process of a launcher imports this module to find the task, and composes before it calls it: the
+# schema must be known by then.
+register_schema()
+
+
+def work(composed: DictConfig) -> None:
+    """One run of a sweep."""
+    hydra = HydraConfig.get()
+    run_dir = Path(hydra.runtime.output_dir)
+    if "records" not in hydra.sweeper:  # another sweeper than ours: the config is Hydra's
+        hand_over(run_dir, to_config(composed), same=True)
+    os.environ.setdefault("WANDB_JOB_TYPE", "sweep")
+    attempt(run_dir)
+
+
+def hand_over(run_dir: Path, config: Config, *, same: bool = False) -> None:
+    """Write the config of a run that is not begun into its directory.
+
+    Args:
+        run_dir: of the run.
+        config: of the run.
+        same: whether a config that is there must be looked at; a directory that is named after its
+            content holds no other.
+
+    Raises:
+        InputError: the directory holds a run of another config.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(Timeout), FileLock(run_dir / LOCK, timeout=0):
+        if not (run_dir / CONFIG).exists():
+            claim(run_dir, config)
+    if same and relevant(read_config(run_dir)) != relevant(config):
+        raise InputError(
+            f"{run_dir} holds a run of another config: sweep with hydra/sweeper=study, which gives "
+            "every run a directory of its own, or set hydra.sweep.dir."
+        )
+
+
+def attempt(run_dir: Path, make: Callable[[Path], Any] | None = None) -> None:
+    """Make a run, or go on with it, unless it is complete or another process is at it.
+
+    Nothing is raised: a failure is recorded in the run's directory.
+
+    Args:
+        run_dir: of the run, which holds its config.
+        make: what is called; :func:`qpa_exp.runs.train.resume` where it is left out.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run_dir / LOCK, timeout=0):
+            if state_of(run_dir).is_final:
+                return
+            (run_dir / FAILED).unlink(missing_ok=True)
+            _record(make, run_dir)
+    except Timeout:
+        return
+    finally:
+        # A run keeps what it has freed, for its next step. The next run of this process begins with
+        # little again: joblib ends a worker that has grown, and a new one takes long to import.
+        gc.collect()
+        release_freed_memory()
+
+
+def _record(make: Callable[[Path], Any] | None, run_dir: Path) -> None:
+    try:
+        with _output_to(run_dir / OUTPUT):
+            if make is None:
+                from qpa_exp.runs.train import resume as make
+            make(run_dir)
+    except Exception as error:  # whatever it is, the other runs of the sweep go on
+        if not state_of(run_dir).is_final:  # a divergence has been recorded by the run itself
+            record_failure(run_dir, error)
+
+
+def is_busy(run_dir: Path) -> bool:
+    """Whether a process is making this run now."""
+    if not (run_dir / LOCK).exists():
+        return False
+    try:
+        with FileLock(run_dir / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """What a run prints and logs goes to a file: the terminal is the sweep's."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    with path.open("a", encoding="utf-8") as file:
+        root.handlers = [h for h in before if type(h) is not logging.StreamHandler]
+        root.handlers.append(logging.StreamHandler(file))
+        try:
+            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                yield
+        finally:
+            root.handlers = before
