@@ -26,6 +26,9 @@ _RANKED = {
     PeftType.LORA, PeftType.VBLORA, PeftType.TINYLORA, PeftType.UNILORA, PeftType.RANDLORA,
 }  # fmt: skip
 
+# Methods whose tensors are embeddings.
+_BEFORE_THE_TEXT = {PeftType.PROMPT_TUNING, PeftType.P_TUNING}
+
 # What PEFT, and torch within it, raise for a value or a layer that they cannot use.
 _REFUSALS = (
     ValueError, TypeError, AttributeError, AssertionError, RuntimeError, LookupError,
@@ -45,6 +48,9 @@ def build_peft_model(model: PreTrainedModel, config: PeftConfig, seed: int) -> P
     """
     check_targets(model, config)
     check_rank(model, config)
+    if config.peft_type in _BEFORE_THE_TEXT and config.token_dim is None:
+        # PEFT takes the model's own width, which OPT has and its embeddings have not.
+        config.token_dim = model.get_input_embeddings().weight.shape[1]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # lm_head is tied to the embedding in most models: that concerns merging an adapter into
         # the weights. The others are PEFT's remarks on what it does by itself.
