@@ -47,7 +47,7 @@ class QPAModel(AdaptedModel):
         for _, tensor in named:
             tensor.requires_grad_(False)
         self._parametrize()
-        self.train(peft_model.training)
+        self.train(self.training)  # not peft_model.training: that is off by now
 
     def _slot(self, name: str) -> tuple[str, nn.Module, str]:
         """(full name, the module that holds the tensor, its name there)."""

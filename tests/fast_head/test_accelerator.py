@@ -105,7 +105,7 @@ def test_kept_hidden_states_serve_every_run(
         return proper(self, ids, mask)
 
     monkeypatch.setattr(Backbone, "hidden", hidden)
-    run(configure(own_cache, "qpa=off", "qpa.n_mlp=32", "seed=1"), tmp_path / "second")
+    run(configure(own_cache, "qpa=off", "seed=1"), tmp_path / "second")
     assert max(computed) == 1  # one token, for the shape
 
 
