@@ -44,10 +44,11 @@ test: $(READY)  ## run the tests, on all cores
 test-all: $(READY)  ## the tests, and the long variants of the slow ones
 	$(MAKE) test ARGS='-m "" $(ARGS)'
 
-check: $(READY)  ## ruff and mypy
+check: $(READY)  ## ruff, mypy, and which rooms may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(READY)  ## let ruff lay the code out
 	$(BIN)/ruff check --fix .
@@ -55,7 +56,7 @@ format: $(READY)  ## let ruff lay the code out
 
 pretrain-tiny: $(READY)  ## train the bundled model again (an hour on 2 cores)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pretrain]'
-	$(BIN)/python -m qpa_exp.lm.pretraining --out outputs/tiny $(ARGS)
+	$(BIN)/python -m pretraining --out outputs/tiny $(ARGS)
 
 lock: $(READY)  ## write the versions installed now to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +23,11 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 # compiled loops find their core taken. GNU OpenMP reads this once, when torch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# So Python calls a command, python -m qpa_exp.plan, while it looks for the command's module.
+if sys.argv[:1] == ["-m"] and find_spec("hydra") is None:
+    print("error: the commands need: pip install 'qpa-exp[experiments]'", file=sys.stderr)
+    sys.exit(2)
 
 _HOMES = {
     "QPAConfig": "qpa_exp.config",

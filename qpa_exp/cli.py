@@ -10,15 +10,13 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from qpa_exp.config import Config, validate
+from qpa_exp.adapters.catalogue import option_nodes, unknown_method
+from qpa_exp.config import Config
 from qpa_exp.errors import InputError, first_line, nearest
+from qpa_exp.runs.check import check
 
 USAGE_ERROR = 2
 
@@ -33,10 +31,17 @@ def conf_dir() -> Path:
 @functools.cache
 def register_schema() -> None:
     """Make the dataclasses known to Hydra as ``schema``, and the resolvers that conf/ uses."""
+    from hydra.core.config_store import ConfigStore
+
     schema = OmegaConf.structured(Config)
     # A method's options are checked against PEFT's own config class, not here.
     OmegaConf.set_struct(schema.peft.options, False)
-    ConfigStore.instance().store(name="schema", node=schema)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=schema)
+    files = {path.stem for path in (conf_dir() / "peft").glob("*.yaml")}
+    for name, node in option_nodes().items():
+        if name not in files:
+            store.store(group="peft", name=name, node=node, provider="qpa_exp")
     OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
 
 
@@ -46,11 +51,14 @@ def compose_config(overrides: Sequence[str]) -> Config:
     Raises:
         InputError: a key, an option or a value that is not allowed.
     """
+    for override in overrides:
+        _check_key(override)
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
     register_schema()
     GlobalHydra.instance().clear()
-    for override in overrides:
-        if override.startswith("~"):
-            raise InputError(f"{override}: nothing can be taken away: give a value instead.")
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return to_config(compose("config", overrides=list(overrides)))
@@ -60,6 +68,17 @@ def compose_config(overrides: Sequence[str]) -> Config:
         raise InputError(explain(error)) from error
     except ValueError as error:  # Hydra's own, for an override of another form
         raise InputError(_cannot_be_read(overrides, error)) from error
+
+
+def _check_key(override: str) -> None:
+    """Refuse a misspelt key at once: Hydra would say so, but takes a second to start."""
+    if override.startswith("~"):
+        raise InputError(f"{override}: nothing can be taken away: give a value instead.")
+    key = override.partition("=")[0]
+    inside = ("hydra.", "peft.options.", "model.architecture.", "model.recipe.")
+    plain = re.fullmatch(r"\w+(\.\w+)+", key) and not key.startswith(inside)
+    if plain and key not in known_keys():
+        raise InputError(_explain_unknown_key(key))
 
 
 Options = TypeVar("Options")
@@ -102,7 +121,7 @@ def to_config(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise InputError(explain(error)) from error
     assert isinstance(config, Config)
-    validate(config)
+    check(config)
     return config
 
 
@@ -120,6 +139,8 @@ def known_keys(node: type = Config, prefix: str = "") -> list[str]:
 
 def explain(error: BaseException) -> str:
     """One sentence from an error of Hydra or OmegaConf: what is wrong, and what would be right."""
+    from hydra.errors import OverrideParseException
+
     text = str(error)
     cause = error.__cause__
     if isinstance(error, MissingMandatoryValue) or "Missing mandatory value" in text:
@@ -128,6 +149,8 @@ def explain(error: BaseException) -> str:
         return _explain_missing_default(error)
     if match := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
         group, option = match.groups()
+        if group == "peft":
+            return unknown_method(option)
         options = re.findall(r"^\t([a-z]\w*)$", text, flags=re.MULTILINE)
         hint = _LAUNCHERS if group == "hydra/launcher" else ""
         return f"{group}={option} is unknown: give one of {', '.join(options)}{hint}."
@@ -205,15 +228,24 @@ def _full_key(text: str) -> str:
     return match.group(1) if match else ""
 
 
+def _refuse(sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(USAGE_ERROR)
+
+
 def run_command(main: Callable[[list[str]], None]) -> NoReturn:
     """Run a command on ``sys.argv``; leave with status 0, or 2 and one sentence on stderr."""
     try:
         main(sys.argv[1:])
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        sentence = str(error) if isinstance(error, InputError) else explain(error)
-        print(f"error: {sentence}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+    except InputError as error:
+        _refuse(str(error))
+    except OmegaConfBaseException as error:
+        _refuse(explain(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if not type(error).__module__.startswith("hydra."):
+            raise
+        _refuse(explain(error))
     sys.exit(0)

@@ -34,9 +34,9 @@ def positive(default: Any = MISSING, *, most: int | float | None = None) -> Any:
     return field(default=default, metadata={"positive": True, "most": most})
 
 
-def one_of(*choices: str) -> Any:
-    """A field that holds one of these words; the first is its default."""
-    return field(default=choices[0], metadata={"choices": choices})
+def one_of(*choices: str, default: str | None = None) -> Any:
+    """A field that holds one of these words; the first is its default where none is named."""
+    return field(default=default or choices[0], metadata={"choices": choices})
 
 
 @dataclass
@@ -187,7 +187,7 @@ class DataConfig:
     """The corpus: a file of ``data/corpora``."""
     path: str | None = None
     """A file or directory of the user's own; null = the corpus' own source."""
-    layout: str = one_of("blocks", "lines")
+    layout: str = one_of("lines", "blocks", default="blocks")
     """How text becomes examples: packed blocks, or one padded line each (the paper)."""
     max_length: int = ranged(128, least=2)
     """Tokens an example: the block, or the length that lines are padded and cut to."""
@@ -307,12 +307,15 @@ def validate(config: Any, prefix: str = "") -> None:
         Traceback (most recent call last):
         qpa_exp.errors.InputError: qpa.n_mlp=0 is too small: give a whole number of at least 1.
     """
+    nested: dict[str, Any] = {}
     for item in fields(config):
         key, value = prefix + item.name, getattr(config, item.name)
         if is_dataclass(value):
-            validate(value, f"{key}.")
+            nested[f"{key}."] = value
         elif value is not None:
             _check_range(key, value, item.type, **item.metadata)
+    for group, value in nested.items():  # last, for they refer to what stands outside them
+        validate(value, group)
     if rule := _RULES.get(type(config)):
         rule(config)
 

@@ -18,12 +18,13 @@ class DashboardOptions:
     project: str = "qpa_exp"
     entity: str | None = None
     study: str | None = None
+    task: str = "causal_lm"
 
 
 def main(arguments: list[str]) -> None:
     """Create the workspace that these options describe."""
     options = parse_options(DashboardOptions, arguments)
-    print(save(options.entity, options.project, options.study))
+    print(save(options.entity, options.project, options.study, options.task))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from qpa_exp.adapters.formats import Format, export
+from qpa_exp.adapters.formats import FORMATS, export
 from qpa_exp.cli import parse_options, run_command
 from qpa_exp.lm.loading import load_tokenizer
 from qpa_exp.runs.model_card import model_card
@@ -23,19 +23,19 @@ class ExportOptions:
 
     run: str = MISSING
     out: str = MISSING
-    format: Format = Format.peft
+    format: str = "peft"
     overwrite: bool = False
 
 
 def main(arguments: list[str]) -> None:
     """Export the run that these options name."""
     options = parse_options(ExportOptions, arguments)
-    out, form = Path(options.out), Format(options.format)
+    out, form = Path(options.out), FORMATS[options.format]
     trained = load_run(Path(options.run))
     card = model_card(trained.config, trained.metrics, form)
     base = trained.config.model.name_or_path
-    export(trained.model, out, form, base, card, overwrite=options.overwrite)
-    if form is Format.merged:
+    export(trained.model, out, options.format, base, card, overwrite=options.overwrite)
+    if form.complete:
         load_tokenizer(trained.config.model).save_pretrained(out)
     print(f"Written to {out}")
 

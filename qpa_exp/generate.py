@@ -19,6 +19,7 @@ from qpa_exp.cli import parse_options, run_command
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import load_tokenizer
 from qpa_exp.runs.trained import TrainedRun, load_run
+from qpa_exp.task import TASKS
 
 
 @dataclass
@@ -42,8 +43,10 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"temperature={options.temperature} is negative: give 0 or more.")
     if not options.prompt:
         raise InputError("prompt= is empty: give some text to go on from.")
-    console = Console()
-    for title, text in write(load_run(Path(options.run)), options).items():
+    console, trained = Console(), load_run(Path(options.run))
+    if not TASKS[trained.config.task].writes_text:
+        raise InputError(f"{options.run} is of task={trained.config.task}, which writes no text.")
+    for title, text in write(trained, options).items():
         console.print(Panel(Text(text), title=title, title_align="left"))
 
 

@@ -17,26 +17,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from qpa_exp.adapters.counts import Counts, describe, plan_counts
-from qpa_exp.adapters.methods.catalogue import virtual_tokens
-from qpa_exp.circuits.draw import check_picture, draw_picture, draw_text
+from qpa_exp.adapters.counts import Counts, describe
 from qpa_exp.cli import compose_config, run_command
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
-from qpa_exp.lm.loading import check_length, load_architecture
+from qpa_exp.runs.check import plan
 
 FORMATS = ("table", "json")
-
-
-def plan(config: Config) -> Counts:
-    """The sizes of the run that ``config`` describes.
-
-    Raises:
-        InputError: a target that the model does not have, too many qubits, too long examples.
-    """
-    architecture = load_architecture(config.model)
-    check_length(config.model, architecture, config.data.max_length, virtual_tokens(config))
-    return plan_counts(config, architecture)
 
 
 def main(arguments: list[str]) -> None:
@@ -65,6 +52,8 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _check_drawing(config: Config, output: str, drawing: str) -> None:
+    from qpa_exp.circuits.draw import check_picture
+
     if drawing == "false":
         return
     if config.qpa.variant == "off":
@@ -78,6 +67,8 @@ def _check_drawing(config: Config, output: str, drawing: str) -> None:
 
 
 def _draw(config: Config, n_qubits: int, drawing: str) -> None:
+    from qpa_exp.circuits.draw import draw_picture, draw_text
+
     if drawing == "true":
         print(draw_text(config.qpa, n_qubits, Console().width))
     else:

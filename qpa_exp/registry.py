@@ -42,6 +42,12 @@ class Registry(Mapping[str, T], Generic[T]):
         self.key, self.decides = key, tuple(decides)
         self._entries = entries
 
+    def __eq__(self, other: object) -> bool:
+        """A registry is itself alone: a comparison of the entries would import every one."""
+        return self is other
+
+    __hash__ = object.__hash__
+
     def __iter__(self) -> Iterator[str]:
         if not isinstance(self._entries, str):
             return iter(self._entries)

@@ -31,20 +31,31 @@ ADAPTABLE = {
 
 
 OVERRIDES = {
-    "lora": [],
-    "dora": [],
     "prefix": ["peft.options.length=16"],
-    "ffa": [],
     "prefix_tuning": ["peft.options.num_virtual_tokens=4", "peft.options.init_weights=null"],
-    "ia3": [],
-    "vera": ["peft.r=8"],
+    "prompt_tuning": ["peft.options.num_virtual_tokens=4"],
+    "p_tuning": ["peft.options.num_virtual_tokens=4", "peft.options.encoder_hidden_size=16"],
+    "cartridge": ["peft.options.num_virtual_tokens=4"],
+    "adaption_prompt": ["peft.options.adapter_len=4"],
+    "trainable_tokens": ["peft.options.token_indices=[1,2,3,4,5,6,7,8]"],
+    "supertuning": ["peft.options.sparsity=0.9"],
     "vblora": ["peft.options.num_vectors=8", "peft.options.vector_length=8"],
     "tinylora": ["peft.options.u=8"],
     "unilora": ["peft.options.theta_d_length=64"],
-    "randlora": ["peft.r=4"],
     "fourierft": ["peft.options.n_frequency=50"],
-}
-"""What fits each method to the small models."""
+    "waveft": ["peft.options.n_frequency=50"],
+    "c3a": ["peft.options.block_size=8"],
+    "oft": ["peft.options.oft_block_size=4"],
+    "road": ["peft.options.group_size=8"],
+    "vera": ["peft.r=8"],
+    "pvera": ["peft.r=8"],
+} | {
+    method: ["peft.r=4"]
+    for method in (
+        "deft", "glora", "gralora", "hira", "lily", "miss", "peanut", "psoft", "randlora", "shira",
+    )
+}  # fmt: skip
+"""What fits each method to the small models; nothing for those that are not named."""
 
 
 def architectures(vocabulary: int, width: int, positions: int) -> dict[str, PretrainedConfig]:

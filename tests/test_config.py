@@ -17,7 +17,11 @@ OPTIONS = sorted(
     for path in conf_dir().glob("*/*.yaml")
     if not path.stem.startswith("_")
 )
-NEEDS = {("model", "hf"): "model.name_or_path=some/model", ("data", "text"): "data.path=some.txt"}
+NEEDS = {
+    ("model", "hf"): "model.name_or_path=some/model",
+    ("data", "text"): "data.path=some.txt",
+    ("data", "labelled"): "data.path=some.csv",
+}
 
 
 def refusal(*overrides: str) -> str:
@@ -262,7 +266,7 @@ def test_a_value_of_the_wrong_kind_is_refused_with_the_right_kind(override, righ
         ("model=gpt3", "gemma, gemma2, gpt2, gpt2_xl, hf, tiny"),
         ("peft=adapter", "lora"),
         ("qpa=ours", "off, paper, released, tuned"),
-        ("data=imdb", "ptb, pydoc, text, wikitext2"),
+        ("data=imdb", "labelled, ptb, pydoc, text, wikitext2"),
         ("optim=sgd", "adamw"),
         ("trainer=tpu", "cpu, ddp, gpu"),
         ("logger=print", "csv, tensorboard, wandb"),

@@ -24,7 +24,8 @@ def test_the_wheel_is_complete_and_runs_from_an_empty_directory(tmp_path: Path) 
         archive.extractall(site)
     assert (site / "qpa_exp" / "conf" / "config.yaml").is_file()
     assert (site / "qpa_exp" / "studies" / "scale" / "tiny.yaml").is_file()
-    assert (site / "qpa_exp" / "study" / "page.html").is_file()
+    assert (site / "qpa_exp" / "report" / "page.html").is_file()
+    assert (site / "qpa_exp" / "py.typed").is_file()
     assert (site / "hydra_plugins" / "qpa_exp_sweeper.py").is_file()
 
     # -P keeps the checkout out of the path: only what the wheel holds can be found.

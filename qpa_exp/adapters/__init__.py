@@ -1,13 +1,22 @@
 """PEFT methods on a frozen language model, trained as they are or generated."""
 
-from qpa_exp.adapters.building import build_peft_model, train_adapter_only
-from qpa_exp.adapters.methods.catalogue import make_peft_config
-from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
+from __future__ import annotations
 
-__all__ = [
-    "QPAModel",
-    "build_peft_model",
-    "get_qpa_model",
-    "make_peft_config",
-    "train_adapter_only",
-]
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "AdaptedModel": "adapted",
+    "ClassicalModel": "adapted",
+    "QPAModel": "qpa_model",
+    "get_qpa_model": "qpa_model",
+    "make_peft_config": "peft_config",
+}
+__all__ = ["AdaptedModel", "ClassicalModel", "QPAModel", "get_qpa_model", "make_peft_config"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used: the registry of methods needs neither torch nor PEFT."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

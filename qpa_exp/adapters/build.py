@@ -1,39 +1,50 @@
-"""From a config to the model that a run trains."""
+"""From a config to the model that a run trains, and from its files to the same again."""
 
 from __future__ import annotations
 
-from peft import PeftModel
+from pathlib import Path
+
 from transformers import PreTrainedModel
 
-from qpa_exp.adapters.building import build_peft_model
+from qpa_exp.adapters.adapted import AdaptedModel, ClassicalModel
 from qpa_exp.adapters.checkpointing import checkpoint_activations
-from qpa_exp.adapters.counts import Counts, count_model
-from qpa_exp.adapters.methods.catalogue import make_peft_config
+from qpa_exp.adapters.peft_config import make_peft_config
+from qpa_exp.adapters.peft_model import build_peft_model
 from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.config import Config
 
-Adapted = QPAModel | PeftModel
 
-
-def adapt(model: PreTrainedModel, config: Config) -> Adapted:
+def adapt(
+    base_model: PreTrainedModel, config: Config, task_type: str = "CAUSAL_LM"
+) -> AdaptedModel:
     """The method on the language model: generated, or under ``qpa=off`` trained itself.
+
+    Args:
+        base_model: it is changed in place.
+        config: of the run.
+        task_type: PEFT's name for what the model does: ``CAUSAL_LM`` or ``SEQ_CLS``.
 
     Raises:
         InputError: a target that does not exist, or more qubits than the back end takes.
     """
-    peft_config = make_peft_config(config.peft)
-    adapted: Adapted
+    peft_config = make_peft_config(config.peft, task_type)
+    adapted: AdaptedModel
     if config.qpa.variant == "off":
-        adapted = build_peft_model(model, peft_config, config.qpa.seed)
+        adapted = ClassicalModel(build_peft_model(base_model, peft_config, config.qpa.seed))
     else:
-        adapted = get_qpa_model(model, peft_config, config.qpa)
+        adapted = get_qpa_model(base_model, peft_config, config.qpa)
     if config.trainer.gradient_checkpointing:
-        checkpoint_activations(model)
+        checkpoint_activations(base_model)
     return adapted
 
 
-def count(model: Adapted) -> Counts:
-    """The sizes of what :func:`adapt` built."""
-    if isinstance(model, QPAModel):
-        return count_model(model.peft_model, model.generator)
-    return count_model(model, None)
+def load_adapted(
+    base_model: PreTrainedModel, directory: str | Path, config: Config
+) -> AdaptedModel:
+    """What a run's :meth:`~AdaptedModel.save_pretrained` wrote, on its language model; evaluating.
+
+    Raises:
+        InputError: files that are missing, damaged, or were saved for another model.
+    """
+    kind = ClassicalModel if config.qpa.variant == "off" else QPAModel
+    return kind.from_pretrained(base_model, directory)

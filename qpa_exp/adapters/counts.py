@@ -1,19 +1,20 @@
-"""How much is trained, how much that stands for, and how it is cut into chunks."""
+"""How much is trained, how much that stands for, and how it is cut into chunks.
+
+Where a formula says it, neither torch nor PEFT is imported.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from qpa_exp.adapters.catalogue import METHODS, check_length, check_method
+from qpa_exp.config import Config, ModelConfig
 
-from qpa_exp.adapters.building import build_without_storage, trainable_tensors, true_shape
-from qpa_exp.adapters.methods.catalogue import make_peft_config
-from qpa_exp.config import Config
-from qpa_exp.generator import Chunking, Generator
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from qpa_exp.adapters.adapted import AdaptedModel
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Counts:
         trainable_params: angles, weights and biases that are trained.
         generated_params: m, the size of the method's own tensors, which ``qpa=off`` trains.
         target_params: weights and biases of the targeted layers of the language model; of all of
-            it for ``prefix_tuning``, which acts in every layer and targets none by name.
+            it for a method that targets none by name.
         n_chunks: chunks that the vector is generated in; None without a generator.
         n_qubits: qubits of the circuit; None without a generator.
     """
@@ -41,34 +42,129 @@ class Counts:
         return 100 * self.trainable_params / self.target_params
 
 
-def count_model(model: PeftModel, generator: Generator | None) -> Counts:
-    """The sizes of a model that has been built; ``generator`` is None where m is trained itself."""
-    if generator is not None:
-        chunking = generator.chunking
-        return Counts(
-            trainable_params=generator.n_trainable,
-            generated_params=chunking.m,
-            target_params=_target_params(model),
-            n_chunks=chunking.n_chunks,
-            n_qubits=chunking.n_qubits,
-        )
-    m = sum(p.numel() for _, p in trainable_tensors(model))
-    return Counts(m, m, _target_params(model), None, None)
-
-
-def plan_counts(config: Config, architecture: PretrainedConfig) -> Counts:
+def plan_counts(
+    config: Config,
+    *,
+    auto_class: str = "AutoModelForCausalLM",
+    task_type: str = "CAUSAL_LM",
+) -> Counts:
     """The sizes that the configured model will have, from its shapes alone.
 
-    The model is built without storage (torch's meta device), by the code that builds it for real.
+    For a method that states a formula, on the head of a model whose shape conf/ names, that is
+    all; any other is built without storage, by the code that builds it for real.
+
+    Args:
+        config: of the run.
+        auto_class: transformers' class that loads the task's model.
+        task_type: PEFT's name for the task.
+
+    Raises:
+        InputError: a target that the model does not have, too many qubits, too long examples.
+
+    Example:
+        >>> from qpa_exp.cli import compose_config
+        >>> plan_counts(compose_config(["model=gpt2", "qpa.n_mlp=2048"])).trainable_params
+        106264
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
-        built = build_without_storage(model, make_peft_config(config.peft))
-        if config.qpa.variant == "off":
-            return count_model(built, None)
-        m = sum(p.numel() for _, p in trainable_tensors(built))
-        Chunking(m, config.qpa.n_mlp).warn_if_oversized()
-        return count_model(built, Generator(m, config.qpa))
+    from qpa_exp.generator.chunking import Chunking
+    from qpa_exp.generator.counting import count_generator
+
+    check_method(config)
+    sizes = _by_formula(config) if auto_class == "AutoModelForCausalLM" else None
+    sizes = sizes or _by_building(config, auto_class, task_type)
+    if config.qpa.variant == "off":
+        return sizes.counts(sizes.m, None, None)
+    Chunking(sizes.m, config.qpa.n_mlp).warn_if_oversized()
+    made = count_generator(sizes.m, config.qpa)
+    return sizes.counts(made.trainable_params, made.n_chunks, made.n_qubits)
+
+
+def count(model: AdaptedModel) -> Counts:
+    """The sizes of a model that has been built."""
+    sizes = _of_built(model.peft_model)
+    if model.generator is None:
+        return sizes.counts(sizes.m, None, None)
+    chunking = model.generator.chunking
+    sizes = _Sizes(chunking.m, sizes.whole, sizes.target)
+    return sizes.counts(model.generator.n_trainable, chunking.n_chunks, chunking.n_qubits)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Numbers in the method's tensors, in modules trained whole beside them, and in the targets."""
+
+    m: int
+    whole: int
+    target: int
+
+    def counts(self, trained: int, n_chunks: int | None, n_qubits: int | None) -> Counts:
+        return Counts(trained + self.whole, self.m, self.target, n_chunks, n_qubits)
+
+
+# --- by formula -------------------------------------------------------------------------------
+
+_HEADS = {
+    "gpt2": ("n_embd", "n_positions"),
+    "gemma": ("hidden_size", "max_position_embeddings"),
+    "gemma2": ("hidden_size", "max_position_embeddings"),
+}
+"""Families whose lm_head is one matrix of vocab_size x width: their names for that width, and for
+the longest sequence."""
+
+
+def _by_formula(config: Config) -> _Sizes | None:
+    """None where the model's shape, the targets or the method are not known well enough."""
+    if config.peft.target_modules != ["lm_head"] or (shape := _head_shape(config.model)) is None:
+        return None
+    vocabulary, width, positions = shape
+    m = METHODS[config.peft.method].head_count(config.peft, vocabulary, width)
+    if m is None:
+        return None
+    check_length(config, positions)
+    return _Sizes(m, 0, vocabulary * width)
+
+
+def _head_shape(model: ModelConfig) -> tuple[int, int, int] | None:
+    architecture = model.architecture or {}
+    names = _HEADS.get(architecture.get("model_type", ""))
+    if names is None:
+        return None
+    shape = [architecture.get(name) for name in ("vocab_size", *names)]
+    if not all(type(size) is int and size > 0 for size in shape):
+        return None
+    vocabulary, width, positions = shape
+    return vocabulary, width, positions
+
+
+# --- by building ------------------------------------------------------------------------------
+
+
+def _by_building(config: Config, auto_class: str, task_type: str) -> _Sizes:
+    import transformers
+
+    from qpa_exp.adapters.peft_config import make_peft_config
+    from qpa_exp.adapters.peft_model import build_for_sizes
+    from qpa_exp.lm.loading import load_architecture, n_positions
+
+    architecture = load_architecture(config.model)
+    check_length(config, n_positions(architecture))
+    loader: Any = getattr(transformers, auto_class)
+    built = build_for_sizes(
+        lambda: loader.from_config(architecture, trust_remote_code=False),
+        make_peft_config(config.peft, task_type),
+    )
+    return _of_built(built)
+
+
+def _of_built(model: PeftModel) -> _Sizes:
+    from qpa_exp.adapters.peft_model import target_params, trainable_tensors, whole_modules
+
+    def total(named: Any) -> int:
+        return sum(p.numel() for _, p in named)
+
+    return _Sizes(
+        total(trainable_tensors(model)), total(whole_modules(model)), target_params(model)
+    )
 
 
 def describe(config: Config, counts: Counts) -> dict[str, str]:
@@ -85,12 +181,3 @@ def describe(config: Config, counts: Counts) -> dict[str, str]:
         lines["chunks"] = f"{counts.n_chunks:,} of n_mlp = {config.qpa.n_mlp:,}"
         lines["qubits"] = f"{counts.n_qubits}, L = {config.qpa.n_layers}"
     return lines
-
-
-def _target_params(model: PeftModel) -> int:
-    layers: list[nn.Module] = [
-        module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)
-    ]
-    if model.active_peft_config.is_prompt_learning:
-        layers = [model.get_base_model()]
-    return sum(true_shape(weight).numel() for layer in layers for weight in layer.parameters())

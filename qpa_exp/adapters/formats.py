@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from enum import StrEnum
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +13,36 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from qpa_exp.adapters.build import Adapted
-from qpa_exp.adapters.qpa_model import QPAModel
+from qpa_exp.adapters.adapted import AdaptedModel, save_adapter
+from qpa_exp.adapters.catalogue import pefts_types
 from qpa_exp.errors import InputError
-
-
-class Format(StrEnum):
-    """``peft``: HF PEFT's own files; ``merged``: a plain model; ``qpa``: the generator."""
-
-    peft = "peft"
-    merged = "merged"
-    qpa = "qpa"
+from qpa_exp.registry import Registry
 
 
 def export(
-    model: Adapted, out: Path, form: Format, base: str, card: str, *, overwrite: bool = False
+    model: AdaptedModel, out: Path, form: str, base: str, card: str, *, overwrite: bool = False
 ) -> None:
     """Write the trained model to ``out``, whole or not at all.
 
     Args:
         model: the trained model; it must not be used after ``merged``.
         out: the directory to make.
-        form: what to write.
+        form: what to write: a name of :data:`FORMATS`.
         base: the name under which others find the language model.
         card: the text of the model card, its ``README.md``.
         overwrite: replace ``out`` where it exists.
 
     Raises:
-        InputError: ``out`` exists, or the method cannot be written in this form.
+        InputError: no such form, ``out`` exists, or the method cannot be written in this form.
     """
+    written = FORMATS[form]
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists: give another out=<directory>, or overwrite=true.")
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        _WRITERS[form](model, part)
+        written.write(model, part)
         _name_base_model(part, base)
         (part / "README.md").write_text(card, encoding="utf-8")
         if out.is_dir():
@@ -57,27 +52,25 @@ def export(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write_generator(model: Adapted, out: Path) -> None:
-    if not isinstance(model, QPAModel):
+def _write_generator(model: AdaptedModel, out: Path) -> None:
+    if model.generator is None:
         raise InputError("This run has no generator (qpa=off): give format=peft or format=merged.")
     model.save_pretrained(out)
 
 
-def _write_adapter(model: Adapted, out: Path) -> None:
-    plain = _plain(model)
-    _require_pefts_own(plain, Format.peft)
+def _write_adapter(model: AdaptedModel, out: Path) -> None:
+    plain = model.to_peft()
+    if not _is_pefts_own(plain):
+        raise InputError(f"Nothing of {_method(plain)} is a type that PEFT has: give format=qpa.")
     save_adapter(plain, out)
 
 
-def save_adapter(model: PeftModel, directory: Path) -> None:
-    """Write an adapter in PEFT's format, and nothing of the language model."""
-    # PEFT would add a copy of the embedding to an adapter on lm_head: it is not trained.
-    model.save_pretrained(str(directory), save_embedding_layers=False)
-
-
-def _write_merged(model: Adapted, out: Path) -> None:
-    plain = _plain(model)
-    _require_pefts_own(plain, Format.merged)
+def _write_merged(model: AdaptedModel, out: Path) -> None:
+    plain = model.to_peft()
+    if not _is_pefts_own(plain):
+        raise InputError(
+            f"Nothing of {_method(plain)} can be merged into a weight: give format=qpa."
+        )
     _require_unquantized(plain)
     _untie_adapted_head(plain)
     try:
@@ -89,28 +82,68 @@ def _write_merged(model: Adapted, out: Path) -> None:
     merged.save_pretrained(out)
 
 
-_WRITERS = {
-    Format.peft: _write_adapter,
-    Format.merged: _write_merged,
-    Format.qpa: _write_generator,
-}
+@dataclass(frozen=True)
+class Format:
+    """One form that a trained model may leave in.
+
+    Attributes:
+        library: the library that loads it, as the hub names it.
+        use: Python that loads it; ``{base}`` stands for the language model, ``{auto}`` for
+            transformers' class of it.
+        write: writes the files.
+        complete: whether it is the whole language model, so that its tokenizer belongs to it.
+    """
+
+    library: str
+    use: str
+    write: Callable[[AdaptedModel, Path], None]
+    complete: bool = False
 
 
-def _plain(model: Adapted) -> PeftModel:
-    return model.to_peft() if isinstance(model, QPAModel) else model
+FORMATS: Registry[Format] = Registry(
+    "format",
+    {
+        "peft": Format(
+            "peft",
+            """\
+from peft import PeftModel
+from transformers import {auto}
+
+base = {auto}.from_pretrained({base})
+model = PeftModel.from_pretrained(base, "<this directory>")""",
+            _write_adapter,
+        ),
+        "merged": Format(
+            "transformers",
+            """\
+from transformers import {auto}
+
+model = {auto}.from_pretrained("<this directory>")""",
+            _write_merged,
+            complete=True,
+        ),
+        "qpa": Format(
+            "peft",
+            """\
+from qpa_exp import QPAModel
+from transformers import {auto}
+
+base = {auto}.from_pretrained({base})
+model = QPAModel.from_pretrained(base, "<this directory>")""",
+            _write_generator,
+        ),
+    },
+)
+"""HF PEFT's own files, a plain model, or the generator."""
 
 
 def _method(model: PeftModel) -> str:
-    kind = model.peft_config[model.active_adapter].peft_type
-    return str(getattr(kind, "value", kind)).lower()
+    return str(getattr(kind := model.active_peft_config.peft_type, "value", kind)).lower()
 
 
-def _require_pefts_own(model: PeftModel, form: Format) -> None:
-    """The paper's prefix and ffa are layers of this package, which nothing else can read."""
-    config = model.peft_config[model.active_adapter]
-    if not type(config).__module__.startswith("peft."):
-        what = "is a type that PEFT has" if form is Format.peft else "can be merged into a weight"
-        raise InputError(f"Nothing of {_method(model)} {what}: give format=qpa.")
+def _is_pefts_own(model: PeftModel) -> bool:
+    """Our own methods are layers of this package, which nothing else can read."""
+    return _method(model) in pefts_types()
 
 
 def _require_unquantized(model: PeftModel) -> None:

@@ -1,4 +1,7 @@
-"""A saved generator: ``generator.safetensors`` and ``qpa_config.json``, read as data only."""
+"""A saved generator: ``generator.safetensors`` and ``qpa_config.json``, read as data only.
+
+Modules that are trained whole, such as a classifier's head, lie in ``modules.safetensors``.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -18,15 +22,15 @@ from omegaconf.errors import OmegaConfBaseException
 from peft import PeftConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qpa_exp.adapters.building import build_without_storage, trainable_tensors
+from qpa_exp.adapters.peft_model import build_for_sizes, trainable_tensors, whole_modules
 from qpa_exp.config import QPAConfig, validate
 from qpa_exp.errors import InputError, first_line
 from qpa_exp.generator import Generator
 
-WEIGHTS, CONFIG = "generator.safetensors", "qpa_config.json"
+WEIGHTS, CONFIG, WHOLE = "generator.safetensors", "qpa_config.json", "modules.safetensors"
 _FORMAT = 1
 
 
@@ -40,6 +44,7 @@ class SavedGenerator:
     shapes: dict[str, list[int]]
     start_norm: float
     weights: dict[str, Tensor]
+    whole: dict[str, Tensor]
 
     def check_base(self, model: PreTrainedModel) -> None:
         """Refuse a language model that is not the one that was saved for; it is left as it is.
@@ -55,24 +60,25 @@ class SavedGenerator:
             raise InputError(
                 f"{self.directory} was saved for the language model {saved}, not for {given}."
             )
-        with torch.device("meta"):
-            shapes_alone = type(model)(model.config)
-        built = build_without_storage(shapes_alone, copy.deepcopy(self.peft_config))
-        self._check_shapes({name: list(p.shape) for name, p in trainable_tensors(built)})
+        config = copy.deepcopy(self.peft_config)
+        built = build_for_sizes(lambda: type(model)(model.config), config)
+        here = {
+            name: list(p.shape) for name, p in (*trainable_tensors(built), *whole_modules(built))
+        }
+        there = self.shapes | {name: list(tensor.shape) for name, tensor in self.whole.items()}
+        for name in [*there, *here]:
+            if here.get(name) != there.get(name):
+                raise InputError(
+                    f"{self.directory} was saved for another language model: {name} has shape "
+                    f"{there.get(name)} there and {here.get(name)} here."
+                )
 
-    def _check_shapes(self, built: dict[str, list[int]]) -> None:
-        if built != self.shapes:
-            wrong = next(
-                name for name in [*self.shapes, *built] if built.get(name) != self.shapes.get(name)
-            )
-            raise InputError(
-                f"{self.directory} was saved for another language model: {wrong} has shape "
-                f"{self.shapes.get(wrong)} there and {built.get(wrong)} here."
-            )
-
-    def load_into(self, generator: Generator) -> None:
-        """Set the generator's weights; its start must be the one that was saved with them."""
+    def load_into(self, generator: Generator, whole: dict[str, nn.Parameter]) -> None:
+        """Set the weights; the generator's start must be the one that was saved with them."""
         generator.load_state_dict(self.weights)
+        with torch.no_grad():
+            for name, parameter in whole.items():
+                parameter.copy_(self.whole[name])
         if not math.isclose(generator.start_norm(), self.start_norm, rel_tol=1e-4):
             raise InputError(
                 f"{self.directory}: the start rebuilt from seed {self.qpa_config.seed} has norm "
@@ -86,12 +92,17 @@ def save(
     generator: Generator,
     peft_config: PeftConfig,
     shapes: dict[str, list[int]],
+    whole: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write both files; ``directory`` is made where it does not exist."""
+    """Write the files; ``directory`` is made where it does not exist."""
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    weights = {name: p.detach().cpu().contiguous() for name, p in generator.named_parameters()}
-    save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
+    for file, named in ((WEIGHTS, dict(generator.named_parameters())), (WHOLE, whole or {})):
+        weights = {name: p.detach().cpu().contiguous() for name, p in named.items()}
+        if weights:
+            save_file(weights, target / file, metadata={"format": "pt"})
+        else:
+            (target / file).unlink(missing_ok=True)
     record = {
         "format": _FORMAT,
         "qpa_config": {k: _plain(v) for k, v in dataclasses.asdict(generator.config).items()},
@@ -103,7 +114,7 @@ def save(
 
 
 def read(directory: str | Path) -> SavedGenerator:
-    """Read both files. Nothing that they name is imported or run.
+    """Read the files. Nothing that they name is imported or run.
 
     Raises:
         InputError: a file is missing, cut short or not what it should be.
@@ -116,13 +127,19 @@ def read(directory: str | Path) -> SavedGenerator:
         saved = _read_config(source)
     except (ValueError, LookupError, TypeError, AttributeError, OmegaConfBaseException) as error:
         raise InputError(f"{source / CONFIG} is not a QPA config: {first_line(error)}") from error
-    try:
-        weights = load_file(source / WEIGHTS)
-    except SafetensorError as error:
-        raise InputError(f"{source / WEIGHTS} is damaged or cut short: {error}.") from error
+    weights, whole = _load(source / WEIGHTS), {}
     if {name: w.shape for name, w in weights.items()} != _expected_shapes(saved):
         raise InputError(f"{source / WEIGHTS} does not fit its own {CONFIG}.")
-    return dataclasses.replace(saved, weights=weights)
+    if (source / WHOLE).is_file():
+        whole = _load(source / WHOLE)
+    return dataclasses.replace(saved, weights=weights, whole=whole)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged or cut short: {error}.") from error
 
 
 def _read_config(source: Path) -> SavedGenerator:
@@ -138,7 +155,7 @@ def _read_config(source: Path) -> SavedGenerator:
     if not isinstance(targets, str | list | set | None):
         raise TypeError(f"its target_modules are {targets}")
     return SavedGenerator(
-        source, qpa_config, peft_config, shapes, float(record["start_norm"]), weights={}
+        source, qpa_config, peft_config, shapes, float(record["start_norm"]), weights={}, whole={}
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qpa_exp.benchmarks.measuring import Seconds, side_by_side
-from qpa_exp.circuits import make_simulator
+from qpa_exp.circuits.simulator import make_simulator
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, one_line
 
@@ -25,15 +25,12 @@ def own(backend: str) -> Callable[[int], Probabilities]:
     """A back end of this package.
 
     Raises:
-        InputError: it is not in this version, or its package is not installed.
+        InputError: there is none of that name, or its package is not installed.
     """
 
     def make(n_qubits: int) -> Probabilities:
-        try:
-            config = QPAConfig(n_layers=N_LAYERS, backend=backend)
-        except ValueError as error:
-            raise InputError(f"qpa.backend={backend} is not in this version.") from error
-        simulator = make_simulator(config, "ry", n_qubits)
+        config = QPAConfig(n_layers=N_LAYERS, backend=backend)
+        simulator = make_simulator(config, n_qubits)
         simulator.prepare()
         return simulator
 

@@ -15,7 +15,8 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from qpa_exp.adapters import QPAModel, build_peft_model, get_qpa_model, train_adapter_only
+from qpa_exp.adapters import ClassicalModel, QPAModel, get_qpa_model
+from qpa_exp.adapters.peft_model import build_peft_model
 from qpa_exp.cli import compose_config
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
@@ -182,9 +183,8 @@ class Workload:
 
     def lora(self) -> Any:
         """PEFT's own LoRA of rank 4 on the head."""
-        model = build_peft_model(self._fresh_base(), self._lora_config(), _SEED)
-        train_adapter_only(model, True)
-        return model
+        built = build_peft_model(self._fresh_base(), self._lora_config(), _SEED)
+        return ClassicalModel(built).train()
 
     def qpa(self, backend: str) -> QPAModel:
         """The same, generated."""
@@ -258,12 +258,9 @@ class Workload:
 
 @contextmanager
 def _one_vector(model: Any) -> Iterator[None]:
-    generated = isinstance(model, QPAModel)
-    if generated:
-        model.begin_step()
+    model.begin_step()
     yield
-    if generated:
-        model.end_step()
+    model.end_step()
 
 
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:

@@ -1,22 +1,19 @@
-"""What a circuit is: the ansatz as a list of moments, and the circuit as a list of gates.
+"""What an ansatz is: the moments of one repetition of a circuit, and the gates that they make.
 
-An ansatz is one repetition of the circuit: a tuple of moments, in the order in which they act. A
-moment is one gate on several places. A new ansatz is a new line in :data:`ANSATZE`; every back end
-reads it from there, as the list that :func:`gates` makes.
+Nothing here needs torch, so that a circuit can be checked, counted and drawn without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from qpa_exp.circuits.gates import GATES
-from qpa_exp.errors import InputError
+from qpa_exp.config import QPAConfig
 
-NO_CIRCUIT = ("none", "classical", "gaussian")
-"""The controls in the circuit's place that measure nothing."""
-UNTRAINED = (*NO_CIRCUIT, "frozen")
-"""The controls without angles to train."""
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def every_qubit(n_qubits: int) -> list[tuple[int, ...]]:
@@ -54,14 +51,6 @@ class Moment:
 RX, RY, RZ = (Moment(gate, every_qubit) for gate in ("rx", "ry", "rz"))
 CNOT_CHAIN = Moment("cx", neighbours)
 
-ANSATZE: dict[str, tuple[Moment, ...]] = {
-    "ry": (RY, CNOT_CHAIN),  # Eq. 1
-    "rx": (RX, CNOT_CHAIN),  # Eq. 12
-    "rx_rz": (RX, CNOT_CHAIN, RZ, CNOT_CHAIN),  # Eq. 13
-    "ry_rz": (RY, CNOT_CHAIN, RZ, CNOT_CHAIN),  # Eq. 14
-    "product": (RY,),  # a control: nothing entangles
-}
-
 
 @dataclass(frozen=True)
 class Gate:
@@ -73,41 +62,93 @@ class Gate:
     """(layer, rotation, qubit): an index into theta; None for a gate without an angle."""
 
 
-def check_ansatz(ansatz: str) -> None:
-    """Refuse a name that is neither an ansatz nor a control."""
-    known = [*ANSATZE, *UNTRAINED]
-    if ansatz not in known:
-        raise InputError(f"qpa.ansatz={ansatz} is unknown: give one of {', '.join(known)}.")
+@dataclass(frozen=True)
+class Ansatz:
+    """An entry of ``qpa.ansatz``: one repetition of a circuit, or a control without one.
+
+    Args:
+        label: its name in figures.
+        moments: of one repetition, in the order in which they act; none for a control that has
+            no circuit, which says by methods of its own how it is made, counted and read.
+        trained: whether angles (or what takes their place) are trained.
+        reads_feature: whether the mapping model reads what it gives through ``qpa.feature``.
+
+    Example:
+        >>> from qpa_exp.circuits.ansatz import CNOT_CHAIN, RY, Ansatz
+        >>> [gate.name for gate in Ansatz("R_Y", (RY, CNOT_CHAIN)).gates(n_qubits=2, n_layers=1)]
+        ['ry', 'ry', 'cx']
+    """
+
+    label: str
+    moments: tuple[Moment, ...] = ()
+    trained: bool = True
+    reads_feature: bool = True
+
+    @property
+    def has_circuit(self) -> bool:
+        """Whether there is a circuit, for a back end to evaluate."""
+        return bool(self.moments)
+
+    @property
+    def trains_circuit(self) -> bool:
+        """Whether it has angles that are trained."""
+        return self.has_circuit and self.trained
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the circuit's amplitudes are real at all angles."""
+        return all(GATES[moment.gate].is_real for moment in self.moments)
+
+    @property
+    def gates_without_shift(self) -> list[str]:
+        """The names of its gates whose slope the parameter-shift rule does not give."""
+        kinds = {moment.gate: GATES[moment.gate] for moment in self.moments}
+        return [name for name, kind in kinds.items() if kind.has_angle and not kind.shifts]
+
+    def theta_shape(self, n_qubits: int, n_layers: int) -> tuple[int, int, int]:
+        """The shape of the circuit's angles: (n_layers, rotations in a layer, n_qubits)."""
+        return n_layers, sum(moment.has_angles for moment in self.moments), n_qubits
+
+    def gates(self, n_qubits: int, n_layers: int) -> Iterator[Gate]:
+        """Every gate of the circuit, in the order in which they act on |0...0>."""
+        for layer in range(n_layers):
+            rotation = 0
+            for moment in self.moments:
+                for qubits in moment.where(n_qubits):
+                    angle = (layer, rotation, qubits[-1]) if moment.has_angles else None
+                    yield Gate(moment.gate, qubits, angle)
+                rotation += moment.has_angles
+
+    def reads(self, config: Any) -> list[str]:
+        """The keys that have an effect beside it."""
+        keys = ["qpa.squash"] if self.reads_feature else []
+        if self.has_circuit:
+            keys += ["qpa.n_layers", "qpa.backend", "qpa.shots", "qpa.final_shots"]
+            if self.trained:
+                keys += ["qpa.gradient", "trainer.gradient_variance_starts"]
+            if config.qpa.n_circuits > 1:
+                keys.append("qpa.share_angles")
+        return keys
+
+    def count(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> int:  # noqa: ARG002
+        """How many numbers of the circuit are trained."""
+        layers, rotations, qubits = self.theta_shape(n_qubits, config.n_layers)
+        copies = 1 if config.share_angles else config.n_circuits
+        return layers * rotations * qubits * copies if self.trained else 0
+
+    def make(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:  # noqa: ARG002
+        """The module that gives at least ``n_chunks`` probabilities for each circuit.
+
+        Draws its start from torch's global stream.
+
+        Raises:
+            InputError: what :class:`~qpa_exp.circuits.circuit.Circuit` refuses.
+        """
+        from qpa_exp.circuits.circuit import Circuit
+
+        return Circuit(config, n_qubits)
 
 
-def theta_shape(ansatz: str, n_qubits: int, n_layers: int) -> tuple[int, int, int]:
-    """The shape of the circuit's angles: (n_layers, rotations in a layer, n_qubits)."""
-    rotations = sum(moment.has_angles for moment in ANSATZE[ansatz])
-    return (n_layers, rotations, n_qubits)
-
-
-def layer_gates(ansatz: str, n_qubits: int, layer: int = 0) -> Iterator[Gate]:
-    """The gates of one repetition, in the order in which they act."""
-    rotation = 0
-    for moment in ANSATZE[ansatz]:
-        for qubits in moment.where(n_qubits):
-            angle = (layer, rotation, qubits[-1]) if moment.has_angles else None
-            yield Gate(moment.gate, qubits, angle)
-        rotation += moment.has_angles
-
-
-def gates(ansatz: str, n_qubits: int, n_layers: int) -> Iterator[Gate]:
-    """Every gate of the circuit, in the order in which they act on |0...0>."""
-    for layer in range(n_layers):
-        yield from layer_gates(ansatz, n_qubits, layer)
-
-
-def is_real(ansatz: str) -> bool:
-    """Whether the circuit's amplitudes are real at all angles."""
-    return all(GATES[moment.gate].is_real for moment in ANSATZE[ansatz])
-
-
-def gates_without_shift(ansatz: str) -> list[str]:
-    """The names of its gates whose slope the parameter-shift rule does not give."""
-    kinds = {moment.gate: GATES[moment.gate] for moment in ANSATZE[ansatz]}
-    return [name for name, kind in kinds.items() if kind.has_angle and not kind.shifts]
+def side_by_side(config: QPAConfig, *shape: int) -> tuple[int, ...]:
+    """``shape`` for each of ``config.n_circuits`` circuits; one alone has no axis for it."""
+    return shape if config.n_circuits == 1 else (config.n_circuits, *shape)

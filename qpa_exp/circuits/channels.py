@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from qpa_exp.circuits.gates import pauli_matrix
+from qpa_exp.circuits.gate_matrices import pauli_matrix
 from qpa_exp.errors import InputError
 
 if TYPE_CHECKING:

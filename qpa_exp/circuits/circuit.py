@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from qpa_exp.circuits import gradients
-from qpa_exp.circuits.ansatz import check_ansatz, gates_without_shift, theta_shape
+from qpa_exp.circuits.ansatz import side_by_side
+from qpa_exp.circuits.gradients import GRADIENTS, Estimate, Measure
 from qpa_exp.circuits.sampling import PassThrough, sample_frequencies
-from qpa_exp.circuits.simulator import make_simulator
+from qpa_exp.circuits.simulator import check_circuit, make_simulator
 from qpa_exp.config import QPAConfig, count_shots
 from qpa_exp.errors import InputError
 
@@ -33,10 +35,10 @@ class Circuit(nn.Module):
 
     Attributes:
         theta: angles (n_circuits, n_layers, rotations in a layer, n_qubits) in radians, without
-            the first axis where they are shared; uniform in (-pi, pi) at the start; under
-            ``ansatz=frozen`` a buffer, which the seed rebuilds.
+            the first axis where they are shared; uniform in (-pi, pi) at the start; of an ansatz
+            that is not trained a buffer, which the seed rebuilds.
         evaluations: how many circuits have been evaluated, shifted ones included; a tensor, so
-            that a compiled circuit counts without being compiled again.
+            that a compiled generator counts without being compiled again.
     """
 
     theta: Float[Tensor, "*circuits layers rotations qubits"]
@@ -47,29 +49,27 @@ class Circuit(nn.Module):
         """Draws theta from torch's global stream.
 
         Raises:
-            InputError: more qubits than the back end or the memory takes, an ansatz whose slopes
-                ``config.gradient`` does not give, a package that is missing.
+            InputError: more qubits than the back end or the memory takes, keys that do not go
+                together, a package that is missing.
         """
         super().__init__()
-        check_ansatz(config.ansatz)
-        frozen = config.ansatz == "frozen"
+        check_circuit(config)
         self.config = config
-        self.ansatz = "ry" if frozen else config.ansatz
-        _check_gradient(config, self.ansatz)
-        self.simulator = make_simulator(config, self.ansatz, n_qubits)
-        shape: tuple[int, ...] = theta_shape(self.ansatz, n_qubits, config.n_layers)
+        self.simulator = make_simulator(config, n_qubits)
+        shape: tuple[int, ...] = self.simulator.ansatz.theta_shape(n_qubits, config.n_layers)
         if not config.share_angles:
             shape = side_by_side(config, *shape)
         theta = torch.empty(shape)
         nn.init.uniform_(theta, -math.pi, math.pi)
-        if frozen:
-            self.register_buffer("theta", theta, persistent=False)
-        else:
+        if self.simulator.ansatz.trained:
             self.theta = nn.Parameter(theta)
+        else:
+            self.register_buffer("theta", theta, persistent=False)
         turned = _starting_turns(config, shape) if config.share_angles else None
         self.register_buffer("turned", turned, persistent=False)
         self.register_buffer("evaluations", torch.zeros((), dtype=torch.int64), persistent=False)
         self._kept: Tensor | None = None
+        self._estimate = self._gradient()
         if not theta.is_meta:
             self.simulator.prepare()
 
@@ -88,13 +88,13 @@ class Circuit(nn.Module):
 
     def forward(self) -> Float[Tensor, "*circuits states"]:
         """The 2^N basis states' probabilities in each circuit, or their frequencies."""
-        if self.config.ansatz == "frozen" and self.n_shots is None:
+        if not self.simulator.ansatz.trained and self.n_shots is None:
             return self._once()
-        estimate = self._estimate()
         angles = self.theta if self.turned is None else self.theta + self.turned
-        if estimate is None or not (torch.is_grad_enabled() and self.theta.requires_grad):
+        if self._estimate is None or not (torch.is_grad_enabled() and angles.requires_grad):
             return self._measure(angles)
-        return gradients.estimated(angles, self._measure, estimate)
+        estimated: Tensor = _Estimated.apply(angles, self._measure, self._estimate)
+        return estimated
 
     def _once(self) -> Float[Tensor, "*circuits states"]:
         """The exact probabilities of angles that are never trained, kept after the first call."""
@@ -105,13 +105,12 @@ class Circuit(nn.Module):
                 self._kept = self._measure(self.theta + turned)
         return self._kept
 
-    def _estimate(self) -> gradients.Estimate | None:
-        if self.config.gradient == "parameter_shift":
-            one = self.simulator.bytes_needed * self.config.n_circuits
-            return gradients.parameter_shift(_BATCH_BYTES // one)
-        if self.config.gradient == "spsa":
-            return gradients.spsa(self.config.spsa_step)
-        return None
+    def _gradient(self) -> Estimate | None:
+        method = GRADIENTS[self.config.gradient]
+        if method.estimate is None:
+            return None
+        one = self.simulator.bytes_needed(self.config, self.n_qubits) * self.config.n_circuits
+        return method.estimate(self.config, _BATCH_BYTES // one)
 
     def _measure(
         self, theta: Float[Tensor, "*batch layers rotations qubits"]
@@ -138,9 +137,21 @@ class Circuit(nn.Module):
         return int(torch.randint(2**31, (), device="cpu")) if self.training else self.config.seed
 
 
-def side_by_side(config: QPAConfig, *shape: int) -> tuple[int, ...]:
-    """``shape`` for each of ``config.n_circuits`` circuits; one alone has no axis for it."""
-    return shape if config.n_circuits == 1 else (config.n_circuits, *shape)
+class _Estimated(torch.autograd.Function):
+    """What is measured, with slopes that are estimated by measuring again, many at once."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, measure: Measure, estimate: Estimate) -> Tensor:
+        ctx.save_for_backward(theta)
+        ctx.measure, ctx.estimate = measure, estimate
+        measured: Tensor = measure(theta.detach())
+        return measured
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (theta,) = ctx.saved_tensors
+        return ctx.estimate(ctx.measure, theta, grad), None, None
 
 
 def _starting_turns(
@@ -158,11 +169,3 @@ def _starting_turns(
     turned = torch.zeros(config.n_circuits, *shape)
     turned[:, 0, 0] = math.pi * ((torch.arange(config.n_circuits)[:, None] >> places) & 1)
     return turned.view(side_by_side(config, *shape))
-
-
-def _check_gradient(config: QPAConfig, ansatz: str) -> None:
-    if config.gradient == "parameter_shift" and (gates := gates_without_shift(ansatz)):
-        raise InputError(
-            f"qpa.gradient=parameter_shift does not cover qpa.ansatz={config.ansatz}: "
-            f"{', '.join(gates)} is no half-angle Pauli rotation; give autograd or spsa."
-        )

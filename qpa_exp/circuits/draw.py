@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qpa_exp.circuits.ansatz import ANSATZE, NO_CIRCUIT, check_ansatz, gates
-from qpa_exp.circuits.to_qiskit import quantum_circuit, require_qiskit
+from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.to_qiskit import QISKIT, quantum_circuit
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 
@@ -49,12 +49,11 @@ def draw_picture(config: QPAConfig, n_qubits: int, path: Path) -> None:
 
 def _circuit(config: QPAConfig, n_qubits: int) -> tuple[QuantumCircuit, int]:
     """Qiskit's circuit, and how many of its repetitions are in it."""
-    check_ansatz(config.ansatz)
-    if config.ansatz in NO_CIRCUIT:
+    ansatz = ANSATZE[config.ansatz]
+    if not ansatz.has_circuit:
         raise InputError(f"qpa.ansatz={config.ansatz} has no circuit to draw: leave draw out.")
-    require_qiskit("draw")
-    ansatz = config.ansatz if config.ansatz in ANSATZE else "ry"
-    in_one = sum(1 for _ in gates(ansatz, n_qubits, 1))
+    QISKIT.check("draw")
+    in_one = sum(1 for _ in ansatz.gates(n_qubits, 1))
     drawn = config.n_layers if in_one * config.n_layers <= _MOST_GATES else 1
     return quantum_circuit(ansatz, n_qubits, drawn), drawn
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from qpa_exp.files.writing import whole_file
 
 Counts = dict[int, int]
 """From a basis state to how often it was measured."""
@@ -50,14 +51,10 @@ def read_counts(name: str, shots: int) -> Counts | None:
 
 def write_counts(name: str, counts: Counts) -> None:
     """Write the file whole or not at all."""
-    path = _path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     states = torch.tensor(sorted(counts), dtype=torch.int64)
     values = torch.tensor([counts[state] for state in sorted(counts)], dtype=torch.int64)
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(handle)
-    save_file({"states": states, "counts": values}, part)
-    Path(part).replace(path)
+    with whole_file(_path(name)) as file:
+        file.write(save({"states": states, "counts": values}))
 
 
 def _path(name: str) -> Path:

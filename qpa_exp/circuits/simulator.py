@@ -1,49 +1,106 @@
-"""What every back end is: a batch of angles in, a batch of probabilities out."""
+"""What a back end is: a batch of angles in, a batch of probabilities out; and what it refuses.
+
+Nothing here needs torch, so that a config is checked, and its memory counted, without it.
+"""
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
+from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.backends import BACKENDS
+from qpa_exp.circuits.gradients import GRADIENTS
 from qpa_exp.config import QPAConfig
-from qpa_exp.errors import InputError
+from qpa_exp.errors import InputError, first_line
 from qpa_exp.machine import free_memory
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 MOST_QUBITS = 30
 """A sanity limit, one for all back ends; before it, memory is the limit."""
 
 
-class Simulator(ABC):
-    """A circuit's probabilities from its angles, by one back end.
+@dataclass(frozen=True)
+class Packages:
+    """What has to be installed: the packages by the names that pip knows, and how to get them."""
 
-    A back end is a module of this package with the name that ``qpa.backend`` gives it, and with
-    its simulator's class as ``BACKEND``. It is imported where it is chosen and nowhere else.
+    names: tuple[str, ...]
+    install: str
+
+    def check(self, what: str) -> None:
+        """Refuse ``what`` in one sentence where a package cannot be imported."""
+        for name in self.names:
+            try:
+                import_module(name.replace("-", "_"))
+            except ImportError as error:
+                raise self.missing(what, error) from error
+
+    def missing(self, what: str, error: ImportError) -> InputError:
+        """The sentence that says what is missing, and how to install it."""
+        names = ", ".join(self.names)
+        return InputError(f"{what} needs {names} ({first_line(error)}): {self.install}.")
+
+    def versions(self) -> dict[str, str]:
+        """Of each package."""
+        return {name: version(name) for name in self.names}
+
+
+class Simulator(ABC):
+    """An entry of ``qpa.backend``: the probabilities of one ansatz' circuits, from their angles.
+
+    An entry is the class; what it says about itself and refuses needs no instance.
 
     Attributes:
+        label: its name in figures.
         samples: measures by itself: :meth:`sample` is to be called, not the simulator.
+        reads: the config keys that have an effect under it alone.
+        config: of the generator; its ansatz is ``ansatz``.
+        n_qubits: the paper's N.
     """
 
+    label: ClassVar[str]
     samples: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, config: QPAConfig, ansatz: str, n_qubits: int) -> None:
-        self.config = config
-        self.ansatz = ansatz
-        self.n_qubits = n_qubits
+    def __init__(self, config: QPAConfig, n_qubits: int) -> None:
+        self.config, self.n_qubits = config, n_qubits
+        self.ansatz = ANSATZE[config.ansatz]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Simulator:
         """Nothing in it is trained: a copied model may share it."""
         return self
 
     def prepare(self) -> None:  # noqa: B027
-        """Do now what needs to be done once; not called by ``plan``, which only counts."""
+        """Do now what needs to be done once; not called where a model is only counted."""
 
-    @property
+    @classmethod
+    def packages(cls, config: QPAConfig) -> Packages | None:  # noqa: ARG003
+        """What has to be installed for this config, if anything."""
+        return None
+
+    @classmethod  # noqa: B027
+    def check(cls, config: QPAConfig) -> None:
+        """Refuse keys that do not go together under this back end.
+
+        Raises:
+            InputError: one sentence with the key, its value, and what would be right.
+        """
+
+    @classmethod
+    def record_versions(cls, config: QPAConfig) -> dict[str, str]:
+        """The versions that its numbers depend on, besides torch's: of what it needs installed."""
+        packages = cls.packages(config)
+        return {} if packages is None else packages.versions()
+
+    @classmethod
     @abstractmethod
-    def bytes_needed(self) -> int:
+    def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:
         """Of memory to evaluate one circuit and its slopes."""
 
     @abstractmethod
@@ -59,31 +116,65 @@ class Simulator(ABC):
         raise NotImplementedError
 
 
-def make_simulator(config: QPAConfig, ansatz: str, n_qubits: int) -> Simulator:
-    """The simulator that ``config.backend`` names.
+def make_simulator(config: QPAConfig, n_qubits: int) -> Simulator:
+    """The simulator that ``config.backend`` names, of circuits of ``config.ansatz``.
 
     Raises:
-        InputError: too many qubits for it, or for this machine's memory.
+        InputError: too many qubits for it or for this machine's memory; a package is missing.
     """
+    check_size(config, n_qubits)
+    return BACKENDS[config.backend](config, n_qubits)
+
+
+def check_circuit(config: QPAConfig) -> None:
+    """Refuse keys of the circuit that do not go together; nothing heavy is imported for it.
+
+    Raises:
+        InputError: one sentence with the key, its value, and what would be right.
+    """
+    ansatz = ANSATZE[config.ansatz]
+    if ansatz.has_circuit:
+        BACKENDS[config.backend].check(config)
+    if ansatz.trains_circuit:
+        GRADIENTS[config.gradient].check(config)
+
+
+def check_size(config: QPAConfig, n_qubits: int) -> None:
+    """Refuse a circuit of too many qubits, or for which there is not the memory.
+
+    Raises:
+        InputError: it says how much is needed, and which key helps.
+    """
+    if not ANSATZE[config.ansatz].has_circuit:
+        return
     if n_qubits > MOST_QUBITS:
         raise InputError(
             f"{n_qubits} qubits are more than the {MOST_QUBITS} that any back end takes: "
             "raise qpa.n_mlp, each doubling saves a qubit."
         )
-    module = importlib.import_module(f"qpa_exp.circuits.{config.backend}")
-    simulator: Simulator = module.BACKEND(config, ansatz, n_qubits)
-    _check_memory(simulator)
-    return simulator
-
-
-def _check_memory(simulator: Simulator) -> None:
-    n_circuits = simulator.config.n_circuits
-    needed, free = simulator.bytes_needed / 2**30, free_memory() / 2**30
-    needed *= n_circuits
+    needed = BACKENDS[config.backend].bytes_needed(config, n_qubits) * config.n_circuits
+    free = free_memory()
     if needed > free:
-        several = f"{n_circuits} circuits of " if n_circuits > 1 else ""
+        several = f"{config.n_circuits} circuits of " if config.n_circuits > 1 else ""
         raise InputError(
-            f"{several}{simulator.n_qubits} qubits need about {needed:.3g} GiB of memory with "
-            f"qpa.backend={simulator.config.backend} and {free:.3g} GiB are free: "
+            f"{several}{n_qubits} qubits need about {needed / 2**30:.3g} GiB of memory with "
+            f"qpa.backend={config.backend} and {free / 2**30:.3g} GiB are free: "
             "raise qpa.n_mlp, each doubling saves a qubit."
         )
+
+
+def record_versions(config: QPAConfig) -> dict[str, str]:
+    """What the circuit's numbers depend on besides torch: packages, and a device's record.
+
+    Args:
+        config: as it has been checked; without a circuit there is nothing to record.
+
+    Example:
+        >>> from qpa_exp.circuits.simulator import record_versions
+        >>> from qpa_exp.config import QPAConfig
+        >>> record_versions(QPAConfig())
+        {}
+    """
+    if not ANSATZE[config.ansatz].has_circuit:
+        return {}
+    return BACKENDS[config.backend].record_versions(config)

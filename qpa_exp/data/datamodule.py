@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -20,10 +21,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from qpa_exp.config import DataConfig
-from qpa_exp.data.corpora.corpora import CorpusText, load_corpus, split_name
-from qpa_exp.data.layouts import Examples, lay_out, mask
+from qpa_exp.data.corpus import CorpusText, load_corpus, split_name
+from qpa_exp.data.layouts import Examples, labels, lay_out, mask
 from qpa_exp.errors import InputError
-from qpa_exp.fast_head.cache import HiddenStates
 
 Batch = dict[str, Tensor]
 
@@ -113,22 +113,26 @@ class OrderedBatches(Sampler[list[int]]):
 
 
 class ExampleBatches(Dataset[Batch]):
-    """Examples by lists of row numbers: ``input_ids`` and ``attention_mask``, (b, t) int64.
+    """Examples by lists of row numbers.
 
-    Where the backbone's hidden states are at hand they come along as ``hidden``, (b, t - 1, k).
+    A batch has what transformers' models take: ``input_ids`` and ``attention_mask``, (b, t) int64,
+    the mask 1 on real tokens, and ``labels``: the real tokens and ``IGNORED`` elsewhere, (b, t),
+    or the examples' classes, (b,).
     """
 
-    def __init__(self, examples: Examples, states: HiddenStates | None = None) -> None:
-        self.examples, self.states = examples, states
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, rows: list[int]) -> Batch:
         input_ids = self.examples.input_ids[rows]
-        attention_mask = mask(self.examples.lengths[rows], input_ids.shape[1])
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return batch if self.states is None else batch | {"hidden": self.states.of(rows)}
+        return {
+            "input_ids": input_ids,
+            "attention_mask": mask(self.examples.lengths[rows], input_ids.shape[1]),
+            "labels": labels(self.examples, rows),
+        }
 
 
 class ResumableLoader(DataLoader[Batch]):
@@ -152,17 +156,29 @@ class ResumableLoader(DataLoader[Batch]):
 class TextDataModule(LightningDataModule):
     """A corpus, tokenised once, as batches for training, validation and test.
 
-    A batch is a dict of ``input_ids`` and ``attention_mask``, both (b, t) int64, the mask 1 on
-    real tokens; with :attr:`hidden_states`, also of ``hidden``. Batches are dealt to the ranks
-    here, so the Trainer must be made with ``use_distributed_sampler=False``. Raises ``InputError``
-    where the corpus or the tokenizer is not usable (see ``load_corpus`` and ``lay_out``).
+    Batches are dealt to the ranks here, so the Trainer must be made with
+    ``use_distributed_sampler=False``.
+
+    Args:
+        config: the corpus and its layout.
+        tokenizer: the model's.
+        seed: of the order of training.
+        classes: whether an example's labels are its class; else they are its tokens.
+
+    Raises:
+        InputError: the corpus or the tokenizer is not usable: see ``load_corpus``, ``lay_out``.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        *,
+        classes: bool = False,
+    ) -> None:
         super().__init__()
-        self.config, self.tokenizer, self.seed = config, tokenizer, seed
-        self.hidden_states: dict[str, HiddenStates] = {}
-        """For ``train``, ``validation`` and ``test``, where they are kept."""
+        self.config, self.tokenizer, self.seed, self.classes = config, tokenizer, seed, classes
         # Evaluation repeats no row, so with more ranks than rows some have nothing to do.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -189,7 +205,10 @@ class TextDataModule(LightningDataModule):
     def _lay_out(self, split: str) -> Examples:
         documents = self.corpus.splits[split]
         try:
-            return lay_out(documents, self.tokenizer, self.config.layout, self.config.max_length)
+            laid = lay_out(documents, self.tokenizer, self.config.layout, self.config.max_length)
+            if not self.classes:
+                return laid
+            return replace(laid, classes=torch.tensor(self.corpus.classes[split]))
         except InputError as error:
             raise InputError(f"The {split} split of {self.corpus.source}: {error}") from error
 
@@ -232,7 +251,7 @@ class TextDataModule(LightningDataModule):
         return DataLoader(rows, sampler=sampler, batch_size=None, generator=torch.Generator())
 
     def _batches(self, role: str) -> ExampleBatches:
-        return ExampleBatches(self.examples[role], self.hidden_states.get(role))
+        return ExampleBatches(self.examples[role])
 
     def _place(self) -> dict[str, int]:
         if self.trainer is None:

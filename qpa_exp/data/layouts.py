@@ -11,20 +11,27 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from qpa_exp.errors import InputError
+from qpa_exp.lm.losses import IGNORED
 
 _DOCUMENTS_PER_CALL = 1000
 
 
 @dataclass(frozen=True)
 class Examples:
-    """``input_ids`` (n, t) int64, and in ``lengths`` (n,) how many of a row's ids are real.
+    """Token ids, and the class of each example where there is one.
 
     The real ids of a row come first, what follows them is EOS padding. A row may be all padding:
     a blank line has no token.
+
+    Attributes:
+        input_ids: (n, t) int64.
+        lengths: how many of a row's ids are real.
+        classes: the number of each example's class; None where only tokens are predicted.
     """
 
     input_ids: Int[Tensor, "n t"]
     lengths: Int[Tensor, " n"]
+    classes: Int[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -33,6 +40,18 @@ class Examples:
     def attention_mask(self) -> Int[Tensor, "n t"]:
         """1 where an id is real, 0 where it is padding."""
         return mask(self.lengths, self.input_ids.shape[1])
+
+
+def labels(examples: Examples, rows: list[int]) -> Int[Tensor, ...]:
+    """What some examples are trained towards.
+
+    Returns:
+        Their classes, (rows,); or their own tokens, (rows, t), ``IGNORED`` where they are padding.
+    """
+    if examples.classes is not None:
+        return examples.classes[rows]
+    ids = examples.input_ids[rows]
+    return ids.masked_fill(mask(examples.lengths[rows], ids.shape[1]) == 0, IGNORED)
 
 
 def mask(lengths: Int[Tensor, " n"], width: int) -> Int[Tensor, "n {width}"]:

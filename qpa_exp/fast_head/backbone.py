@@ -2,49 +2,93 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
+import xxhash
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from qpa_exp.fast_head.head import FinalLogits
+from qpa_exp.fast_head.frozen_head import FinalLogits
 from qpa_exp.fast_head.packing import Packing
 
+_HASHED_AT_A_TIME = 64 * 2**20
 
-class _Reached(Exception):
-    """Ends a forward pass where the head begins."""
 
+class _HeadReached(Exception):
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
 
 
-@torch.no_grad()
-def hidden_states(
-    model: Any,
-    input_ids: Int[Tensor, "rows tokens"],
-    attention_mask: Int[Tensor, "rows tokens"],
-    packing: Packing | None = None,
-) -> Float[Tensor, "rows tokens k"]:
-    """What enters the output head: after the final norm, and any projection there is.
+class Backbone:
+    """A language model up to its output head, frozen.
 
-    The head itself is not computed. ``model`` is any of transformers' causal language models;
-    ``packing`` makes the pass faster, and keeps what that takes for the next one.
+    Args:
+        model: any of transformers' causal language models.
+        autocast: the type that it computes in where that is not its weights' own.
     """
 
-    def stop(_: nn.Module, given: tuple[Tensor, ...]) -> NoReturn:
-        raise _Reached(given[0])
+    def __init__(self, model: Any, autocast: torch.dtype | None = None) -> None:
+        self.model, self.autocast = model, autocast
+        self._packing = Packing()
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(stop)
-    try:
-        with nullcontext() if packing is None else packing.used_by(model):
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    except _Reached as reached:
-        return reached.hidden
-    finally:
-        handle.remove()
-    raise RuntimeError(f"{type(model).__name__} did not call its output head.")
+    @torch.no_grad()
+    def hidden(
+        self, input_ids: Int[Tensor, "rows t"], attention_mask: Int[Tensor, "rows t"]
+    ) -> Float[Tensor, "rows t k"]:
+        """What enters the head, on the model's device: after the last norm and any projection."""
+
+        def stop(_: nn.Module, given: tuple[Tensor, ...]) -> NoReturn:
+            raise _HeadReached(given[0])
+
+        model, device = self.model, self.model.device
+        low = nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)
+        handle = model.get_output_embeddings().register_forward_pre_hook(stop)
+        try:
+            with low, self._packing.used_by(model):
+                mask = attention_mask.to(device)
+                model(input_ids=input_ids.to(device), attention_mask=mask, use_cache=False)
+        except _HeadReached as reached:
+            return reached.hidden
+        finally:
+            handle.remove()
+        raise RuntimeError(f"{type(model).__name__} did not call its output head.")
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of the model without its head: its class, its config and its weights.
+
+        What a method adds to the head changes nothing, so all methods share what is computed.
+        """
+        head = self.model.get_output_embeddings()
+        of_head = next(name for name, module in self.model.named_modules() if module is head) + "."
+        sha = hashlib.sha256(type(self.model).__name__.encode())
+        config = self.model.config.to_dict()
+        for key in ("_name_or_path", "transformers_version"):  # where it came from changes nothing
+            config.pop(key, None)
+        sha.update(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if name.startswith(of_head):
+                continue
+            if isinstance(tensor, Tensor):
+                sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+                sha.update(checksum(tensor.detach().cpu()).encode())
+            else:  # what some quantisers add
+                sha.update(f"{name} {tensor!r} ".encode())
+        return sha.hexdigest()
+
+
+def checksum(tensor: Tensor) -> str:
+    """Of a tensor's bytes."""
+    digest = xxhash.xxh3_64()
+    if tensor.numel():
+        for part in tensor.contiguous().flatten().view(torch.uint8).split(_HASHED_AT_A_TIME):
+            digest.update(part.numpy().data)
+    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
 
-from qpa_exp.circuits import make_circuit
+from qpa_exp.circuits.ansatze import ANSATZE
 from qpa_exp.config import QPAConfig
 from qpa_exp.generator.chunking import Chunking
+from qpa_exp.generator.counting import fit_to_states, layer_widths
+from qpa_exp.generator.features import FEATURES, feature_name
 from qpa_exp.generator.mapping import MappingModel
 from qpa_exp.generator.order import RandomOrder
-
-log = logging.getLogger(__name__)
-
-# The released code's squashing of the probabilities (its beta, gamma and alpha).
-_BETA, _GAMMA, _ALPHA = 0.6, 0.1, 0.15
+from qpa_exp.generator.variants import VARIANTS
 
 
 class Generator(nn.Module):
@@ -29,7 +25,8 @@ class Generator(nn.Module):
     Chunk i holds ``n_mlp`` of them: the mapping model's output for the pair of basis state i, as
     N bits, and its probability. With ``config.window`` it reads the probabilities of the states
     that follow, too, and with several circuits all of that in each. The bits are written -1 and +1
-    in every variant; the first layer has a bias, so it can express the same with 0 and 1.
+    in every variant; the first layer has a bias, so it can express the same with 0 and 1. The most
+    significant bit comes first, in the released code the least.
 
     ``config.anchor`` subtracts what the generator gave at its start, G(theta) - G(theta_0), so
     that the first vector is exactly zero. The start is rebuilt from ``config.seed``, so it costs
@@ -51,31 +48,35 @@ class Generator(nn.Module):
         super().__init__()
         self.chunking = Chunking(m, config.n_mlp)
         n_qubits = self.chunking.n_qubits
-        self.config = config = _fitted(config, n_qubits)
+        self.config = config = fit_to_states(config, n_qubits)
+        ansatz = ANSATZE[config.ansatz]
+        self._feature = FEATURES[feature_name(config)] if ansatz.reads_feature else None
+        self._lowest_first = VARIANTS[config.variant].lowest_first
+        draws = self._draws_states
+        states = torch.arange(self.chunking.n_chunks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.circuit = make_circuit(config, n_qubits, self.chunking.n_chunks)
-            # Beside every ansatz and control the mapping model starts as it does beside ``ry``.
+            self.circuit = ansatz.make(config, n_qubits, self.chunking.n_chunks)
+            # Draw as many numbers as ``ry`` has angles: a seed gives the same mapping model beside
+            # every ansatz and control.
             torch.manual_seed(config.seed)
             torch.empty(config.n_circuits, config.n_layers, 1, n_qubits).uniform_()
             self.mapping = MappingModel(
-                n_qubits,
-                config.mapping_hidden,
-                config.n_mlp,
+                layer_widths(config, n_qubits),
                 config.activation,
                 config.mapping_init,
-                n_circuits=config.n_circuits,
                 window=config.window,
-                in_order=not self._draws_states,
+                in_order=not (draws or self._lowest_first),
                 scale=config.scale,
             )
-            sample = torch.randperm(2**n_qubits)[: self.chunking.n_chunks]
+            if draws or config.shuffle:
+                # Drawn before the random order even where only that is read: so a seed has it.
+                sample = torch.randperm(2**n_qubits)[: self.chunking.n_chunks]
+                states = sample if draws else states
             self.order = RandomOrder(m) if config.shuffle else None
         # In evaluation a random order is one fixed sample: what is tested is what is exported.
-        fixed = torch.arange(self.chunking.n_chunks)
-        states = sample if self._draws_states else fixed
         self.register_buffer("states", states, persistent=False)
-        self.register_buffer("bits", basis_bits(states, n_qubits), persistent=False)
+        self.register_buffer("bits", self._write_bits(states), persistent=False)
         self._origin = [self._frozen_copy()] if config.anchor else []
         self._start: Tensor | None = None
 
@@ -104,23 +105,19 @@ class Generator(nn.Module):
         return generated - generated.mean() if self.config.center else generated
 
     def _bits(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, "chunks qubits"]:
-        return self.bits if states is self.states else basis_bits(states, self.circuit.n_qubits)
+        return self.bits if states is self.states else self._write_bits(states)
+
+    def _write_bits(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, "chunks qubits"]:
+        return basis_bits(states, self.chunking.n_qubits, lowest_first=self._lowest_first)
 
     def _read(
         self, measured: Float[Tensor, "*circuits states"]
     ) -> Float[Tensor, "circuits states"]:
         """What the mapping model reads of the probabilities, of the order of 1 or smaller."""
         measured = measured.reshape(self.config.n_circuits, -1)
-        if self.config.ansatz == "gaussian":
+        if self._feature is None:
             return measured
-        if self.config.squash or self.config.feature == "squashed":
-            return squash(measured)
-        if self.config.feature == "probability":
-            return measured
-        logarithm = torch.log1p(measured * 2**self.circuit.n_qubits)
-        if self.config.feature == "normal":
-            return layer_norm(logarithm, logarithm.shape[-1:])
-        return logarithm
+        return self._feature.read(measured, self.chunking.n_qubits)
 
     @property
     def _draws_states(self) -> bool:
@@ -129,7 +126,7 @@ class Generator(nn.Module):
     def _draw_states(self) -> Int[Tensor, " chunks"]:
         if not (self.training and self._draws_states):
             return self.states
-        drawn = torch.randperm(2**self.circuit.n_qubits, device=self.states.device)
+        drawn = torch.randperm(2**self.chunking.n_qubits, device=self.states.device)
         return drawn[: self.chunking.n_chunks]
 
     # --- the anchor ---------------------------------------------------------------------------
@@ -174,39 +171,14 @@ class Generator(nn.Module):
         return float(self._start_at(self.states).double().norm())
 
 
-def _fitted(config: QPAConfig, n_qubits: int) -> QPAConfig:
-    """No more circuits of the same angles than basis states to start from; nor a wider window."""
-    most = 2**n_qubits
-    if config.share_angles and config.n_circuits > most:
-        log.warning(
-            "qpa.n_circuits=%d share their angles, so each needs a basis state to start from: the "
-            "%d qubits have %d, and that is how many circuits there are.",
-            config.n_circuits, n_qubits, most,
-        )  # fmt: skip
-        config = dataclasses.replace(config, n_circuits=most)
-    if config.window > most:
-        log.warning(
-            "qpa.window=%d is wider than the %d basis states of %d qubits: a chunk reads the "
-            "probability of each of them once.",
-            config.window, most, n_qubits,
-        )  # fmt: skip
-        config = dataclasses.replace(config, window=most)
-    return config
+def basis_bits(
+    states: Int[Tensor, " chunks"], n_qubits: int, *, lowest_first: bool = False
+) -> Float[Tensor, "chunks qubits"]:
+    """The basis states' N bits as -1 and +1.
 
-
-def basis_bits(states: Int[Tensor, " chunks"], n_qubits: int) -> Float[Tensor, "chunks qubits"]:
-    """The basis states' N bits as -1 and +1, qubit 1 (the most significant) first."""
-    places = torch.arange(n_qubits - 1, -1, -1, device=states.device)
-    bits = (states[:, None] >> places) & 1
-    return (2 * bits - 1).float()
-
-
-def squash(probabilities: Float[Tensor, "*circuits states"]) -> Float[Tensor, "*circuits states"]:
-    """(beta tanh(gamma 2^(N-1) p))^alpha minus its mean over all 2^N states: the released code.
-
-    The power's slope is infinite at p = 0; the smallest normal number stands in for zero, which
-    keeps the gradient finite, and moves that value by 2e-6.
+    Qubit 1 (the most significant) comes first; under ``lowest_first``, as in the released code,
+    the least significant does.
     """
-    scaled = _GAMMA * (probabilities.shape[-1] / 2) * probabilities
-    squashed = (_BETA * torch.tanh(scaled)).clamp_min(torch.finfo(scaled.dtype).tiny) ** _ALPHA
-    return squashed - squashed.mean(-1, keepdim=True)
+    places = torch.arange(n_qubits, device=states.device)
+    bits = (states[:, None] >> (places if lowest_first else places.flip(0))) & 1
+    return (2 * bits - 1).float()

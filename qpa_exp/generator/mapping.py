@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from qpa_exp.generator.mapping_choices import ACTIVATIONS, MAPPING_INITS
 from qpa_exp.generator.windows import linear_in_windows
-
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "tanh": nn.Tanh,
-}
 
 
 class MappingModel(nn.Sequential):
@@ -24,34 +19,36 @@ class MappingModel(nn.Sequential):
     The activation stands between the layers, never after the last. The first layer reads a chunk's
     N bits and, of each circuit, some features from the chunk's own on.
 
-    Attributes:
+    Args:
+        widths: of what it reads, of the hidden layers, and of what it gives for a chunk.
+        activation: a name of ``qpa.activation``.
+        init: a name of ``qpa.mapping_init``.
         window: how many features of a circuit a chunk reads.
-        in_order: chunk i has the bits of i.
+        in_order: chunk i has the bits of i, the most significant first.
         scale: a factor on all that it gives.
     """
 
     def __init__(
         self,
-        n_qubits: int,
-        hidden: Sequence[int],
-        n_out: int,
+        widths: Sequence[int],
         activation: str,
         init: str = "default",
         *,
-        n_circuits: int = 1,
         window: int = 1,
         in_order: bool = True,
         scale: float = 1.0,
     ) -> None:
         layers: list[nn.Module] = []
-        for wide, narrow in pairwise((n_qubits + n_circuits * window, *hidden, n_out)):
-            if layers and activation != "none":
-                layers.append(_ACTIVATIONS[activation]())
+        between = ACTIVATIONS[activation]
+        for wide, narrow in pairwise(widths):
+            if layers and between is not None:
+                layers.append(getattr(nn, between)())
             layers.append(nn.Linear(wide, narrow))
         super().__init__(*layers)
         self.window, self.in_order, self.scale = window, in_order, scale
-        if init == "kaiming":
-            self._kaiming()
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                MAPPING_INITS[init](layer)
 
     def forward(  # type: ignore[override]
         self,
@@ -72,10 +69,3 @@ class MappingModel(nn.Sequential):
         if layer is not self[-1] or self.scale == 1:
             return layer.weight, layer.bias
         return self.scale * layer.weight, self.scale * layer.bias
-
-    def _kaiming(self) -> None:
-        """Weights of variance 2 / n_in, no biases: a signal keeps its size through the layers."""
-        for layer in self:
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)

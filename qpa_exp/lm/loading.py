@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
@@ -26,15 +26,22 @@ BUNDLED = {"qpa_exp/tiny": Path(__file__).resolve().parent / "tiny"}
 """Names that stand for a model inside this package."""
 
 
-def load_model(config: ModelConfig) -> PreTrainedModel:
+def load_model(
+    config: ModelConfig, auto_class: str = "AutoModelForCausalLM", **more: Any
+) -> PreTrainedModel:
     """The frozen language model, in evaluation mode, on the CPU.
+
+    Args:
+        config: which one.
+        auto_class: transformers' class that loads it.
+        more: what its ``from_pretrained`` takes besides.
 
     Raises:
         InputError: no such directory, a hub that cannot be reached, files that are no causal
             language model, or a quantization whose package is not installed.
     """
-    options = {"dtype": getattr(torch, config.dtype)} | _quantization(config)
-    model = _load(AutoModelForCausalLM, config, **options)
+    options = {"dtype": getattr(torch, config.dtype)} | _quantization(config) | more
+    model = _load(getattr(transformers, auto_class), config, **options)
     return model.requires_grad_(False).eval()
 
 
@@ -94,19 +101,6 @@ def n_positions(architecture: PretrainedConfig) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
-
-
-def check_length(
-    config: ModelConfig, architecture: PretrainedConfig, max_length: int, virtual: int = 0
-) -> None:
-    """Refuse examples beyond the model's positions, less those of a method's virtual tokens."""
-    limit = n_positions(architecture)
-    if limit is not None and max_length > limit - virtual:
-        less = f" less {virtual} virtual tokens" if virtual else ""
-        raise InputError(
-            f"data.max_length={max_length} is beyond the {limit} positions of "
-            f"model={config.name}{less}: give at most {limit - virtual}."
-        )
 
 
 def _load(loader: Any, config: ModelConfig, **options: Any) -> Any:

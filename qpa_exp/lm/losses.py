@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_NO_TARGET = -100
+IGNORED = -100
+"""The label of a position that has none, as transformers and torch have it."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class TokenLosses:
 def token_losses(
     logits: Float[Tensor, "rows tokens vocab"],
     input_ids: Int[Tensor, "rows tokens"],
-    attention_mask: Int[Tensor, "rows tokens"],
+    labels: Int[Tensor, "rows tokens"],
 ) -> TokenLosses:
     """The loss of every prediction in a batch, in float32 whatever the logits' type.
 
     Args:
         logits: the language model's output.
-        input_ids: the tokens, right-padded.
-        attention_mask: 1 where a token is text, 0 where it is padding.
+        input_ids: the tokens, right-padded: each is predicted, padding too.
+        labels: the same where a token counts as text, ``IGNORED`` elsewhere.
     """
     # The targets are shifted, not the logits: a slice of those would be copied, and its gradient
     # copied back. The last token's prediction has no target.
-    targets = F.pad(input_ids[:, 1:], (0, 1), value=_NO_TARGET).flatten()
+    targets = F.pad(input_ids[:, 1:], (0, 1), value=IGNORED).flatten()
     nats = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets, ignore_index=_NO_TARGET, reduction="none"
+        logits.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="none"
     ).view(input_ids.shape)
-    return TokenLosses(nats[:, :-1], attention_mask[:, 1:].to(torch.bool))
+    return TokenLosses(nats[:, :-1], labels[:, 1:] != IGNORED)

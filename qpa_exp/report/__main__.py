@@ -14,7 +14,6 @@ from pathlib import Path
 from qpa_exp.cli import parse_options, run_command
 from qpa_exp.errors import InputError
 from qpa_exp.report.collect import collect
-from qpa_exp.report.paper_counts import counts_page
 from qpa_exp.report.write import write_report
 
 
@@ -32,6 +31,8 @@ def main(arguments: list[str]) -> None:
     """Report the runs that these options name."""
     options = parse_options(ReportOptions, arguments)
     if options.counts:
+        from qpa_exp.report.paper_counts import counts_page
+
         print(counts_page(), end="")
         return
     if options.runs is None:

@@ -10,6 +10,7 @@ import dataclasses
 import glob
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +19,26 @@ from typing import Any
 import pandas as pd
 
 from qpa_exp.errors import InputError
-from qpa_exp.runs import results
-from qpa_exp.runs.directory import read_config
-from qpa_exp.runs.states import CONFIG, METRICS, State, error_of, read_json, state_of
+from qpa_exp.report.names import validation_of
+from qpa_exp.runs.directory import (
+    CONFIG,
+    METRICS,
+    State,
+    error_of,
+    last_of_curve,
+    read_config,
+    read_metrics,
+    state_of,
+)
 from qpa_exp.sweeps.manifest import MANIFEST, Manifest, read_manifest
+from qpa_exp.task import TASKS
 
 NO_STUDY = "runs"
 """The name under which runs that belong to no study are reported."""
 
 SEEDS = ["seed", "qpa.seed"]
 _NOT_SETTINGS = ("logger.", "trainer.progress_bar", "resume", *SEEDS)
-_SIZES = ("trainable_params", "target_params", "seed")
-_GRADIENTS = ("gradient_variance", "expectation_variance")
+_NEEDED = ("trainable_params", "target_params", "seed")
 
 
 @dataclass(frozen=True)
@@ -46,9 +55,9 @@ class Collected:
 
     Attributes:
         runs: one row a run: the config's keys, dotted; the figures of ``metrics.json``;
-            ``validation_perplexity``, the last of the curve; ``path``, ``study``, ``scale``,
-            ``label``, ``command``, and ``setting``, a hash that is equal for runs which differ in
-            their seed alone.
+            ``validation_<metric>``, the last of the curve of the metric that ranks runs; ``path``,
+            ``study``, ``scale``, ``label``, ``command``, and ``setting``, a hash that is equal for
+            runs which differ in their seed alone.
         manifests: the records of the study, one for each scale.
     """
 
@@ -139,7 +148,8 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     """
     path: Path = run["path"]
     config = read_config(path)
-    metrics = _metrics(path)
+    ranked_by = TASKS[config.task].ranked_by()
+    metrics = _metrics(path, ranked_by.name)
     flat = flatten(dataclasses.asdict(config))
     kept = {k: v for k, v in flat.items() if not k.startswith(_NOT_SETTINGS)}
     setting = json.dumps(kept, sort_keys=True, default=str)
@@ -147,7 +157,7 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     return {
         **flat,
         **metrics,
-        "validation_perplexity": validation_perplexity(path),
+        validation_of(ranked_by): last_of_curve(path, f"validation/{ranked_by.name}"),
         "path": str(path),
         "study": manifest.study if manifest else NO_STUDY,
         "scale": manifest.scale if manifest else "",
@@ -158,19 +168,15 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
 
 
 def _command(overrides: Sequence[str]) -> str:
-    import shlex
-
     return shlex.join(["python", "-m", "qpa_exp", *overrides])
 
 
-def _metrics(path: Path) -> dict[str, Any]:
+def _metrics(path: Path, ranked_by: str) -> dict[str, Any]:
     state = state_of(path)
     if state is not State.complete:
         raise InputError(_why_not(path, state))
-    metrics = read_json(path / METRICS) or {}
-    measured = [key for key in ("perplexity", *_GRADIENTS) if key in metrics]
-    needed = [*measured, *_SIZES]
-    if not measured or not all(isinstance(metrics.get(key), int | float) for key in needed):
+    metrics = read_metrics(path) or {}
+    if not all(isinstance(metrics.get(key), int | float) for key in (ranked_by, *_NEEDED)):
         raise InputError(f"{path / METRICS} holds no result of this program.")
     return {key: json.dumps(v) if isinstance(v, dict | list) else v for key, v in metrics.items()}
 
@@ -182,15 +188,6 @@ def _why_not(path: Path, state: State) -> str:
     if state is State.interrupted:
         return f"{path} is not complete: it is running, or was interrupted."
     return f"{path} {state}: {reason}"
-
-
-def validation_perplexity(run_dir: Path) -> float | None:
-    """The last one that was measured after training began; None where there is none."""
-    try:
-        steps, values = results.read_curve(run_dir, "validation/perplexity")
-    except (ValueError, KeyError, OSError):
-        return None
-    return values[-1] if values and steps[-1] > 0 else None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

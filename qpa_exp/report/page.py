@@ -17,8 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
-from qpa_exp.report.analysis import comparisons, differences
 from qpa_exp.report.collect import Collected
+from qpa_exp.report.comparisons import comparisons
+from qpa_exp.report.paper_values import differences
 from qpa_exp.report.tables import Table
 
 _NUMBER = re.compile(r"[-+\d.,e± ]*")
@@ -46,9 +47,7 @@ def render(
         title=manifests[0].title if manifests and manifests[0].title else "Runs",
         paper=manifests[0].paper if manifests else "",
         scales=[manifest.scale for manifest in manifests],
-        sentences=[comparison.sentence() for comparison in comparisons(runs)]
-        if "perplexity" in runs
-        else [],
+        sentences=[comparison.sentence() for comparison in comparisons(runs)],
         figures=[
             {"alt": name, "svg": base64.b64encode(file).decode()} for name, file in figures.items()
         ],

@@ -10,6 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pandas as pd
+
+from qpa_exp.report.names import Row
+
+METRIC = "perplexity_padded"
+"""What the paper's perplexities are, by our name."""
+
 
 @dataclass(frozen=True)
 class Reported:
@@ -127,3 +134,31 @@ def reported_perplexities(model: str, method: str) -> list[Reported]:
         for row in REPORTED
         if row.model == model and row.method == method and row.perplexity_padded is not None
     ]
+
+
+PROTOCOL = {
+    "data.name": ("wikitext2", "ptb"),
+    "data.layout": ("lines",),
+    "data.max_length": (512,),
+    "data.batch_size": (1,),
+    "trainer.max_steps": (-1,),
+    "model.name": ("gpt2", "gpt2_xl", "gemma"),
+    "qpa.variant": ("off", "paper", "released"),
+}
+"""The paper's protocol: for each key the values under which our perplexity is of the same kind."""
+
+
+def protocol_differences(row: Row) -> list[str]:
+    """What keeps a run's perplexity from being compared with the paper's."""
+    return [f"{key}={row[key]}" for key, values in PROTOCOL.items() if row[key] not in values]
+
+
+def differences(runs: pd.DataFrame) -> list[str]:
+    """How these runs' settings differ from the paper's protocol, in sentences."""
+    sentences = []
+    for key, values in PROTOCOL.items():
+        other = [str(value) for value in dict.fromkeys(runs[key]) if value not in values]
+        if other:
+            paper = " or ".join(map(str, values))
+            sentences.append(f"{key} is {', '.join(other)}; the paper's is {paper}.")
+    return sentences

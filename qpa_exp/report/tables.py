@@ -8,15 +8,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from qpa_exp.errors import InputError
-from qpa_exp.report.analysis import (
-    aggregate,
-    chosen_by,
-    family,
-    lowest,
-    present,
-    protocol_differences,
-)
-from qpa_exp.report.paper_values import Reported, reported
+from qpa_exp.report.names import family, measured
+from qpa_exp.report.paper_values import METRIC, PROTOCOL, Reported, protocol_differences, reported
+from qpa_exp.report.settings import aggregate, chosen
 
 NOT_MEASURED, NOT_REPORTED = "not measured", "not reported"
 
@@ -31,7 +25,7 @@ class Table:
 
 
 def runs_table(runs: pd.DataFrame) -> Table:
-    """One row for each setting; perplexities as mean ± standard deviation over its seeds."""
+    """One row for each setting; metrics as mean ± standard deviation over its seeds."""
     table = aggregate(runs)
     columns = {
         "setting": table["label"],
@@ -44,18 +38,18 @@ def runs_table(runs: pd.DataFrame) -> Table:
         ],
         "qubits": ["" if pd.isna(n) else f"{n:.0f}" for n in table["n_qubits"]],
     }
-    for metric in present(runs):
-        columns[f"base {metric}"] = [f"{x:.4g}" for x in table[f"base_{metric}"]]
-        columns[metric] = [_with_spread(row, metric) for _, row in table.iterrows()]
-    if "gradient_variance" in table:
+    for metric in measured(runs):
+        columns[f"base {metric.name}"] = [f"{x:.4g}" for x in table[f"base_{metric.name}"]]
+        columns[metric.name] = [_with_spread(row, metric.name) for _, row in table.iterrows()]
+    if "gradient_variance" in table and table["gradient_variance"].notna().any():
         columns["gradient variance"] = [f"{x:.3g}" for x in table["gradient_variance"]]
     if "train_seconds" in table and table["train_seconds"].notna().any():
         columns["seconds"] = [f"{x:,.0f}" for x in table["train_seconds"]]
     columns["runs"] = table["n"]
+    meaning = ", ".join(f"'{metric.name}' is the {metric.label}" for metric in measured(runs))
     caption = (
-        "Every setting of this study. Perplexities are of the test split: 'perplexity' counts each "
-        "real token once, 'perplexity_padded' is the paper's, over padded lines. ± is the "
-        "standard deviation over seeds."
+        f"Every setting of this study, measured on the test split: {meaning}. ± is the standard "
+        "deviation over seeds."
     )
     return Table("runs", caption, pd.DataFrame(columns))
 
@@ -105,9 +99,9 @@ def _perplexity_line(row: Reported, ours: pd.Series | None) -> dict[str, str]:
         return line | dict.fromkeys(missing, NOT_MEASURED) | {"counts": "", "perplexities": ""}
     percent = 100 * ours["trainable_params"] / ours["target_params"]
     line["ours: parameters"] = f"{ours['trainable_params']:,.0f} ({percent:.3f} %)"
-    for metric in ("perplexity_padded", "perplexity"):
-        measured = metric in ours and not pd.isna(ours[metric])
-        line[f"ours: {metric}"] = _with_spread(ours, metric) if measured else NOT_MEASURED
+    for metric in (METRIC, "perplexity"):
+        known = metric in ours and not pd.isna(ours[metric])
+        line[f"ours: {metric}"] = _with_spread(ours, metric) if known else NOT_MEASURED
     reasons = protocol_differences(ours)
     exact = ours["trainable_params"] == row.trainable_params
     line["counts"] = "exact" if exact else "another setting"
@@ -158,8 +152,8 @@ def _ours(row: Reported, table: pd.DataFrame) -> pd.Series | None:
     same = table[(table["peft.method"] == row.method) & (generated == row.generated)]
     exact = same[same["model.name"] == row.model]
     if exact.empty:
-        others = same[~same["model.name"].isin(["gpt2", "gpt2_xl", "gemma"])]
-        return None if others.empty else lowest(others, chosen_by(others))
+        others = same[~same["model.name"].isin(PROTOCOL["model.name"])]
+        return None if others.empty else chosen(others)
     for key, value in (("peft.r", row.r), ("qpa.n_mlp", row.n_mlp)):
         if value is not None:
             exact = exact[exact[key] == value]

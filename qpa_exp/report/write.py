@@ -49,7 +49,7 @@ def _write_runs(runs: pd.DataFrame, directory: Path) -> None:
     runs = runs.assign(path=[without_place(str(path)) for path in runs["path"]])
     runs.to_csv(directory / "runs.csv", index=False)
     plain = runs.copy()
-    for column in plain.select_dtypes(object):  # numbers and text in one column
+    for column in plain.columns[[kind.kind == "O" for kind in plain.dtypes]]:  # numbers and text
         plain[column] = plain[column].map(lambda value: None if value is None else str(value))
     # The schema of pandas, a second one, would be larger than the figures.
     plain.to_parquet(directory / "runs.parquet", index=False, store_schema=False)

@@ -6,31 +6,13 @@ from typing import Any
 
 from qpa_exp.adapters.formats import Format
 from qpa_exp.config import Config
-
-_USE = {
-    Format.peft: """\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained({base})
-model = PeftModel.from_pretrained(base, "<this directory>")""",
-    Format.merged: """\
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("<this directory>")""",
-    Format.qpa: """\
-from qpa_exp import QPAModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained({base})
-model = QPAModel.from_pretrained(base, "<this directory>")""",
-}
+from qpa_exp.task import TASKS
 
 _CARD = """\
 ---
 base_model: {base}
 library_name: {library}
-pipeline_tag: text-generation
+pipeline_tag: {pipeline}
 tags: [qpa, {method}]
 ---
 
@@ -42,7 +24,7 @@ Trained on `{data}` ({layout}), seed {seed}, {steps:,} steps.
 | --- | --- |
 | trainable parameters | {trainable_params:,} |
 | parameters of the method itself | {generated_params:,} |
-{perplexities}
+{measured}
 
 ```python
 {use}
@@ -60,13 +42,14 @@ def model_card(config: Config, metrics: dict[str, Any], form: Format) -> str:
     )
     return _CARD.format(
         base=config.model.name_or_path,
-        library="transformers" if form is Format.merged else "peft",
+        library=form.library,
         method=config.peft.method,
         how=how,
+        pipeline="text-generation" if TASKS[config.task].writes_text else "text-classification",
         data=config.data.name,
         layout=config.data.layout,
-        perplexities=_perplexities(metrics),
-        use=_USE[form].format(base=_base(config, metrics)),
+        measured=_measured(config, metrics),
+        use=form.use.format(base=_base(config, metrics), auto=TASKS[config.task].auto_class),
         versions=", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),
         **{key: metrics[key] for key in
            ("seed", "steps", "trainable_params", "generated_params", "data_sha256")},
@@ -79,9 +62,9 @@ def _base(config: Config, metrics: dict[str, Any]) -> str:
     return name if revision is None else f'{name}, revision="{revision}"'
 
 
-def _perplexities(metrics: dict[str, Any]) -> str:
+def _measured(config: Config, metrics: dict[str, Any]) -> str:
     return "\n".join(
         f"| test {key} | {metrics[key]:.3f}; base model {metrics[f'base_{key}']:.3f} |"
-        for key in ("perplexity", "perplexity_padded")
+        for key in (metric.name for metric in TASKS[config.task].metrics)
         if metrics[key] is not None
     )

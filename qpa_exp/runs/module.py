@@ -1,146 +1,99 @@
-"""What Lightning trains: the loss of a batch, the optimizer, the perplexities."""
+"""What Lightning trains: a task on an adapted model, its optimizer, and the means it measures."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 from transformers import get_scheduler
 
-from qpa_exp.adapters import QPAModel, train_adapter_only
+from qpa_exp.adapters.adapted import AdaptedModel
 from qpa_exp.config import Config
+from qpa_exp.data.datamodule import Batch
 from qpa_exp.errors import InputError
-from qpa_exp.fast_head.short_way import ShortWay
-from qpa_exp.lm.losses import TokenLosses, token_losses
-from qpa_exp.runs.optimizers import make_optimizer
-from qpa_exp.runs.stopwatch import Stopwatch
-
-Batch = dict[str, Tensor]
+from qpa_exp.runs.callbacks import Stopwatch
+from qpa_exp.runs.make_optimizer import make_optimizer
+from qpa_exp.task import Measured, Task
 
 _SCHEDULERS = {"linear": "linear", "constant": "constant_with_warmup"}
 
 
 class Divergence(InputError):
-    """Training produced a loss or a gradient that is not a finite number."""
+    """A loss or a gradient that is not a finite number."""
 
 
-class Perplexities(nn.Module):
-    """Running means of the loss in nats, over real tokens and over all positions.
+class Mean(Metric):
+    """A sum over a count, in float64 and over all processes; what is no number stays none."""
 
-    Sums are kept in float64 and joined over the processes of a run.
-    """
+    total: Tensor
+    count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.text = MeanMetric().set_dtype(torch.float64)
-        self.padded = MeanMetric().set_dtype(torch.float64)
+        for name in ("total", "count"):
+            zero = torch.zeros((), dtype=torch.float64)
+            self.add_state(name, default=zero, dist_reduce_fx="sum")
 
-    def update(self, losses: TokenLosses) -> None:
+    def update(self, total: Tensor, count: Tensor) -> None:
+        """Count a batch."""
+        self.total += total
+        self.count += count
+
+    def compute(self) -> Tensor:
+        """The mean; NaN of nothing."""
+        return self.total / self.count
+
+
+class Means(nn.Module):
+    """The running means that a task's figures are made from."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+        self.means = nn.ModuleDict({name: Mean() for name in task.measures})
+
+    def add(self, measured: Measured) -> None:
         """Count one batch."""
-        self.text.update(losses.nats[losses.is_text])
-        self.padded.update(losses.nats)
+        for name, (total, count) in measured.items():
+            self.means[name].update(total, count)  # type: ignore[operator]
 
-    def compute(self, prefix: str, layout: str) -> dict[str, float]:
-        """``<prefix>loss``, ``<prefix>perplexity`` and, in lines, ``<prefix>perplexity_padded``."""
-        loss = float(self.text.compute())
-        values = {f"{prefix}loss": loss, f"{prefix}perplexity": _exp(loss)}
-        if layout == "lines":
-            values[f"{prefix}perplexity_padded"] = _exp(float(self.padded.compute()))
-        return values
-
-    def reset(self) -> None:
-        """Start again."""
-        self.text.reset()
-        self.padded.reset()
-
-
-def _exp(loss: float) -> float:
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
+    def take(self, prefix: str) -> dict[str, float]:
+        """The task's figures under this prefix; the means begin again."""
+        means: dict[str, Any] = dict(self.means.items())
+        figures = self.task.figures({name: float(mean.compute()) for name, mean in means.items()})
+        for mean in means.values():
+            mean.reset()
+        return {prefix + name: value for name, value in figures.items()}
 
 
 class AdapterModule(LightningModule):
-    """Trains the generator of a :class:`QPAModel`, or the tensors of a PEFT model (``qpa=off``).
+    """Trains what an adapted model trains, towards a task.
 
-    Under ``layout=lines`` the training loss is the paper's, a mean over all positions, padding
-    included. Each training step draws its random numbers (dropout, a random basis order) from a
-    stream of its own, so a resumed run draws what an uninterrupted one would.
-
-    Attributes:
-        way: the backbone and the head one after the other, where only the head is adapted. None
-            computes the whole model.
-        stopwatch: where the time of the training steps goes. What is not split counts as
-            ``backbone``: the whole model, where there is no shorter way.
+    Each training step draws its random numbers (dropout, a random basis order) from a stream of
+    its own, so a resumed run draws what an uninterrupted one would.
     """
 
-    model: QPAModel | PeftModel
-
     def __init__(
-        self, model: QPAModel | PeftModel, config: Config, way: ShortWay | None = None
+        self, model: AdaptedModel, task: Task, config: Config, stopwatch: Stopwatch
     ) -> None:
         super().__init__()
-        self.model = model
-        self.config = config
-        self.way = way
-        self.stopwatch = Stopwatch()
+        self.model, self.task, self.config, self.stopwatch = model, task, config, stopwatch
         self._evaluations_before = 0
-        self.validation = Perplexities()
-        self.adapted = Perplexities()
-        self.base = Perplexities()
+        self._batch: Batch | None = None
+        self.validation, self.adapted, self.base = Means(task), Means(task), Means(task)
         # What a checkpoint holds has fewer names than the model: the trained ones alone.
         self.strict_loading = False
 
-    # --- steps --------------------------------------------------------------------------------
+    # --- a training step ----------------------------------------------------------------------
 
-    def forward(self, batch: Batch) -> TokenLosses:
-        """The loss of every prediction in a batch of ``input_ids`` and ``attention_mask``.
-
-        Where the batch has ``hidden``, what enters the head, the backbone is not computed.
-        """
-        return self._losses(batch, self._hidden(batch))[1]
-
-    def _hidden(self, batch: Batch) -> Tensor | None:
-        """What enters the head, the last position left out: (b, t - 1, k)."""
-        if self.way is None or "hidden" in batch:
-            return batch.get("hidden")
-        with self._section("backbone"):
-            hidden = self.way.backbone.hidden(batch["input_ids"], batch["attention_mask"])
-        return hidden[:, :-1]
-
-    def _losses(self, batch: Batch, hidden: Tensor | None) -> tuple[Tensor, TokenLosses]:
-        """The loss to minimise, and that of every prediction."""
-        ids, is_text = batch["input_ids"], batch["attention_mask"][:, 1:].to(torch.bool)
-        padded = self.config.data.layout == "lines"
-        if self.way is None or hidden is None:
-            with self._section("backbone"):
-                mask = batch["attention_mask"]
-                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-                losses = token_losses(logits, ids, mask)
-            return (losses.padded_mean if padded else losses.text_mean), losses
-        if isinstance(self.model, QPAModel):
-            self.model.refresh()
-        counted = torch.ones_like(is_text) if padded else is_text
-        weights = counted / counted.sum().clamp_min(1)
-        with self._section("head"):
-            found = self.way.head.loss(hidden, ids[:, 1:], weights)
-        return found.loss, TokenLosses(found.nats, is_text)
-
-    def objective(self, batch: Batch) -> Tensor:
-        """The loss of one batch as training minimises it, with the same dropout at every call."""
-        torch.manual_seed(self.config.seed)
-        return self._losses(batch, self._hidden(batch))[0]
-
-    def _section(self, name: str) -> AbstractContextManager[None]:
-        return self.stopwatch.section(name, self.device)
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
+        """Let the task add what it knows of these examples already."""
+        return self.task.look_up(batch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Give the step its own random stream."""
@@ -151,26 +104,17 @@ class AdapterModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss that is minimised; a loss that is not finite ends the run."""
         self.stopwatch.on = True
-        if isinstance(self.model, QPAModel):
-            with self._section("generator"):
-                self.model.begin_step()
-        hidden = self._hidden(batch)
-        self._step = (batch, hidden)
-        loss, _ = self._losses(batch, hidden)
+        with self.stopwatch.section("generator", self.device):
+            self.model.begin_step()
+        self._batch = batch
+        loss = self.task.loss(self.model, batch)
         self._require_finite(loss.detach(), "loss")
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
-    @torch.no_grad()
-    def _loss_now(self) -> float:
-        """The loss of the step's batch, for a search: each time with the same random numbers."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.global_step)
-            return float(self._losses(*self._step)[0])
-
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As Lightning does it, timed."""
-        with self._section("backbone" if self.way is None else "head"):
+        with self.stopwatch.section(self.task.slope_section, self.device):
             super().backward(loss, *args, **kwargs)
 
     def optimizer_step(
@@ -180,19 +124,11 @@ class AdapterModule(LightningModule):
 
         def closure() -> Any:
             result = optimizer_closure()
-            if isinstance(self.model, QPAModel):
-                with self._section("generator"):
-                    self.model.end_step()
+            with self.stopwatch.section("generator", self.device):
+                self.model.end_step()
             return result
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
-
-    def on_train_batch_end(self, *args: Any) -> None:  # noqa: ARG002
-        """What follows, a validation or a test, is not timed."""
-        self.stopwatch.on = False
-        if isinstance(self.model, QPAModel):
-            here = self.model.generator.circuit.evaluations  # a tensor: asking its value would wait
-            self.log("train/circuit_evaluations", 1.0 * (self._evaluations_before + here))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
         """A gradient that is not finite would spoil the weights: end the run before it does."""
@@ -202,6 +138,13 @@ class AdapterModule(LightningModule):
             if parameter.grad is not None:
                 self._require_finite(parameter.grad, "gradient")
 
+    def on_train_batch_end(self, *args: Any) -> None:  # noqa: ARG002
+        """What follows, a validation or a test, is not timed."""
+        self.stopwatch.on = False
+        here = self.model.circuit_evaluations
+        if here is not None:  # a tensor: asking its value would wait
+            self.log("train/circuit_evaluations", 1.0 * (self._evaluations_before + here))
+
     def _require_finite(self, values: Tensor, what: str) -> None:
         if not torch.isfinite(values).all():
             raise Divergence(
@@ -209,30 +152,37 @@ class AdapterModule(LightningModule):
                 f"stops there; optim.lr={self.config.optim.lr:g} may be too large."
             )
 
+    @torch.no_grad()
+    def _loss_now(self) -> float:
+        """The loss of the step's batch, for a search: each time with the same random numbers."""
+        assert self._batch is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.global_step)
+            return float(self.task.loss(self.model, self._batch))
+
+    # --- measuring ----------------------------------------------------------------------------
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Count one batch of the validation split."""
-        self.validation.update(self(batch))
+        self.validation.add(self.task.measure(self.model, batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation split's loss and perplexities."""
-        values = self.validation.compute("validation/", self.config.data.layout)
-        self.validation.reset()
+        """Log the validation split's figures."""
+        values = self.validation.take("validation/")
         self.log_dict(values, prog_bar=True, sync_dist=True)
+        _require_numbers(values)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Count one batch of the test split, for the adapted model and for the base model."""
-        hidden = self._hidden(batch)
-        self.adapted.update(self._losses(batch, hidden)[1])
+        self.adapted.add(self.task.measure(self.model, batch))
         with self.model.disable_adapter():
-            self.base.update(self._losses(batch, hidden)[1])
+            self.base.add(self.task.measure(self.model, batch))
 
     def on_test_epoch_end(self) -> None:
-        """Log the test split's loss and perplexities."""
-        layout = self.config.data.layout
-        values = self.adapted.compute("test/", layout) | self.base.compute("test/base_", layout)
-        self.adapted.reset()
-        self.base.reset()
+        """Log the test split's figures."""
+        values = self.adapted.take("test/") | self.base.take("test/base_")
         self.log_dict(values, sync_dist=True)
+        _require_numbers(values)
 
     # --- what is trained ----------------------------------------------------------------------
 
@@ -267,19 +217,11 @@ class AdapterModule(LightningModule):
         most = per_epoch * (trainer.max_epochs or 1)
         return most if trainer.max_steps == -1 else min(most, trainer.max_steps)
 
-    def train(self, mode: bool = True) -> AdapterModule:
-        """The frozen backbone stays in evaluation mode: its hidden states are constants."""
-        super().train(mode)
-        if not isinstance(self.model, QPAModel):
-            train_adapter_only(self.model, mode)
-        return self
-
     @property
     def circuit_evaluations(self) -> int | None:
         """Over all the parts of a resumed run, shifted circuits too; None without a generator."""
-        if not isinstance(self.model, QPAModel):
-            return None
-        return self._evaluations_before + int(self.model.generator.circuit.evaluations)
+        here = self.model.circuit_evaluations
+        return None if here is None else self._evaluations_before + int(here)
 
     # --- checkpoints --------------------------------------------------------------------------
 
@@ -297,6 +239,16 @@ class AdapterModule(LightningModule):
         if {name: value.shape for name, value in checkpoint["state_dict"].items()} != own:
             raise InputError("The checkpoint's trained parameters are not those of this run.")
         self._evaluations_before = checkpoint.get("circuit_evaluations") or 0
+
+
+def _require_numbers(values: dict[str, float]) -> None:
+    """Refuse figures that are none: they must not pass for the result of a split."""
+    for name, value in values.items():
+        if math.isnan(value):
+            raise Divergence(
+                f"{name} is not a number: the model's output on that split has a NaN, or the split "
+                "has nothing to predict."
+            )
 
 
 def _step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-METRICS = "metrics.json"
+from qpa_exp.runs.directory import CURVES, Metrics, read_curve
+from qpa_exp.task import Task
 
 # Blue and vermilion of Okabe and Ito: told apart by colour-blind readers and in grey.
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
@@ -26,45 +23,6 @@ def versions() -> dict[str, str]:
     """Of Python, this package, and the libraries that numbers depend on."""
     found = {"python": platform.python_version(), "qpa_exp": version("qpa-exp")}
     return found | {package: version(package) for package in _PACKAGES}
-
-
-def write_metrics(run_dir: Path, metrics: dict[str, Any]) -> None:
-    """Write ``metrics.json`` whole or not at all."""
-    part = run_dir / f".{METRICS}.part"
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(metrics, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(run_dir / METRICS)
-
-
-def read_metrics(run_dir: Path) -> dict[str, Any] | None:
-    """A run's ``metrics.json``; None where it has none."""
-    path = run_dir / METRICS
-    if not path.is_file():
-        return None
-    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return metrics
-
-
-def read_curve(run_dir: Path, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one logged quantity, from the CSV files of a run's parts.
-
-    A resumed run repeats the steps since its last checkpoint: the later part counts.
-    """
-    points: dict[int, float] = {}
-    for file in sorted((run_dir / "csv").glob("version_*/metrics.csv"), key=_part_number):
-        with file.open(newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                if row.get(name):
-                    points[int(row["step"])] = float(row[name])
-    steps = sorted(points)
-    return steps, [points[step] for step in steps]
-
-
-def _part_number(file: Path) -> int:
-    return int(file.parent.name.removeprefix("version_"))
 
 
 def draw_curves(run_dir: Path) -> Path:
@@ -87,23 +45,23 @@ def draw_curves(run_dir: Path) -> Path:
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    path = run_dir / "curves.png"
+    path = run_dir / CURVES
     figure.savefig(path, dpi=150)
     return path
 
 
-def summary(lines: dict[str, str], metrics: dict[str, Any]) -> Table:
-    """The table that a person reads at the end: perplexities first, then what they took."""
+def summary(task: Task, lines: dict[str, str], metrics: Metrics) -> Table:
+    """The table that a person reads at the end: the task's metrics first, then what they took."""
     table = Table(title="Result on the test split", show_header=True)
     table.add_column("")
     table.add_column("base model", justify="right")
     table.add_column("adapted", justify="right")
     table.add_column("change", justify="right")
-    for key in ("perplexity", "perplexity_padded"):
-        base, adapted = metrics[f"base_{key}"], metrics[key]
+    for metric in task.metrics:
+        base, adapted = metrics[f"base_{metric.name}"], metrics[metric.name]
         if adapted is not None:
-            change = f"{100 * (adapted / base - 1):+.1f} %"
-            table.add_row(key, f"{base:.3f}", f"{adapted:.3f}", change)
+            change = f"{100 * (adapted / base - 1):+.1f} %" if base else ""
+            table.add_row(metric.name, f"{base:.3f}", f"{adapted:.3f}", change)
     table.add_section()
     for label, value in lines.items():
         table.add_row(label, "", value, "")

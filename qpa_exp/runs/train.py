@@ -1,70 +1,47 @@
-"""One run, from a config to its ``metrics.json``."""
+"""One run, from a config to its ``metrics.json``: the story of a training, top to bottom."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import PeftModel
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from qpa_exp.adapters import QPAModel
-from qpa_exp.adapters.build import adapt, count
-from qpa_exp.adapters.counts import describe
-from qpa_exp.adapters.formats import save_adapter
-from qpa_exp.adapters.methods.catalogue import virtual_tokens
-from qpa_exp.circuits.versions import versions as circuit_versions
+from qpa_exp.adapters.adapted import AdaptedModel
+from qpa_exp.adapters.build import adapt
+from qpa_exp.adapters.counts import count, describe
+from qpa_exp.circuits.simulator import record_versions
 from qpa_exp.config import Config
-from qpa_exp.data import TextDataModule
+from qpa_exp.data.datamodule import TextDataModule
 from qpa_exp.errors import InputError, one_line
-from qpa_exp.fast_head.cache import fingerprint
-from qpa_exp.fast_head.short_way import StateTables, find_short_way
-from qpa_exp.lm.loading import (
-    check_length,
-    load_architecture,
-    load_model,
-    load_tokenizer,
-    loaded_revision,
-)
+from qpa_exp.lm.loading import load_tokenizer, loaded_revision
 from qpa_exp.machine import keep_freed_memory
 from qpa_exp.runs import directory, results
 from qpa_exp.runs.callbacks import (
     PlainBar,
     SayHowToResume,
     StepTimes,
+    Stopwatch,
     TerminalBar,
     checkpoints,
-    newest_checkpoint,
 )
+from qpa_exp.runs.directory import Metrics
 from qpa_exp.runs.gradient_variance import GradientVariance
-from qpa_exp.runs.loggers import log_summary, make_loggers
+from qpa_exp.runs.loggers import LOGGERS
 from qpa_exp.runs.module import AdapterModule, Divergence
-from qpa_exp.runs.trained import ADAPTER, GENERATOR
+from qpa_exp.task import TASKS, Task
 
 log = logging.getLogger(__name__)
-
-Metrics = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of."""
-
-    config: Config
-    run_dir: Path
-    module: AdapterModule
-    data: TextDataModule
-    times: StepTimes
-    trainer: Trainer
 
 
 def run(config: Config, run_dir: Path) -> Metrics:
@@ -75,19 +52,14 @@ def run(config: Config, run_dir: Path) -> Metrics:
 
     Raises:
         InputError: something that was given cannot be used; then nothing has been written.
-        Divergence: the loss or a gradient became NaN or infinite; ``metrics.json`` then says
+        Divergence: a loss or a gradient became NaN or infinite; ``metrics.json`` then says
             ``status: diverged``, and the last checkpoint is kept.
     """
-    loaded = load(config)
-    module, data = loaded.module, loaded.data
+    parts = build(config)
     rank_zero_only(directory.claim)(run_dir, config)
-    rank_zero_only(directory.note_cache)(run_dir, loaded.tables.mode)
+    rank_zero_only(directory.note_cache)(run_dir, parts.task.cache_mode)
     rank_zero_only(log.info)("Run directory: %s", run_dir)
-    loaded.tables.fill()
-    parts = _assemble(config, run_dir, loaded)
-    # The curves begin with the loss before the first step.
-    parts.trainer.validate(module, data, verbose=False)
-    return _train_and_test(parts, checkpoint=None)
+    return train_and_test(parts, run_dir, checkpoint=None)
 
 
 def resume(run_dir: Path) -> Metrics:
@@ -99,54 +71,65 @@ def resume(run_dir: Path) -> Metrics:
         InputError: no run directory, a run that diverged, or a damaged checkpoint.
     """
     config = directory.read_config(run_dir)
-    finished = results.read_metrics(run_dir)
+    finished = directory.read_metrics(run_dir)
     if finished is not None and finished["status"] == "complete":
         log.info("%s is complete.", run_dir)
         return finished
     if finished is not None:
         raise InputError(f"{run_dir} cannot be continued: {finished['error']}")
-    checkpoint = newest_checkpoint(run_dir)
+    checkpoint = directory.newest_checkpoint(run_dir)
     check_checkpoint(checkpoint)
-    loaded = load(config, directory.noted_cache(run_dir))
+    parts = build(config, directory.noted_cache(run_dir))
     log.info("Continuing %s from %s", run_dir, checkpoint.name if checkpoint else "its start")
-    rank_zero_only(directory.note_cache)(run_dir, loaded.tables.mode)
-    loaded.tables.fill()
-    parts = _assemble(config, run_dir, loaded)
-    if checkpoint is None:
-        parts.trainer.validate(loaded.module, loaded.data, verbose=False)
-    return _train_and_test(parts, checkpoint)
+    rank_zero_only(directory.note_cache)(run_dir, parts.task.cache_mode)
+    return train_and_test(parts, run_dir, checkpoint)
+
+
+# --- what a run is made of --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What a run trains, on what, and where the backbone's hidden states are kept."""
+class RunParts:
+    """What a run trains, towards what, and on what; nothing has been written yet."""
 
-    module: AdapterModule
+    config: Config
+    task: Task
+    model: AdaptedModel
     data: TextDataModule
-    tables: StateTables
+    stopwatch: Stopwatch
 
 
-def load(config: Config, cache: str | None = None) -> Loaded:
-    """The model and the data of a run, loaded and checked; nothing is written.
+def build(config: Config, cache_mode: str | None = None) -> RunParts:
+    """The parts of a run, loaded and checked; nothing is written.
 
     Args:
         config: of the run.
-        cache: what ``data.cache=auto`` came to when the run began, where it goes on.
+        cache_mode: what ``data.cache=auto`` came to when the run began, where it goes on.
     """
     _quiet()
     keep_freed_memory()
-    architecture = load_architecture(config.model)
-    check_length(config.model, architecture, config.data.max_length, virtual_tokens(config))
-    data = TextDataModule(config.data, load_tokenizer(config.model), config.seed)
+    stopwatch = Stopwatch()
+    task = TASKS[config.task](config, stopwatch)
+    data = TextDataModule(
+        config.data, load_tokenizer(config.model), config.seed, classes=task.predicts_classes
+    )
     data.setup()
-    mode = cache or config.data.cache
-    base = load_model(config.model)
-    identity = "" if mode == "off" else fingerprint(base)
-    model = adapt(base, config).to(root_device(config))
-    if config.trainer.compile and isinstance(model, QPAModel):
+    base = task.load_model(data.tokenizer, data.corpus.class_names)
+    model = adapt(base, config, task.peft_task_type).to(root_device(config))
+    if config.trainer.compile:
         model.compile_generator()
-    way = find_short_way(model, config, data, identity)
-    return Loaded(AdapterModule(model, config, way), data, StateTables(way, config, data, mode))
+    return RunParts(config, accelerate(task, model, data, cache_mode), model, data, stopwatch)
+
+
+def accelerate(
+    task: Task, model: AdaptedModel, data: TextDataModule, cache_mode: str | None
+) -> Task:
+    """The task by the fastest way there is for this model; without ``fast_head``, as it is."""
+    if importlib.util.find_spec("qpa_exp.fast_head") is None:
+        return task
+    from qpa_exp.fast_head import accelerate as by_the_head
+
+    return by_the_head(task, model, data, cache_mode)
 
 
 def root_device(config: Config) -> torch.device:
@@ -157,38 +140,12 @@ def root_device(config: Config) -> torch.device:
     return torch.device("cpu")
 
 
-def _assemble(config: Config, run_dir: Path, loaded: Loaded) -> Parts:
-    times = StepTimes()
-    trainer = make_trainer(config, run_dir, times)
-    return Parts(config, run_dir, loaded.module, loaded.data, times, trainer)
-
-
-def _train_and_test(parts: Parts, checkpoint: Path | None) -> Metrics:
-    trainer, module, data = parts.trainer, parts.module, parts.data
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except Divergence as error:
-        _record_divergence(parts, error)
-        raise
-    save_trained(module.model, parts.run_dir)
-    metrics = _metrics(parts, trainer.test(module, data, verbose=False)[0])
-    if trainer.is_global_zero:
-        _finish(parts, metrics)
-    return metrics
-
-
-def make_trainer(config: Config, run_dir: Path, times: StepTimes) -> Trainer:
-    """Lightning's Trainer as the config asks for it."""
+def make_trainer(config: Config, run_dir: Path, *more: Callback) -> Trainer:
+    """Lightning's Trainer as the config asks for it, with these callbacks before its own."""
     ours = config.trainer
-    callbacks: list[Callback] = [
-        times,
-        checkpoints(run_dir, ours.checkpoint_every_n_steps),
-        SayHowToResume(run_dir),
-    ]
-    if ours.gradient_variance_starts is not None:
-        callbacks.append(GradientVariance(ours.gradient_variance_starts))
-    if ours.progress_bar:
-        callbacks.append(TerminalBar(times) if Console().is_terminal else PlainBar(times))
+    keep = checkpoints(run_dir / directory.CHECKPOINTS, ours.checkpoint_every_n_steps)
+    callbacks = [*more, keep, SayHowToResume(run_dir)]
+    per_step, validate_every = ours.accumulate_grad_batches, ours.validate_every_n_steps
     try:
         return Trainer(
             default_root_dir=run_dir,
@@ -198,11 +155,11 @@ def make_trainer(config: Config, run_dir: Path, times: StepTimes) -> Trainer:
             precision=ours.precision,  # type: ignore[arg-type]
             max_epochs=ours.max_epochs,
             max_steps=ours.max_steps,
-            accumulate_grad_batches=ours.accumulate_grad_batches,
+            accumulate_grad_batches=per_step,
             gradient_clip_val=ours.gradient_clip_val,
             log_every_n_steps=ours.log_every_n_steps,
-            check_val_every_n_epoch=1 if ours.validate_every_n_steps is None else None,
-            val_check_interval=_batches(ours.validate_every_n_steps, ours.accumulate_grad_batches),
+            check_val_every_n_epoch=1 if validate_every is None else None,
+            val_check_interval=validate_every and validate_every * per_step,
             limit_val_batches=ours.limit_eval_batches,
             limit_test_batches=ours.limit_eval_batches,
             num_sanity_val_steps=0,
@@ -210,7 +167,7 @@ def make_trainer(config: Config, run_dir: Path, times: StepTimes) -> Trainer:
             use_distributed_sampler=False,  # the data module deals the rows out itself
             enable_progress_bar=ours.progress_bar,
             enable_model_summary=False,
-            logger=make_loggers(config, run_dir),
+            logger=_loggers(config, run_dir),
             callbacks=callbacks,
         )
     except (ValueError, RuntimeError) as error:  # MisconfigurationException is a RuntimeError
@@ -219,8 +176,49 @@ def make_trainer(config: Config, run_dir: Path, times: StepTimes) -> Trainer:
         ) from error
 
 
-def _batches(steps: int | None, accumulate: int) -> int | None:
-    return None if steps is None else steps * accumulate
+def _loggers(config: Config, run_dir: Path) -> list[Logger]:
+    """A CSV file in the run directory, a new part for each resume, and what ``logger=`` names."""
+    loggers: list[Logger] = [CSVLogger(run_dir, name="csv")]
+    if make := LOGGERS[config.logger.name].make:
+        loggers.append(make(config, run_dir))
+        loggers[-1].log_hyperparams(dataclasses.asdict(config))
+    return loggers
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+def train_and_test(parts: RunParts, run_dir: Path, checkpoint: Path | None) -> Metrics:
+    """Train from the start or from a checkpoint, test, and write down what came out."""
+    config, data = parts.config, parts.data
+    module = AdapterModule(parts.model, parts.task, config, parts.stopwatch)
+    parts.task.prepare()
+    times = StepTimes()
+    callbacks: list[Callback] = []
+    if config.trainer.gradient_variance_starts is not None:
+        callbacks.append(GradientVariance(config.trainer.gradient_variance_starts))
+    if config.trainer.progress_bar:
+        callbacks.append(TerminalBar(times) if Console().is_terminal else PlainBar(times))
+    trainer = make_trainer(config, run_dir, times, *callbacks)
+
+    def metrics(tested: Mapping[str, float]) -> Metrics:
+        found = _metrics(parts, module, trainer, times, tested)
+        for measuring in trainer.callbacks:  # type: ignore[attr-defined]
+            found |= getattr(measuring, "figures", {})
+        return found
+
+    try:
+        if checkpoint is None:  # the curves begin with the loss before the first step
+            trainer.validate(module, data, verbose=False)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        rank_zero_only(parts.model.save_pretrained)(directory.trained(run_dir, config))
+        found = metrics(trainer.test(module, data, verbose=False)[0])
+    except Divergence as error:
+        _record_divergence(run_dir, error, lambda: metrics({}), trainer.is_global_zero)
+        raise
+    if trainer.is_global_zero:
+        _finish(parts, trainer, run_dir, found)
+    return found
 
 
 def check_checkpoint(path: Path | None) -> None:
@@ -239,63 +237,64 @@ def check_checkpoint(path: Path | None) -> None:
         )
 
 
-@rank_zero_only
-def save_trained(model: QPAModel | PeftModel, run_dir: Path) -> None:
-    """Save what was trained: the generator, or under ``qpa=off`` the adapter in PEFT's format."""
-    if isinstance(model, QPAModel):
-        model.save_pretrained(run_dir / GENERATOR)
-    else:
-        save_adapter(model, run_dir / ADAPTER)
+# --- results ----------------------------------------------------------------------------------
 
 
-def _metrics(parts: Parts, tested: Mapping[str, float]) -> Metrics:
+def _metrics(
+    parts: RunParts,
+    module: AdapterModule,
+    trainer: Trainer,
+    times: StepTimes,
+    tested: Mapping[str, float],
+) -> Metrics:
     """The record of a run; the figures of a test that has not been made are None."""
-    trainer = parts.trainer
     batches = max(1, len(parts.data.train_dataloader()))
-    perplexities = {
-        key: tested.get(f"test/{key}")
+    figures = {
+        f"{base}{metric.name}": tested.get(f"test/{base}{metric.name}")
         for base in ("", "base_")
-        for key in (f"{base}perplexity", f"{base}perplexity_padded")
+        for metric in parts.task.metrics
     }
     return {
         "status": "complete",
-        **{k: v[-1] for k in ("gradient_variance", "expectation_variance")
-           if (v := results.read_curve(parts.run_dir, k)[1])},
-        **perplexities,
+        **figures,
         "loss": tested.get("test/loss"),
-        **dataclasses.asdict(count(parts.module.model)),
+        **dataclasses.asdict(count(parts.model)),
         "epochs": trainer.global_step * trainer.accumulate_grad_batches / batches,
         "steps": trainer.global_step,
-        "train_seconds": parts.times.train_seconds,
-        "step_seconds_median": parts.times.step_seconds_median,
-        "tokens_per_second": parts.times.tokens_per_second,
-        "time_split": parts.module.stopwatch.split(parts.times.batch_seconds),
+        "train_seconds": times.train_seconds,
+        "step_seconds_median": times.step_seconds_median,
+        "tokens_per_second": times.tokens_per_second,
+        "time_split": parts.stopwatch.split(times.batch_seconds),
         "seed": parts.config.seed,
-        "circuit_evaluations": parts.module.circuit_evaluations,
-        "versions": results.versions() | circuit_versions(parts.config.qpa),
-        "model_revision": loaded_revision(parts.module.model.get_base_model()),
+        "circuit_evaluations": module.circuit_evaluations,
+        "versions": results.versions() | record_versions(parts.config.qpa),
+        "model_revision": loaded_revision(parts.model.language_model()),
         "data_sha256": parts.data.corpus.sha256,
+        **({"class_names": names} if (names := parts.data.corpus.class_names) else {}),
     }
 
 
-def _record_divergence(parts: Parts, error: Divergence) -> None:
-    checkpoint = newest_checkpoint(parts.run_dir)
+def _record_divergence(
+    run_dir: Path, error: Divergence, metrics: Callable[[], Metrics], first: bool
+) -> None:
+    checkpoint = directory.newest_checkpoint(run_dir)
     kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was due"
     error.args = (f"{str(error).rstrip('.')}; {kept}.",)
-    if parts.trainer.is_global_zero:
-        results.draw_curves(parts.run_dir)
+    if first:
+        results.draw_curves(run_dir)
         failed = {"status": "diverged", "error": str(error)}
-        results.write_metrics(parts.run_dir, _metrics(parts, {}) | failed)
+        directory.write_metrics(run_dir, metrics() | failed)
 
 
-def _finish(parts: Parts, metrics: Metrics) -> None:
+def _finish(parts: RunParts, trainer: Trainer, run_dir: Path, metrics: Metrics) -> None:
     """Write the results, last of all ``metrics.json``, and show them."""
-    log_summary(parts.trainer.loggers, metrics)
-    results.draw_curves(parts.run_dir)
-    results.write_metrics(parts.run_dir, metrics)
-    sizes = describe(parts.config, count(parts.module.model))
-    Console().print(results.summary(sizes, metrics))
-    log.info("Written to %s", parts.run_dir)
+    if summarize := LOGGERS[parts.config.logger.name].summarize:
+        summarize(trainer.loggers[-1], metrics)
+    results.draw_curves(run_dir)
+    directory.write_metrics(run_dir, metrics)
+    sizes = describe(parts.config, count(parts.model))
+    Console().print(results.summary(parts.task, sizes, metrics))
+    log.info("Written to %s", run_dir)
 
 
 def _quiet() -> None:
@@ -307,5 +306,6 @@ def _quiet() -> None:
         "Checkpoint directory",
         "in eval mode at the start",
         "treespec, LeafSpec",
+        "You have overridden `on_before_batch_transfer`",
     ):
         warnings.filterwarnings("ignore", message=f".*{advice}.*")

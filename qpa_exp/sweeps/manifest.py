@@ -7,15 +7,18 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from qpa_exp.errors import InputError
-from qpa_exp.runs.states import read_json, write_json
-from qpa_exp.sweeps.prepare import Job
+from qpa_exp.files.reading import read_json
+from qpa_exp.files.writing import write_json
 from qpa_exp.sweeps.progress import say
 from qpa_exp.sweeps.studies import Study
+
+if TYPE_CHECKING:
+    from qpa_exp.sweeps.prepare import Job
 
 MANIFEST = "sweep.json"
 

@@ -17,14 +17,13 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from qpa_exp.adapters.counts import Counts, plan_counts
-from qpa_exp.adapters.methods.catalogue import virtual_tokens
+from qpa_exp.adapters.counts import Counts
 from qpa_exp.cli import explain, to_config
 from qpa_exp.config import Config
-from qpa_exp.data.corpora.corpora import comes_from_the_hub
+from qpa_exp.data.corpus import comes_from_the_hub
 from qpa_exp.errors import InputError
-from qpa_exp.lm.loading import check_length, load_architecture
-from qpa_exp.runs.states import State, state_of
+from qpa_exp.runs.check import plan
+from qpa_exp.runs.directory import State, state_of
 from qpa_exp.sweeps.expand import as_overrides, labels
 from qpa_exp.sweeps.run_name import run_name
 from qpa_exp.sweeps.worker import OUTPUT
@@ -100,16 +99,12 @@ class Preparation:
     def _job(self, run: Mapping[str, str], overrides: tuple[str, ...]) -> Job:
         config = self.compose(run)
         _refuse_processes(config)
-        if config.trainer.gradient_variance_starts is not None:
-            from qpa_exp.runs.gradient_variance import check  # which needs torch
-
-            check(config)
         # A plan needs neither weights nor the network, so not the text that the hub has.
         unread = self._only_plan and comes_from_the_hub(config.data)
         name = run_name(config, reads_text=not unread)
         shape = _shape(config)
         if shape not in self._counts:
-            self._counts[shape] = _count(config)
+            self._counts[shape] = plan(config)
         return Job("", overrides, config, self._directory / name, self._counts[shape])
 
     def compose(self, run: Mapping[str, str]) -> Config:
@@ -164,12 +159,6 @@ def _refuse_processes(config: Config) -> None:
             f"trainer.strategy={config.trainer.strategy} starts processes of its own, and each of "
             "them would start the sweep again: sweep with trainer=gpu or trainer=cpu."
         )
-
-
-def _count(config: Config) -> Counts:
-    architecture = load_architecture(config.model)
-    check_length(config.model, architecture, config.data.max_length, virtual_tokens(config))
-    return plan_counts(config, architecture)
 
 
 def _shape(config: Config) -> str:

@@ -7,9 +7,13 @@ import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from qpa_exp.runs.states import FAILED, METRICS, State, error_of, read_json
-from qpa_exp.sweeps.prepare import Job
+from qpa_exp.files.reading import read_json
+from qpa_exp.runs.directory import FAILED, METRICS, State, error_of
+
+if TYPE_CHECKING:
+    from qpa_exp.sweeps.prepare import Job
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 

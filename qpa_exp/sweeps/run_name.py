@@ -86,7 +86,7 @@ _OF_THE_TEXT = (
 
 @functools.cache
 def _data_sha256(*values: str | None) -> str:
-    from qpa_exp.data import load_corpus
+    from qpa_exp.data.corpus import load_corpus
 
     given: dict[str, Any] = dict(zip(_OF_THE_TEXT, values, strict=True))
     return load_corpus(DataConfig(**given)).sha256

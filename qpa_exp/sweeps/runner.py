@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qpa_exp.errors import InputError
-from qpa_exp.runs.states import State, error_of
+from qpa_exp.runs.directory import State, error_of
 from qpa_exp.sweeps.prepare import Job
 from qpa_exp.sweeps.progress import Progress, say
 from qpa_exp.sweeps.worker import attempt_all, hand_over, is_busy, work

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from qpa_exp.errors import InputError
 from qpa_exp.report.collect import validation_perplexity
-from qpa_exp.runs.states import State, error_of
+from qpa_exp.runs.directory import State, error_of
 from qpa_exp.sweeps.expand import expand, spell
 from qpa_exp.sweeps.manifest import record_directory, record_study
 from qpa_exp.sweeps.prepare import Job, Preparation

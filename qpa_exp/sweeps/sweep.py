@@ -19,7 +19,6 @@ from qpa_exp.errors import InputError
 from qpa_exp.sweeps.expand import expand, values_of
 from qpa_exp.sweeps.manifest import record_study
 from qpa_exp.sweeps.prepare import Job, Preparation
-from qpa_exp.sweeps.progress import say
 from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, finish
 from qpa_exp.sweeps.search import prepare_search
 from qpa_exp.sweeps.studies import Study, own_sweep, read_study, study_names
@@ -59,7 +58,7 @@ def choose(master: DictConfig, arguments: Sequence[str]) -> tuple[list[Chosen], 
     if len(scales) > 1:
         raise InputError(f"scale={','.join(scales)} is more than one: sweep at one after another.")
     scale, named = master.hydra.sweeper.scale or "none", bool(scales)
-    if names[0] is None or names[0] not in study_names() and len(names) == 1:
+    if names[0] is None or (names[0] not in study_names() and len(names) == 1):
         return [(names[0], lambda: own_sweep(names[0], scale, at_scale=named))], given
     return [(name, functools.partial(read_study, name, scale)) for name in names], given
 

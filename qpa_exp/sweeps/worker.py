@@ -21,8 +21,7 @@ from qpa_exp.cli import register_schema, to_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.machine import release_freed_memory
-from qpa_exp.runs.directory import CONFIG, claim, read_config
-from qpa_exp.runs.states import FAILED, record_failure, state_of
+from qpa_exp.runs.directory import CONFIG, FAILED, claim, read_config, record_failure, state_of
 from qpa_exp.sweeps.run_name import relevant
 
 LOCK, OUTPUT = ".lock", "output.log"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable
@@ -38,16 +39,26 @@ def architectures_by_name() -> dict[str, PretrainedConfig]:
 
 
 @pytest.fixture(scope="session")
-def peft_config() -> Callable[..., object]:
+def peft_config(run_config: Callable[..., Any]) -> Callable[..., object]:
     """``peft_config("dora", "peft.r=2")``: PEFT's config, at the small models' size."""
     from qpa_exp.adapters import make_peft_config
+
+    return lambda *asked: make_peft_config(run_config(*asked).peft)
+
+
+@pytest.fixture(scope="session")
+def run_config() -> Callable[..., Any]:
+    """``run_config("dora", "peft.r=2")``: a run's config, at the small models' size."""
     from qpa_exp.cli import compose_config
 
     @functools.cache
     def compose(method: str, *overrides: str) -> Any:
-        return compose_config([f"peft={method}", *OVERRIDES[method], *overrides])
+        return compose_config([
+            f"peft={method}", "qpa.n_mlp=8", "data.max_length=16", *OVERRIDES.get(method, []),
+            *overrides,
+        ])  # fmt: skip
 
-    return lambda *asked: make_peft_config(compose(*asked).peft)
+    return lambda *asked: copy.deepcopy(compose(*asked))
 
 
 @pytest.fixture(scope="session")

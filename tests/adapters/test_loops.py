@@ -74,14 +74,15 @@ def test_checkpointing_lets_no_dropout_of_the_backbone_act(make_model: Any, toke
 
 
 def test_a_classical_run_checkpoints_too(make_model: Any, peft_config: Any, tokens: Tensor):
-    from qpa_exp.adapters.building import build_peft_model, train_adapter_only
+    from qpa_exp.adapters import ClassicalModel
+    from qpa_exp.adapters.peft_model import build_peft_model
 
     def trained(checkpointed: bool) -> list[Tensor]:
         base = make_model("llama")
-        model = build_peft_model(base, peft_config("lora", "peft.target_modules=[q_proj]"), seed=1)
+        built = build_peft_model(base, peft_config("lora", "peft.target_modules=[q_proj]"), seed=1)
         if checkpointed:
             checkpoint_activations(base)
-        train_adapter_only(model, True)
+        model = ClassicalModel(built).train()
         model(input_ids=tokens, labels=tokens).loss.backward()
         return [p.grad for p in model.parameters() if p.requires_grad]
 

@@ -17,12 +17,12 @@ Reference = Callable[[str, np.ndarray], np.ndarray]
 USER_ANSATZ = "of_a_user"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def user_ansatz() -> Iterator[str]:
-    """``of_a_user``: every kind of gate that the package's own ansätze do not have."""
-    from qpa_exp.circuits.ansatz import ANSATZE, RZ, Moment, every_qubit, neighbours, ring
+_USERS_FILE = """
+from qpa_exp.circuits.ansatz import RZ, Ansatz, Moment, every_qubit, neighbours, ring
 
-    ANSATZE[USER_ANSATZ] = (
+ENTRY = Ansatz(
+    "of a user",
+    (
         Moment("h", every_qubit),
         Moment("rx", lambda n_qubits: every_qubit(n_qubits)[::2]),
         Moment("crx", ring),
@@ -33,20 +33,32 @@ def user_ansatz() -> Iterator[str]:
         Moment("cz", neighbours),
         Moment("ry", every_qubit),
         Moment("x", every_qubit),
-    )
+    ),
+)
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_ansatz(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """``of_a_user``: every kind of gate that the package's own ansätze do not have."""
+    from qpa_exp.circuits import ansatze
+
+    directory = tmp_path_factory.mktemp("ansatze")
+    (directory / f"{USER_ANSATZ}.py").write_text(_USERS_FILE)
+    ansatze.__path__.append(str(directory))
     yield USER_ANSATZ
-    del ANSATZE[USER_ANSATZ]
+    ansatze.__path__.remove(str(directory))
 
 
 @pytest.fixture(scope="session")
 def by_qiskit() -> Reference:
     """``by_qiskit("ry", theta)``: the probabilities of the listed gates, by Qiskit."""
-    from qpa_exp.circuits import gates
+    from qpa_exp.circuits.ansatze import ANSATZE
 
     def probabilities(ansatz: str, theta: np.ndarray) -> np.ndarray:
         n_layers, _, n_qubits = theta.shape
         circuit = QuantumCircuit(n_qubits)
-        for gate in gates(ansatz, n_qubits, n_layers):
+        for gate in ANSATZE[ansatz].gates(n_qubits, n_layers):
             angle = () if gate.angle is None else (theta[gate.angle],)
             # Qiskit counts from the least significant bit, the paper from the most.
             getattr(circuit, gate.name)(*angle, *(n_qubits - 1 - q for q in gate.qubits))
@@ -79,11 +91,11 @@ def slopes_by_qiskit(by_qiskit: Reference) -> Callable[..., np.ndarray]:
 @pytest.fixture(scope="session")
 def random_theta() -> Callable[..., np.ndarray]:
     """``random_theta("ry", 5, 2)``: angles of 5 qubits and 2 layers, always the same."""
-    from qpa_exp.circuits import theta_shape
+    from qpa_exp.circuits.ansatze import ANSATZE
 
     def draw(ansatz: str, n_qubits: int, n_layers: int = 2) -> np.ndarray:
-        stream = np.random.default_rng(n_qubits)
-        return stream.uniform(-math.pi, math.pi, theta_shape(ansatz, n_qubits, n_layers))
+        shape = ANSATZE[ansatz].theta_shape(n_qubits, n_layers)
+        return np.random.default_rng(n_qubits).uniform(-math.pi, math.pi, shape)
 
     return draw
 

@@ -8,20 +8,22 @@ import torch
 from qiskit_aer import AerSimulator
 from torch import Tensor
 
-from qpa_exp.circuits import ANSATZE, Circuit, make_simulator
-from qpa_exp.circuits.noise import noise_model, restrict
+from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.backends import BACKENDS
+from qpa_exp.circuits.circuit import Circuit
+from qpa_exp.circuits.recorded_devices import NOISES, noise_model, restrict
+from qpa_exp.circuits.simulator import make_simulator
 from qpa_exp.errors import InputError
 
 ANSATZ = ["ry", "rx", "rx_rz", "ry_rz", "product", "of_a_user"]
-TOLERANCE = {"statevector": 1e-12, "torchquantum": 1e-6, "density_matrix": 1e-12}
-EXACT = list(TOLERANCE)
-NOISE = {"ibm_torino": "fake_torino", "ibm_fez": "fake_fez"}
+TOLERANCE = {"torchquantum": 1e-6}  # complex64
+EXACT = [name for name in BACKENDS if not BACKENDS[name].samples]
+NOISE = {name: device for name, device in NOISES.items() if device is not None}
 
 
 def evaluated(config, theta: np.ndarray, weights: np.ndarray):
     """Probabilities, and the slopes of weights @ probabilities."""
-    ansatz = config.ansatz
-    simulator = make_simulator(config, ansatz, theta.shape[-1])
+    simulator = make_simulator(config, theta.shape[-1])
     angles = torch.from_numpy(theta).requires_grad_()
     probabilities = simulator(angles)
     (probabilities @ torch.from_numpy(weights)).backward()
@@ -39,7 +41,7 @@ def test_probabilities_and_slopes_are_qiskits(
     probabilities, slopes = evaluated(
         qpa(backend=backend, ansatz=ansatz, n_layers=2), theta, weights
     )
-    atol = TOLERANCE[backend]
+    atol = TOLERANCE.get(backend, 1e-12)
     np.testing.assert_allclose(probabilities, by_qiskit(ansatz, theta), rtol=0, atol=atol)
     expected = slopes_by_qiskit(ansatz, theta, weights)
     differences = 1e-8 if ansatz == "of_a_user" else 0.0  # of finite differences, not of ours
@@ -51,7 +53,7 @@ def test_probabilities_and_slopes_are_qiskits(
 def test_a_batch_of_circuits_is_each_of_them(qpa, backend, ansatz, random_theta):
     theta = torch.from_numpy(random_theta(ansatz, 3))
     batch = torch.stack([theta, -theta, theta.flip(0), theta + 1, theta - 2, 2 * theta])
-    simulator = make_simulator(qpa(backend=backend, ansatz=ansatz, n_layers=2), ansatz, 3)
+    simulator = make_simulator(qpa(backend=backend, ansatz=ansatz, n_layers=2), 3)
     weights = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)).double()
     together = batch.clone().requires_grad_()
     one_by_one = batch.clone().requires_grad_()
@@ -70,7 +72,7 @@ def test_single_precision_stays_single_and_right_to_a_millionth(
     qpa, backend, ansatz, random_theta, by_qiskit
 ):
     theta = random_theta(ansatz, 5).astype(np.float32)
-    simulator = make_simulator(qpa(backend=backend, ansatz=ansatz, n_layers=2), ansatz, 5)
+    simulator = make_simulator(qpa(backend=backend, ansatz=ansatz, n_layers=2), 5)
     probabilities = simulator(torch.from_numpy(theta))
     assert probabilities.dtype == torch.float32
     expected = by_qiskit(ansatz, theta.astype(np.float64))
@@ -82,15 +84,13 @@ def test_single_precision_stays_single_and_right_to_a_millionth(
 def test_pennylane_says_the_same(qpa, ansatz, n_qubits, random_theta):
     import pennylane
 
-    from qpa_exp.circuits import gates
-
     theta = random_theta(ansatz, n_qubits)
     weights = np.random.default_rng(1).normal(size=2**n_qubits)
     names = {"rx": pennylane.RX, "ry": pennylane.RY, "rz": pennylane.RZ, "cx": pennylane.CNOT}
 
     @pennylane.qnode(pennylane.device("default.qubit", wires=n_qubits), interface="torch")
     def circuit(angles: Tensor) -> object:
-        for gate in gates(ansatz, n_qubits, len(theta)):
+        for gate in ANSATZE[ansatz].gates(n_qubits, len(theta)):
             angle = () if gate.angle is None else (angles[gate.angle],)
             names[gate.name](*angle, wires=list(gate.qubits))
         return pennylane.probs(wires=range(n_qubits))
@@ -156,14 +156,14 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> float:
 def test_noisy_probabilities_are_aers(qpa, noise, ansatz, n_qubits, random_theta):
     theta = random_theta(ansatz, n_qubits)
     config = qpa(backend="density_matrix", noise=noise, ansatz=ansatz, n_layers=2)
-    simulator = make_simulator(config, ansatz, n_qubits)
+    simulator = make_simulator(config, n_qubits)
     expected = by_aer(bound(simulator, theta), noise, whole=n_qubits == 6)
     exact = simulator(torch.from_numpy(theta)).numpy()
     single = simulator(torch.from_numpy(theta).float()).double().numpy()
     assert exact.sum() == pytest.approx(1, abs=1e-9)
     assert total_variation(exact, expected) < 1e-6
     assert total_variation(single, expected) < 1e-5
-    ideal = make_simulator(qpa(ansatz=ansatz), ansatz, n_qubits)(torch.from_numpy(theta))
+    ideal = make_simulator(qpa(ansatz=ansatz), n_qubits)(torch.from_numpy(theta))
     assert total_variation(exact, ideal.numpy()) > 1e-3  # the noise is there
 
 
@@ -175,7 +175,7 @@ def test_noisy_slopes_are_those_of_the_parameter_shift_rule_on_the_device(
     weights = np.random.default_rng(0).normal(size=8)
     keys = {"noise": "ibm_torino", "n_layers": 2}
     config = qpa(backend="density_matrix", ansatz=ansatz, **keys)
-    simulator = make_simulator(config, ansatz, 3)
+    simulator = make_simulator(config, 3)
     angles = torch.from_numpy(theta).requires_grad_()
     (simulator(angles) @ torch.from_numpy(weights)).backward()
     place = (1, 0, 1)
@@ -188,7 +188,7 @@ def test_noisy_slopes_are_those_of_the_parameter_shift_rule_on_the_device(
 def test_any_noise_model_of_aer_is_taken_gate_by_gate(random_theta):
     from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
 
-    from qpa_exp.circuits.density_matrix import noisy_program, run
+    from qpa_exp.circuits.backends.density_matrix import noisy_program, run
     from qpa_exp.circuits.to_qiskit import angle_places, measured_circuit
 
     model = NoiseModel(basis_gates=["ry", "cx"])
@@ -196,8 +196,8 @@ def test_any_noise_model_of_aer_is_taken_gate_by_gate(random_theta):
     model.add_all_qubit_quantum_error(depolarizing_error(0.1, 2), ["cx"])
     model.add_all_qubit_readout_error(ReadoutError([[0.9, 0.1], [0.2, 0.8]]))
     theta = random_theta("ry", 3)
-    circuit = measured_circuit("ry", 3, 2)
-    places = angle_places("ry", 3, 2)
+    circuit = measured_circuit(ANSATZE["ry"], 3, 2)
+    places = angle_places(ANSATZE["ry"], 3, 2)
     flat = {n: int(np.ravel_multi_index(p, theta.shape)) for n, p in places.items()}
     ours = run(noisy_program(circuit, model, flat), torch.from_numpy(theta).reshape(1, -1))[0]
     at = circuit.assign_parameters({p: float(theta[places[p.name]]) for p in circuit.parameters})
@@ -222,7 +222,7 @@ def test_ten_noisy_qubits_train(qpa):
 # --- what is refused --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["statevector", "density_matrix", "torchquantum"])
+@pytest.mark.parametrize("backend", EXACT)
 def test_too_many_qubits_for_the_memory_are_refused_with_what_they_need(qpa, backend, monkeypatch):
     from qpa_exp.circuits import simulator
 
@@ -250,8 +250,9 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(qpa, missing, key
 
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(InputError, match=rf"{missing}.*qpa-exp\[quantum\]"):
-        make_simulator(qpa(**keys), "ry", 2)
+        make_simulator(qpa(**keys), 2).prepare()
 
 
 def test_the_ansatz_list_of_this_file_is_whole():
-    assert set(ANSATZ) == set(ANSATZE)
+    circuits = {name for name in ANSATZE if ANSATZE[name].has_circuit}
+    assert set(ANSATZ) == circuits - {"frozen"}

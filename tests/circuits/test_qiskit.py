@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from qpa_exp.circuits import Circuit, make_simulator, theta_shape
-from qpa_exp.circuits.versions import versions
+from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.circuit import Circuit
+from qpa_exp.circuits.simulator import make_simulator, record_versions
 from qpa_exp.errors import InputError
 
 DEVICES = {"aer": None, "fake_torino": "ibm_torino", "fake_fez": "ibm_fez"}
@@ -25,7 +26,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def jobs(monkeypatch) -> list[int]:
     """How many circuits each job has had."""
-    from qpa_exp.circuits.qiskit import QiskitSampler
+    from qpa_exp.circuits.backends.qiskit import QiskitSampler
 
     sizes: list[int] = []
     measure = QiskitSampler._measure
@@ -47,7 +48,7 @@ def sampler(qpa):
             backend="qiskit", device=device, ansatz=ansatz, shots=str(SHOTS),
             gradient="spsa", n_layers=2,
         )  # fmt: skip
-        return make_simulator(config, ansatz, n_qubits)
+        return make_simulator(config, n_qubits)
 
     return make
 
@@ -65,7 +66,7 @@ def test_frequencies_are_those_of_the_device(
 ):
     noise = DEVICES[device]
     keys = {"backend": "density_matrix", "noise": noise} if noise else {}
-    exact = make_simulator(qpa(ansatz=ansatz, n_layers=2, **keys), ansatz, n_qubits)
+    exact = make_simulator(qpa(ansatz=ansatz, n_layers=2, **keys), n_qubits)
     theta = torch.from_numpy(random_theta(ansatz, n_qubits))
     frequencies = sampler(device, ansatz, n_qubits).sample(theta, SHOTS, seed=7)
     assert frequencies.sum().item() == pytest.approx(1)
@@ -74,13 +75,15 @@ def test_frequencies_are_those_of_the_device(
 
 def test_eight_qubits_are_measured_too(qpa, sampler, random_theta, sampling_p_value):
     theta = torch.from_numpy(random_theta("ry", 8))
-    exact = make_simulator(qpa(n_layers=2), "ry", 8)(theta)
+    exact = make_simulator(qpa(n_layers=2), 8)(theta)
     frequencies = sampler("aer", "ry", 8).sample(theta, SHOTS, seed=3)
     assert sampling_p_value(frequencies, exact, SHOTS) > 1e-4
 
 
 def test_a_batch_is_one_job_and_no_circuit_is_measured_twice(sampler, jobs, cache):
-    theta = torch.randn(5, *theta_shape("ry", 2, 2), generator=torch.Generator().manual_seed(0))
+    theta = torch.randn(
+        5, *ANSATZE["ry"].theta_shape(2, 2), generator=torch.Generator().manual_seed(0)
+    )
     first = sampler("aer", "ry", 2).sample(theta, 100, seed=1)
     assert jobs == [5]
     again = sampler("aer", "ry", 2).sample(theta, 100, seed=1)  # as after a kill
@@ -98,7 +101,7 @@ def test_a_batch_is_one_job_and_no_circuit_is_measured_twice(sampler, jobs, cach
     "change", [{"shots": 200}, {"seed": 2}, {"device": "fake_fez"}, {"ansatz": "rx"}]
 )
 def test_what_the_counts_depend_on_is_in_their_name(sampler, jobs, change):
-    theta = torch.zeros(theta_shape("ry", 2, 2))
+    theta = torch.zeros(ANSATZE["ry"].theta_shape(2, 2))
     plain = {"shots": 100, "seed": 1, "device": "aer", "ansatz": "ry"}
     for keys in (plain, plain | change):
         sampler(keys["device"], keys["ansatz"], 2).sample(theta, keys["shots"], keys["seed"])
@@ -106,7 +109,7 @@ def test_what_the_counts_depend_on_is_in_their_name(sampler, jobs, change):
 
 
 def test_a_damaged_file_is_measured_again(sampler, jobs, cache):
-    theta = torch.ones(theta_shape("ry", 2, 2))
+    theta = torch.ones(ANSATZE["ry"].theta_shape(2, 2))
     first = sampler("aer", "ry", 2).sample(theta, 100, seed=1)
     (file,) = cache.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:20])
@@ -164,7 +167,7 @@ def test_an_ibm_device_without_an_account_is_refused_in_one_sentence(qpa, monkey
 def test_a_device_with_too_few_qubits_is_refused(sampler, monkeypatch):
     from qiskit.providers.fake_provider import GenericBackendV2
 
-    from qpa_exp.circuits import qiskit as module
+    from qpa_exp.circuits.backends import qiskit as module
 
     monkeypatch.setattr(module, "_find_device", lambda name: GenericBackendV2(3, seed=0))
     with pytest.raises(InputError, match=r"4 qubits are more than the 3 of .*raise qpa\.n_mlp"):
@@ -172,12 +175,12 @@ def test_a_device_with_too_few_qubits_is_refused(sampler, monkeypatch):
 
 
 def test_the_versions_name_the_device_and_the_day_of_its_record(qpa):
-    noisy = versions(qpa(backend="density_matrix", noise="ibm_fez"))
+    noisy = record_versions(qpa(backend="density_matrix", noise="ibm_fez"))
     assert set(noisy) == {"qiskit", "qiskit-aer", "qiskit-ibm-runtime", "fake_fez"}
     assert noisy["fake_fez"].endswith("(2025-02-26)")
     keys = {"backend": "qiskit", "shots": "9", "gradient": "spsa"}
-    assert set(versions(qpa(**keys, device="fake_torino"))) >= {"fake_torino", "qiskit-aer"}
-    assert "fake_torino" not in versions(qpa(**keys))
-    assert set(versions(qpa(backend="torchquantum"))) == {"torchquantum"}
-    assert versions(qpa()) == versions(qpa(backend="density_matrix")) == {}
-    assert versions(qpa(backend="torchquantum", variant="off")) == {}
+    assert set(record_versions(qpa(**keys, device="fake_torino"))) >= {"fake_torino", "qiskit-aer"}
+    assert "fake_torino" not in record_versions(qpa(**keys))
+    assert set(record_versions(qpa(backend="torchquantum"))) == {"torchquantum"}
+    assert record_versions(qpa()) == record_versions(qpa(backend="density_matrix")) == {}
+    assert record_versions(qpa(ansatz="classical")) == record_versions(qpa(variant="off")) == {}

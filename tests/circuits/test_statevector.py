@@ -11,13 +11,15 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qpa_exp.circuits import compiled, opaque, probabilities, theta_shape
-from qpa_exp.circuits.kronecker import group_sizes
-from qpa_exp.circuits.program import Permutation, Rotations, compile_layer
+from qpa_exp.circuits import compiled_engine, torch_engine
+from qpa_exp.circuits.ansatz import Ansatz, Moment, every_qubit, neighbours
+from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.permutations import inverse_of, order_of
+from qpa_exp.circuits.probabilities import probabilities
 
 ANGLES = st.floats(-2 * math.pi, 2 * math.pi)
 ANSATZ = ["ry", "rx", "rx_rz", "ry_rz", "product", "of_a_user"]
@@ -29,24 +31,23 @@ def by(way: str) -> Iterator[None]:
     """Circuits in the compiled kernels, where they can be, or in torch's own operations."""
     with pytest.MonkeyPatch.context() as patch:
         if way == "torch":
-            patch.setattr(compiled, "takes", lambda *_: False)
+            patch.setattr(compiled_engine, "takes", lambda *_: False)
         yield
 
 
 def test_the_paper_s_circuits_are_compiled_and_any_other_gate_is_not():
     for ansatz in ANSATZ:
-        theta = torch.zeros(1, *theta_shape(ansatz, 4, 1)).flatten(2)
-        assert compiled.takes(theta, ansatz, 4) == (ansatz != "of_a_user")
-        assert not compiled.takes(theta, ansatz, 17)
-        assert not compiled.takes(theta.half(), ansatz, 4)
-        assert not compiled.takes(theta.to("meta"), ansatz, 4)
+        theta = torch.zeros(1, *ANSATZE[ansatz].theta_shape(4, 1))
+        assert compiled_engine.takes(theta, ANSATZE[ansatz]) == (ansatz != "of_a_user")
+        assert not compiled_engine.takes(theta.half(), ANSATZE[ansatz])
+        assert not compiled_engine.takes(theta.to("meta"), ANSATZE[ansatz])
 
 
 @st.composite
 def circuits(draw: st.DrawFn, max_qubits: int = 7) -> tuple[str, np.ndarray]:
     """An ansatz, and angles for up to 4 layers of it."""
     ansatz = draw(st.sampled_from(ANSATZ))
-    shape = theta_shape(ansatz, draw(st.integers(1, max_qubits)), draw(st.integers(1, 4)))
+    shape = ANSATZE[ansatz].theta_shape(draw(st.integers(1, max_qubits)), draw(st.integers(1, 4)))
     return ansatz, draw(arrays(np.float64, shape, elements=ANGLES))
 
 
@@ -94,26 +95,11 @@ def test_a_turn_by_two_pi_changes_nothing(circuit, place):
 @given(n_qubits=st.integers(1, 12))
 def test_the_cnot_chain_is_the_gray_code(n_qubits):
     """It maps bit j to the parity of bits 1 to j: new state y was old state y ^ (y >> 1)."""
-    chain = [o for o in compile_layer("ry", n_qubits) if isinstance(o, Permutation)]
-    assert len(chain) == (1 if n_qubits > 1 else 0)
-    for permutation in chain:
-        y = torch.arange(2**n_qubits, dtype=torch.int32)
-        order = permutation.order(torch.device("cpu"))
-        assert torch.equal(order, y ^ (y >> 1))
-        assert torch.equal(order[permutation.inverse(torch.device("cpu")).long()], y)
-
-
-def test_a_layer_of_the_paper_is_as_few_operations_as_it_can_be():
-    kinds = [type(operation) for operation in compile_layer("rx_rz", 5)]
-    assert kinds == [Rotations, Permutation, Rotations, Permutation]
-
-
-@given(n_qubits=st.integers(1, 30))
-def test_groups_cover_every_qubit_once_and_stay_small(n_qubits):
-    sizes = group_sizes(n_qubits)
-    assert sum(sizes) == n_qubits
-    assert len(sizes) >= 2
-    assert max(sizes) <= 6
+    chain = [g for g in ANSATZE["ry"].gates(n_qubits, 1) if g.name == "cx"]
+    order = order_of(chain, n_qubits)
+    y = np.arange(2**n_qubits, dtype=np.int32)
+    np.testing.assert_array_equal(order, y ^ (y >> 1))
+    np.testing.assert_array_equal(order[inverse_of(order)], y)
 
 
 def test_the_first_qubit_is_the_most_significant_bit():
@@ -128,7 +114,7 @@ def test_the_first_qubit_is_the_most_significant_bit():
 @pytest.mark.parametrize("ansatz", ANSATZ)
 @pytest.mark.parametrize(("n_layers", "n_qubits"), [(1, 1), (3, 1), (2, 2), (2, 4)])
 def test_gradients_pass_gradcheck(way, ansatz, n_layers, n_qubits):
-    shape = theta_shape(ansatz, n_qubits, n_layers)
+    shape = ANSATZE[ansatz].theta_shape(n_qubits, n_layers)
     generator = torch.Generator().manual_seed(n_qubits)
     theta = torch.randn(2, *shape, dtype=torch.float64, generator=generator, requires_grad=True)
     with by(way):
@@ -151,21 +137,13 @@ def test_gradients_of_many_qubits_are_differences(way, ansatz, n_qubits, random_
         assert angles.grad[place].item() == pytest.approx(weights @ (up - down) / 2, abs=1e-11)
 
 
-@settings(max_examples=10)
-@given(circuit=circuits(max_qubits=5))
-def test_many_layers_kept_in_parts_have_the_same_gradients(circuit):
-    from qpa_exp.circuits import adjoint
-
-    ansatz, theta = circuit
-    gradients = []
-    for kept in (2**24, 100):
-        with by("torch"), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(adjoint, "_KEPT_BYTES", kept)
-            angles = torch.from_numpy(theta).requires_grad_()
-            p = probabilities(angles, ansatz)
-            (p @ torch.arange(len(p), dtype=torch.float64)).backward()
-            gradients.append(angles.grad)
-    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("way", WAYS)
+def test_gates_that_share_an_angle_add_up_their_slopes(way):
+    twice = Moment("ry", lambda n_qubits: 2 * every_qubit(n_qubits))
+    ansatz = Ansatz("twice", (twice, Moment("cx", neighbours)))
+    theta = torch.linspace(-1, 2, 6, dtype=torch.float64).view(2, 1, 3).requires_grad_()
+    with by(way):
+        assert torch.autograd.gradcheck(lambda t: probabilities(t, ansatz), theta)
 
 
 # --- where it may be used ---------------------------------------------------------------------
@@ -174,12 +152,9 @@ def test_many_layers_kept_in_parts_have_the_same_gradients(circuit):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("ansatz", ["ry", "rx_rz"])
 def test_what_is_cached_in_inference_mode_serves_training(way, ansatz):
-    from qpa_exp.circuits import kronecker, layouts, program
-
-    kept = (kronecker._blocks, kronecker._generators, layouts._index, layouts._zero_state)
-    for cached in (*kept, program._move, compiled.make_layer):
+    for cached in (torch_engine._steps, compiled_engine._layer):
         cached.cache_clear()
-    theta = torch.ones(theta_shape(ansatz, 4, 2), requires_grad=True)
+    theta = torch.ones(ANSATZE[ansatz].theta_shape(4, 2), requires_grad=True)
     with by(way):
         with torch.inference_mode():
             probabilities(theta.detach(), ansatz)
@@ -202,10 +177,11 @@ def test_mixed_precision_around_it_leaves_the_amplitudes_alone(ansatz, random_th
 
 _COMPILED = """
 import torch
-from qpa_exp.circuits import probabilities, theta_shape
+from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.probabilities import probabilities
 def caller(angles):
     return (probabilities(angles, "rx") * torch.arange(16)).sum()
-theta = torch.randn(theta_shape("rx", 4, 2), generator=torch.Generator().manual_seed(0))
+theta = torch.randn(ANSATZE["rx"].theta_shape(4, 2), generator=torch.Generator().manual_seed(0))
 found = []
 for call in (torch.compile(caller, backend="eager"), caller):
     angles = theta.clone().requires_grad_()
@@ -227,12 +203,13 @@ def test_a_compiled_caller_gets_the_same():
 
 _PEAK = """
 import resource, sys, torch
-from qpa_exp.circuits import probabilities, theta_shape
+from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.probabilities import probabilities
 ansatz = sys.argv[1]
 torch.set_num_threads(1)
-small = torch.ones(theta_shape(ansatz, 4, 2), requires_grad=True)
+small = torch.ones(ANSATZE[ansatz].theta_shape(4, 2), requires_grad=True)
 probabilities(small, ansatz).sum().backward()
-theta = torch.rand(theta_shape(ansatz, 20, 8), requires_grad=True)
+theta = torch.rand(ANSATZE[ansatz].theta_shape(20, 8), requires_grad=True)
 weights = torch.randn(2**20)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 (probabilities(theta, ansatz) @ weights).backward()
@@ -267,26 +244,12 @@ def test_a_gpu_gives_the_same(ansatz, n_qubits, random_theta):
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("ansatz", ["ry", "rx_rz"])
-def test_as_one_operation_for_the_compiler_it_gives_the_same_values_and_slopes(ansatz):
-    theta = torch.randn(3, *theta_shape(ansatz, 4, 2), generator=torch.Generator().manual_seed(0))
-    weights, found = torch.linspace(-1, 1, 16), []
-    for call in (probabilities, lambda t, a: opaque.probabilities(t.flatten(2), a, 4)):
-        angles = theta.clone().requires_grad_()
-        value = (call(angles, ansatz) * weights).sum()
-        value.backward()
-        found.append((value.detach(), angles.grad))
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
-    arguments = (theta.flatten(2).requires_grad_(), ansatz, 4)
-    torch.library.opcheck(torch.ops.qpa_exp.circuit.default, arguments)
-
-
 def test_many_circuits_shared_out_among_threads_are_the_same_bit_for_bit(monkeypatch):
     theta = torch.randn(5, 4, 1, 7, generator=torch.Generator().manual_seed(0))
     found = []
     for threads, worth in ((1, 0), (3, 0), (3, 10**9)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        monkeypatch.setattr(compiled, "_WORTH_THREADS", worth)
+        monkeypatch.setattr(compiled_engine, "_WORTH_THREADS", worth)
         angles = theta.clone().requires_grad_()
         p = probabilities(angles)
         (p * torch.arange(128)).sum().backward()

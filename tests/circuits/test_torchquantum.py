@@ -15,7 +15,7 @@ first = sys.modules["qiskit"]
 """
 _IMPORT = """
 import sys, torch
-from qpa_exp.circuits.torchquantum_import import STOOD_IN, import_torchquantum
+from qpa_exp.circuits.backends.torchquantum import STOOD_IN, import_torchquantum
 tq = import_torchquantum()
 assert tq.__version__ == "0.1.8", tq.__version__
 assert import_torchquantum() is tq
@@ -44,7 +44,7 @@ def test_qiskit_is_the_real_one_before_and_after(script):
 def test_where_it_is_not_installed_the_sentence_says_how_to():
     script = """
 import sys
-from qpa_exp.circuits.torchquantum_import import import_torchquantum
+from qpa_exp.circuits.backends.torchquantum import import_torchquantum
 from qpa_exp.errors import InputError
 sys.modules["opt_einsum"] = None
 try:

@@ -13,12 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpa_exp.config import DataConfig
-from qpa_exp.data.corpora.corpora import (
-    divide_by_position,
-    divide_topics,
-    load_corpus,
-    long_paragraphs,
-)
+from qpa_exp.data.corpora.pydoc import divide_topics, long_paragraphs
+from qpa_exp.data.corpus import load_corpus
+from qpa_exp.data.sources import divide_by_position
 from qpa_exp.errors import InputError
 
 
@@ -111,7 +108,7 @@ def test_wikitext_files_give_the_hubs_rows(tmp_path, names):
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(WIKITEXT + f"{i} \n", encoding="utf-8")
-    for layout in str:
+    for layout in ("lines", "blocks"):
         corpus = load_corpus(config("wikitext2", tmp_path, layout=layout))
         assert list(corpus.splits) == ["train", "validation", "test"]
         assert [rows[:-1] for rows in corpus.splits.values()] == [WIKITEXT_ROWS] * 3

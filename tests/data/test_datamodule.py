@@ -9,8 +9,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from qpa_exp.config import DataConfig
-from qpa_exp.data import TextDataModule
-from qpa_exp.data.datamodule import OrderedBatches, ShuffledBatches, epoch_order
+from qpa_exp.data.datamodule import OrderedBatches, ShuffledBatches, TextDataModule, epoch_order
 from qpa_exp.errors import InputError
 
 LINES = 11

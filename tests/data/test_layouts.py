@@ -100,14 +100,14 @@ def test_the_tokenizers_own_special_tokens_are_kept(tokenizer):
     assert blocks.input_ids.tolist() == [[bos, a, eos, bos, a]]
 
 
-@pytest.mark.parametrize("layout", str)
+@pytest.mark.parametrize("layout", ["lines", "blocks"])
 def test_no_eos_is_refused(tokenizer, layout):
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(InputError, match="no EOS token"):
         lay_out(["a"], bare, layout, 4)
 
 
-@pytest.mark.parametrize("layout", str)
+@pytest.mark.parametrize("layout", ["lines", "blocks"])
 def test_no_text_is_refused(tokenizer, layout):
     with pytest.raises(InputError):
         lay_out([], tokenizer, layout, 4)

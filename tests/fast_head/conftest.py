@@ -1,4 +1,4 @@
-"""Small random language models of many families, and every PEFT method at their size."""
+"""Small random language models of many families, and PEFT methods at their size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from families import OVERRIDES, architectures
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 VOCABULARY, WIDTH, POSITIONS = 48, 16, 32
 
@@ -31,21 +31,15 @@ def make_model() -> Callable[[str], PreTrainedModel]:
     return make
 
 
-@pytest.fixture(scope="session", name="architectures")
-def architectures_by_name() -> dict[str, PretrainedConfig]:
-    """The small models' shapes, by name."""
-    return ARCHITECTURES
-
-
 @pytest.fixture(scope="session")
-def peft_config() -> Callable[..., object]:
+def peft_config() -> Callable[..., Any]:
     """``peft_config("dora", "peft.r=2")``: PEFT's config, at the small models' size."""
     from qpa_exp.adapters import make_peft_config
     from qpa_exp.cli import compose_config
 
     @functools.cache
     def compose(method: str, *overrides: str) -> Any:
-        return compose_config([f"peft={method}", *OVERRIDES[method], *overrides])
+        return compose_config([f"peft={method}", *OVERRIDES.get(method, []), *overrides])
 
     return lambda *asked: make_peft_config(compose(*asked).peft)
 

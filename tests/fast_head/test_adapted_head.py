@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig
 
-from qpa_exp.adapters import QPAModel, build_peft_model, get_qpa_model, train_adapter_only
+from qpa_exp.adapters import ClassicalModel, get_qpa_model
+from qpa_exp.adapters.peft_model import build_peft_model
 from qpa_exp.fast_head import adapted_head as module
 from qpa_exp.fast_head.adapted_head import AdaptedHead, adapts_head_alone
-from qpa_exp.fast_head.head import FinalLogits
+from qpa_exp.fast_head.backbone import Backbone
+from qpa_exp.fast_head.frozen_head import FinalLogits
 
 HEAD_METHODS = [
     "lora", "dora", "prefix", "ffa", "ia3", "vera", "vblora", "tinylora", "unilora", "randlora",
@@ -26,8 +28,7 @@ def adapted(make_model, peft_config, qpa_config):
     def make(family: str, config, variant: str):
         config = peft_config(config) if isinstance(config, str) else config
         if variant == "off":
-            model = build_peft_model(make_model(family), config, seed=0)
-            train_adapter_only(model, True)
+            model = ClassicalModel(build_peft_model(make_model(family), config, seed=0)).train()
         else:
             model = get_qpa_model(make_model(family), config, qpa_config(variant, n_mlp=16)).train()
         stream = torch.Generator().manual_seed(5)
@@ -42,8 +43,7 @@ def adapted(make_model, peft_config, qpa_config):
 
 def hidden_states(model, tokens):
     """What enters the head, and the logits that leave the model."""
-    peft_model = model.peft_model if isinstance(model, QPAModel) else model
-    head = peft_model.get_base_model().get_output_embeddings()
+    head = model.language_model().get_output_embeddings()
     seen = []
     handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
     logits = model(input_ids=tokens).logits
@@ -75,13 +75,11 @@ def the_long_way(model, tokens):
 
 
 def the_short_way(model, tokens, hidden):
-    if isinstance(model, QPAModel):
-        model.begin_step()
-    found = AdaptedHead(model, FinalLogits()).loss(hidden, *targets_and_weights(tokens))
-    found.loss.backward()
-    if isinstance(model, QPAModel):
-        model.end_step()
-    return found.loss.detach(), found.nats, gradients(model)
+    model.begin_step()
+    loss, nats = AdaptedHead(model, FinalLogits()).loss(hidden, *targets_and_weights(tokens))
+    loss.backward()
+    model.end_step()
+    return loss.detach(), nats, gradients(model)
 
 
 @pytest.mark.parametrize("chunks", ["one", "many"])
@@ -92,8 +90,9 @@ def test_every_method_has_its_own_loss_and_gradients(
     adapted, tokens, monkeypatch, method, family, variant, chunks
 ):
     if chunks == "many":
-        monkeypatch.setattr(module, "head_loss", _in_chunks(module.head_loss, "buffer_bytes"))
-        monkeypatch.setattr(module, "chunked_loss", _in_chunks(module.chunked_loss, "chunk_bytes"))
+        low_rank, any_head = module.low_rank_loss, module.any_head_loss
+        monkeypatch.setattr(module, "low_rank_loss", _in_chunks(low_rank, "buffer_bytes"))
+        monkeypatch.setattr(module, "any_head_loss", _in_chunks(any_head, "chunk_bytes"))
     model = adapted(family, method, variant)
     assert adapts_head_alone(model)
     hidden, loss, nats, expected = the_long_way(model, tokens)
@@ -114,14 +113,14 @@ def _in_chunks(function, name):
 @pytest.mark.parametrize("method", HEAD_METHODS)
 def test_which_methods_take_a_formula_and_which_peft(adapted, tokens, monkeypatch, method):
     taken = []
-    for name in ("head_loss", "chunked_loss"):
+    for name in ("low_rank_loss", "any_head_loss"):
         proper = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *a, name=name, proper=proper: taken.append(name) or proper(*a)
         )
     model = adapted("gpt2", method, "off")
     the_short_way(model, tokens, hidden_states(model, tokens)[0])
-    assert taken == ["head_loss" if method in FUSED else "chunked_loss"]
+    assert taken == ["low_rank_loss" if method in FUSED else "any_head_loss"]
 
 
 @pytest.mark.parametrize("method", ["lora", "vera"])
@@ -131,8 +130,8 @@ def test_without_the_adapter_it_is_the_base_models(adapted, make_model, tokens, 
     targets, weights = targets_and_weights(tokens)
     nats = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
     with torch.no_grad(), model.disable_adapter():
-        found = AdaptedHead(model, FinalLogits()).loss(hidden, targets, weights)
-    torch.testing.assert_close(found.nats, nats.detach(), rtol=1e-5, atol=1e-5)
+        _, ours = AdaptedHead(model, FinalLogits()).loss(hidden, targets, weights)
+    torch.testing.assert_close(ours, nats.detach(), rtol=1e-5, atol=1e-5)
 
 
 def make_plain(make_model):
@@ -141,7 +140,7 @@ def make_plain(make_model):
             super().__init__()
             self.model = make_model("gpt2")
 
-        def get_base_model(self):
+        def language_model(self):
             return self.model
 
         def forward(self, **kwargs):
@@ -194,6 +193,21 @@ def test_which_set_ups_leave_the_backbone_alone(adapted, peft_config, method, ta
     extra = [] if targets is None else [f"peft.target_modules=[{','.join(targets)}]"]
     model = adapted("gpt2", peft_config(method, *extra), "off")
     assert adapts_head_alone(model) is alone
+
+
+@pytest.mark.parametrize("variant", ["off", "tuned"])
+@pytest.mark.parametrize("more", [{"bias": "all"}, {"modules_to_save": ["ln_f"]}], ids=str)
+def test_what_is_trained_beside_the_head_is_seen(adapted, variant, more):
+    model = adapted("gpt2", LoraConfig(r=2, target_modules=["lm_head"], **more), variant)
+    assert not adapts_head_alone(model)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt2_untied", "llama"])
+@pytest.mark.parametrize("method", ["lora", "dora", "vblora", "prefix"])
+def test_all_methods_share_what_the_backbone_is_known_by(adapted, make_model, method, family):
+    expected = Backbone(make_model(family)).identity
+    for variant in ("off", "tuned"):
+        assert Backbone(adapted(family, method, variant).language_model()).identity == expected
 
 
 # --- one generated vector for each step ---------------------------------------------------------

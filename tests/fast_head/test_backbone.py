@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qpa_exp.fast_head.backbone import find_final_logits, hidden_states
-from qpa_exp.fast_head.head import FinalLogits
+from qpa_exp.fast_head.backbone import Backbone, find_final_logits
+from qpa_exp.fast_head.frozen_head import FinalLogits
 
 SMALL = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -59,7 +59,7 @@ def test_the_head_and_what_follows_it_give_the_models_own_logits(family, tokens)
     assert final.soft_cap == expected.soft_cap
     mask = torch.ones_like(tokens)
     mask[1, 5:] = 0
-    hidden = hidden_states(model, tokens, mask)
+    hidden = Backbone(model).hidden(tokens, mask)
     logits = final(model.get_output_embeddings()(hidden))
     expected_logits = model(input_ids=tokens, attention_mask=mask).logits
     torch.testing.assert_close(logits, expected_logits, rtol=1e-5, atol=1e-5)
@@ -98,6 +98,6 @@ def test_half_precision_is_seen_through(tokens):
 def test_the_model_is_left_as_it_was(tokens):
     model = make("gpt2")
     before = model(input_ids=tokens).logits
-    hidden_states(model, tokens, torch.ones_like(tokens))
+    Backbone(model).hidden(tokens, torch.ones_like(tokens))
     find_final_logits(model, tokens)
     assert torch.equal(model(input_ids=tokens).logits, before)

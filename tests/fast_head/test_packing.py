@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qpa_exp.fast_head import packing
-from qpa_exp.fast_head.backbone import hidden_states
+from qpa_exp.fast_head.backbone import Backbone
 from qpa_exp.fast_head.packing import Packing
 
 LLAMA = {
@@ -37,6 +37,16 @@ def mask(tokens):
     return mask
 
 
+def plain_states(model, tokens, mask):
+    """What enters the head of the model as it is."""
+    seen = []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    model(input_ids=tokens, attention_mask=mask)
+    handle.remove()
+    return seen[0]
+
+
 def packed_layers(model, own):
     with own.used_by(model):
         return sum("forward" in vars(module) for module in model.modules())
@@ -44,32 +54,32 @@ def packed_layers(model, own):
 
 @pytest.mark.parametrize("family", SHAPES)
 def test_the_hidden_states_are_those_of_the_plain_model(family, tokens, mask):
-    model, own = make(family), Packing()
-    plain = hidden_states(model, tokens, mask)
+    model = make(family)
+    backbone, plain = Backbone(model), plain_states(model, tokens, mask)
     for _ in range(2):  # packing, and packed before
-        torch.testing.assert_close(
-            hidden_states(model, tokens, mask, own), plain, rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(backbone.hidden(tokens, mask), plain, rtol=1e-4, atol=1e-5)
     assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_layers_are_packed_once(tokens, mask, monkeypatch):
-    model, own, made = make("gpt2"), Packing(), []
+    backbone, made = Backbone(make("gpt2")), []
     pack = torch.ops.mkldnn._reorder_linear_weight
     monkeypatch.setattr(packing, "_pack", lambda rows: made.append(len(rows)) or pack(rows, 512))
-    hidden_states(model, tokens, mask, own)
+    backbone.hidden(tokens, mask)
     assert sorted(made) == sorted(2 * [1536, 512, 2048, 512])  # all but the head
-    hidden_states(model, tokens, mask, own)
+    backbone.hidden(tokens, mask)
     assert len(made) == 8
 
 
 def test_a_weight_that_changed_is_packed_anew(tokens, mask):
-    model, own = make("gpt2"), Packing()
-    before = hidden_states(model, tokens, mask, own)
+    model = make("gpt2")
+    backbone = Backbone(model)
+    before = backbone.hidden(tokens, mask)
     model.transformer.h[0].mlp.c_fc.weight.mul_(2)
-    after = hidden_states(model, tokens, mask, own)
+    after = backbone.hidden(tokens, mask)
     assert (after - before).abs().max() > 0.1
-    torch.testing.assert_close(after, hidden_states(model, tokens, mask), rtol=1e-4, atol=1e-5)
+    plain = plain_states(model, tokens, mask)
+    torch.testing.assert_close(after, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_it_is_undone_after_an_error():
@@ -84,8 +94,8 @@ def test_a_forward_pass_that_is_somebody_elses_is_left_alone(tokens, mask):
     theirs = model.transformer.h[0].mlp.c_fc
     forward = theirs.forward
     theirs.forward = lambda x: 2 * forward(x)
-    plain = hidden_states(model, tokens, mask)
-    ours = hidden_states(model, tokens, mask, Packing())
+    plain = plain_states(model, tokens, mask)
+    ours = Backbone(model).hidden(tokens, mask)
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
     assert vars(theirs)["forward"](torch.ones(1, 512)).shape == (1, 2048)
 
@@ -107,5 +117,5 @@ def test_what_would_not_gain_is_left_as_it_is(why, monkeypatch):
 def test_under_autocast_products_are_autocasts(tokens, mask):
     model = make("llama")
     with torch.autocast("cpu", torch.bfloat16):
-        plain, ours = (hidden_states(model, tokens, mask, own) for own in (None, Packing()))
+        plain, ours = plain_states(model, tokens, mask), Backbone(model).hidden(tokens, mask)
     assert torch.equal(plain, ours)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import linear
 
-from qpa_exp.generator import basis_bits, windows
+from qpa_exp.generator import windows
+from qpa_exp.generator.generator import basis_bits
 from qpa_exp.generator.windows import in_windows, linear_in_windows
 
 

@@ -17,7 +17,7 @@ def logits(make_gpt2, batch):
 
 
 def ours(logits, batch):
-    return token_losses(logits, batch["input_ids"], batch["attention_mask"])
+    return token_losses(logits, batch["input_ids"], batch["labels"])
 
 
 def transformers_loss(model, batch, labels):
@@ -42,7 +42,7 @@ def test_the_first_token_of_a_row_is_never_counted(logits, batch):
 def test_text_sum_and_count_add_up_over_batches(logits, batch):
     whole = ours(logits, batch)
     rows = [
-        token_losses(logits[i : i + 1], batch["input_ids"][[i]], batch["attention_mask"][[i]])
+        token_losses(logits[i : i + 1], batch["input_ids"][[i]], batch["labels"][[i]])
         for i in range(3)
     ]
     torch.testing.assert_close(sum(row.text_sum for row in rows), whole.text_sum)
@@ -50,7 +50,7 @@ def test_text_sum_and_count_add_up_over_batches(logits, batch):
 
 
 def test_a_batch_of_padding_alone_has_no_text_and_a_finite_mean(logits, batch):
-    losses = token_losses(logits, batch["input_ids"], torch.zeros_like(batch["attention_mask"]))
+    losses = token_losses(logits, batch["input_ids"], torch.full_like(batch["labels"], -100))
     assert losses.text_count == 0
     assert losses.text_sum == losses.text_mean == 0
     assert losses.padded_mean > 0
@@ -95,7 +95,7 @@ def test_every_figure_is_that_of_a_plain_loop(rows, tokens, vocabulary, scale, s
             if position < lengths[row]:
                 text.append(nats)
 
-    losses = token_losses(logits, ids, mask)
+    losses = token_losses(logits, ids, ids.masked_fill(mask == 0, -100))
     assert losses.nats.shape == losses.is_text.shape == (rows, tokens - 1)
     assert losses.text_count.item() == len(text)
     assert losses.text_sum.item() == pytest.approx(sum(text), rel=1e-5, abs=1e-4)

@@ -12,8 +12,8 @@ from peft import LoraConfig, PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from qpa_exp.adapters import QPAModel, get_qpa_model
-from qpa_exp.adapters.build import count
-from qpa_exp.adapters.formats import Format, export
+from qpa_exp.adapters.counts import count
+from qpa_exp.adapters.formats import export
 from qpa_exp.config import ModelConfig, QPAConfig
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import load_model
@@ -88,7 +88,7 @@ def test_it_leaves_an_adapter_that_peft_loads(directory, batch, kind, targets, t
         for p in model.generator.parameters():
             p.add_(0.1)
     expected = model(**batch).logits
-    export(model, tmp_path / "out", Format.peft, "someone/base", "the card")
+    export(model, tmp_path / "out", "peft", "someone/base", "the card")
     loaded = PeftModel.from_pretrained(quantized(directory, kind), tmp_path / "out").eval()
     # bitsandbytes rounds what enters its products: a last bit there becomes a whole step.
     near = 1e-5 if targets == ["lm_head"] else 0.03
@@ -110,7 +110,7 @@ def test_quantized_layers_are_counted_as_what_they_are(directory, kind, capsys):
 @pytest.mark.parametrize("kind", KINDS)
 def test_merging_into_quantized_layers_is_refused(directory, kind, tmp_path):
     with pytest.raises(InputError, match="is quantized"):
-        export(adapted(directory, kind, ["c_attn"]), tmp_path / "out", Format.merged, "b", "")
+        export(adapted(directory, kind, ["c_attn"]), tmp_path / "out", "merged", "b", "")
     assert not (tmp_path / "out").exists()
 
 

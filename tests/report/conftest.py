@@ -12,7 +12,7 @@ import pytest
 from qpa_exp.__main__ import run_hydra
 from qpa_exp.adapters.counts import Counts
 from qpa_exp.cli import compose_config
-from qpa_exp.runs import directory, results
+from qpa_exp.runs import directory
 
 MakeRun = Callable[..., Path]
 Sweep = Callable[..., None]
@@ -30,21 +30,24 @@ def sweep(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def make_run() -> MakeRun:
     """``make_run(path, *overrides, perplexity=...)``: a complete run's files, not its training."""
 
-    def make(path: Path, *overrides: str, validation: float | None = None, **metrics: Any) -> Path:
+    def make(
+        path: Path, *overrides: str, validation: float | None = None,
+        metric: str = "perplexity", **metrics: Any,
+    ) -> Path:  # fmt: skip
         config = compose_config(overrides)
         directory.claim(path, config)
         given = {"status": "complete", "perplexity": 100.0, "perplexity_padded": None}
         sizes = Counts(1000, 2000, 100_000, 8, 3).__dict__
         rest = {
-            "base_perplexity": 200.0, "base_perplexity_padded": 2.0, "seed": config.seed,
-            "train_seconds": 5.0, "step_seconds_median": 0.1, "steps": 10,
+            "base_accuracy": 0.5, "base_perplexity": 200.0, "base_perplexity_padded": 2.0,
+            "seed": config.seed, "train_seconds": 5.0, "step_seconds_median": 0.1, "steps": 10,
             "versions": {"python": "3", "qpa_exp": "0"}, "data_sha256": "ab",
         }  # fmt: skip
-        results.write_metrics(path, {**given, **sizes, **rest, **metrics})
+        directory.write_metrics(path, {**given, **sizes, **rest, **metrics})
         if validation is not None:
             curve = path / "csv" / "version_0" / "metrics.csv"
             curve.parent.mkdir(parents=True)
-            curve.write_text(f"step,validation/perplexity\n0,999\n9,{validation}\n")
+            curve.write_text(f"step,validation/{metric}\n0,999\n9,{validation}\n")
         return path
 
     return make

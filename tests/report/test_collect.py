@@ -10,7 +10,7 @@ import pytest
 
 from qpa_exp.errors import InputError
 from qpa_exp.report.collect import collect
-from qpa_exp.runs import results
+from qpa_exp.runs import directory
 
 MakeRun = Callable[..., Path]
 
@@ -132,4 +132,4 @@ def test_damaged_curves_do_not_cost_the_run(make_run: MakeRun, tmp_path: Path) -
     (run / "csv" / "version_0" / "metrics.csv").write_text("step,validation/perplexity\nx,y\n")
     (collected,) = collect([str(tmp_path)])
     assert collected.runs["validation_perplexity"].isna().all()
-    assert json.loads((run / results.METRICS).read_text())["perplexity"] == 100.0
+    assert json.loads((run / directory.METRICS).read_text())["perplexity"] == 100.0

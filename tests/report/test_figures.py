@@ -222,3 +222,28 @@ def test_learning_rates_are_chosen_by_validation(runs_of: Runs) -> None:
     wrong = runs.assign(validation_perplexity=[90.0, 80.0, 9e4, 70.0, 75.0, 99.0])
     (axes,) = draw(wrong, {"kind": "learning_rates"}).axes
     assert axes.get_ylim()[1] == 120.0  # 1.5 times the worst of the best
+
+
+def test_a_task_s_own_metric_is_drawn(runs_of: Runs, tmp_path: Path) -> None:
+    """Larger is better there."""
+    task = ["task=seq_cls", "data=labelled", "data.path=x.csv", "peft.target_modules=[c_attn]"]
+    figures = {"perplexity": None, "validation": 0.9, "metric": "accuracy"}
+    runs = runs_of(
+        ([*task, "qpa=off"], {**figures, "accuracy": 0.02, "trainable_params": 1000}),
+        ([*task, "qpa.n_mlp=16"], {**figures, "accuracy": 0.8, "trainable_params": 300}),
+        ([*task, "qpa.n_mlp=64"], {**figures, "accuracy": 0.7, "trainable_params": 400}),
+    )
+    (axes,) = draw(runs, {"kind": "pareto"}).axes
+    assert axes.get_ylabel() == "accuracy"
+    assert axes.get_yscale() == "linear"
+    assert axes.get_title() == "tiny on labelled\n(unadapted: 0.5)"
+    assert curve(axes, "Pareto front") == ([300], [0.8])
+    assert curve(axes, "LoRA") == ([1000], [0.02])
+    (axes,) = draw(runs, {"kind": "over", "key": "qpa.n_mlp"}).axes
+    assert curve(axes, "optimum: 16") == ([16], [0.8])
+    (axes,) = draw(runs, {"kind": "categories"}).axes
+    assert [text.get_text()[-7:] for text in axes.get_yticklabels()] == [
+        "(1,000)", "  (400)", "  (300)",
+    ]  # fmt: skip
+    (axes,) = draw(runs, {"kind": "learning_rates"}).axes
+    assert axes.get_ylabel() == "validation accuracy"

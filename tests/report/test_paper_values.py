@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from qpa_exp import report
 from qpa_exp.cli import compose_config
 from qpa_exp.plan import plan
+from qpa_exp.report import __main__ as report
 from qpa_exp.report.paper_values import REPORTED, Reported, reported
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +30,21 @@ def test_a_setting_has_exactly_the_count_and_the_printed_percentage(row: Reporte
 def test_the_page_in_docs_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     report.main(["counts=true"])
     assert capsys.readouterr().out == (ROOT / "docs" / "counts.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("method", "n_mlp", "m", "chunks"),
+    [("dora", 512, 1_288_192, 2_516), ("ffa", 1024, 2_099_712, 2_051)],
+)
+def test_two_settings_need_more_qubits_than_the_paper_says(
+    method: str, n_mlp: int, m: int, chunks: int
+) -> None:
+    overrides = ["model=gemma", f"peft={method}", "data=wikitext2", "qpa=paper"]
+    counts = plan(compose_config([*overrides, f"qpa.n_mlp={n_mlp}"]))
+    assert (counts.generated_params, counts.n_chunks, counts.n_qubits) == (m, chunks, 12)
+    page = (ROOT / "docs" / "counts.md").read_text(encoding="utf-8")
+    assert f"{m:,}" in page
+    assert f"{chunks:,}" in page
 
 
 def test_every_row_of_the_papers_tables_is_there() -> None:

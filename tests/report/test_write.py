@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from qpa_exp import report as command
 from qpa_exp.errors import InputError
+from qpa_exp.report import __main__ as command
 from qpa_exp.report.collect import collect
 from qpa_exp.report.tables import make_table, runs_table
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from qpa_exp.config import Config, QPAConfig
 from qpa_exp.generator import Generator
-from qpa_exp.runs import results
+from qpa_exp.runs import directory
 from qpa_exp.runs.gradient_variance import variance
 from qpa_exp.runs.train import run
 
@@ -37,9 +37,9 @@ def test_it_is_logged_and_the_run_goes_on_as_without_it(
     short = ["trainer.max_steps=3", f"qpa.anchor={anchor}", "peft.lora_dropout=0.1"]
     run(configure(*short), tmp_path / "without")
     run(configure(*short, "trainer.gradient_variance_starts=3"), tmp_path / "with")
-    _, (mean,) = results.read_curve(tmp_path / "with", "gradient_variance")
+    _, (mean,) = directory.read_curve(tmp_path / "with", "gradient_variance")
     layers = [
-        results.read_curve(tmp_path / "with", f"gradient_variance/layer_{k}")[1][0]
+        directory.read_curve(tmp_path / "with", f"gradient_variance/layer_{k}")[1][0]
         for k in range(1, 9)
     ]
     assert mean == pytest.approx(sum(layers) / 8, rel=1e-4)
@@ -58,5 +58,5 @@ def test_the_circuits_that_were_evaluated_are_counted_and_logged(
     metrics = run(config, tmp_path / "run")
     angles = 8 * metrics["n_qubits"]
     assert metrics["circuit_evaluations"] >= 2 * (1 + 2 * angles)
-    _, logged = results.read_curve(tmp_path / "run", "train/circuit_evaluations")
+    _, logged = directory.read_curve(tmp_path / "run", "train/circuit_evaluations")
     assert 2 * (1 + 2 * angles) <= logged[-1] <= metrics["circuit_evaluations"]

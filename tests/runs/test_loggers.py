@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qpa_exp.config import Config
-from qpa_exp.runs import results
+from qpa_exp.runs import directory
 from qpa_exp.runs.train import run
 
 Configure = Callable[..., Config]
@@ -20,7 +20,7 @@ def test_tensorboard_shows_the_numbers_of_the_csv(configure: Configure, tmp_path
     events = tmp_path / "run" / "tensorboard" / "version_0"
     accumulated = EventAccumulator(str(events)).Reload()
     seen = {event.step: event.value for event in accumulated.Scalars("train/loss")}
-    steps, values = results.read_curve(tmp_path / "run", "train/loss")
+    steps, values = directory.read_curve(tmp_path / "run", "train/loss")
     assert seen == pytest.approx(dict(zip(steps, values, strict=True)))
 
 

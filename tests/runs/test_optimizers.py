@@ -14,11 +14,12 @@ from torch import nn
 
 from qpa_exp.config import Config, OptimConfig
 from qpa_exp.errors import InputError
+from qpa_exp.runs.make_optimizer import AlternatingSearch, make_optimizer
 from qpa_exp.runs.module import AdapterModule
-from qpa_exp.runs.optimizers import AlternatingSearch, make_optimizer
+from qpa_exp.runs.optimizers import OPTIMIZERS
 from qpa_exp.runs.train import resume, run
 
-SEARCHES = ["cobyla", "nelder_mead", "spsa"]
+SEARCHES = [name for name in OPTIMIZERS if OPTIMIZERS[name].search is not None]
 ANGLES, MAPPING = "generator.circuit.theta", "generator.mapping.0.weight"
 
 
@@ -54,7 +55,7 @@ def optim(name: str, **fields: Any) -> OptimConfig:
     return dataclasses.replace(config, **fields)
 
 
-@pytest.mark.parametrize("over", str)
+@pytest.mark.parametrize("over", ["theta", "all"])
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_search_finds_the_least_loss(name: str, over: str) -> None:
     torch.manual_seed(0)

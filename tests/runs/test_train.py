@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 from qpa_exp.adapters import QPAModel
 from qpa_exp.config import Config
-from qpa_exp.data import TextDataModule
+from qpa_exp.data.datamodule import TextDataModule
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import load_model, load_tokenizer
-from qpa_exp.runs import directory, results
+from qpa_exp.runs import directory
 from qpa_exp.runs.module import AdapterModule, Divergence
 from qpa_exp.runs.train import resume, run
 
@@ -41,13 +41,11 @@ def transformers_perplexities(
     """exp of transformers' own loss over the test split, each prediction counted once."""
     nats = count = 0.0
     for batch in data.test_dataloader():
-        labels = batch["input_ids"].clone()
-        if not padded:
-            labels[batch["attention_mask"] == 0] = -100
+        labels = batch["input_ids"] if padded else batch["labels"]
         predicted = int((labels[:, 1:] != -100).sum())
         if predicted:
             with torch.no_grad():
-                nats += float(model(**batch, labels=labels).loss) * predicted
+                nats += float(model(**{**batch, "labels": labels}).loss) * predicted
             count += predicted
     return math.exp(nats / count)
 
@@ -87,7 +85,7 @@ def test_a_run_learns_and_leaves_what_is_promised(configure: Configure, tmp_path
     assert len(written["data_sha256"]) == 64
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert directory.read_config(tmp_path / "run") == config
-    steps, losses = results.read_curve(tmp_path / "run", "train/loss")
+    steps, losses = directory.read_curve(tmp_path / "run", "train/loss")
     assert len(steps) == written["steps"]
     assert losses[-1] < losses[0]
 
@@ -96,8 +94,8 @@ def test_the_tuned_variant_starts_at_exactly_the_base_models_loss(
     configure: Configure, tmp_path: Path
 ) -> None:
     run(configure("data.test_split=validation", "trainer.max_steps=1"), tmp_path / "run")
-    _, validation = results.read_curve(tmp_path / "run", "validation/loss")
-    _, base = results.read_curve(tmp_path / "run", "test/base_loss")
+    _, validation = directory.read_curve(tmp_path / "run", "validation/loss")
+    _, base = directory.read_curve(tmp_path / "run", "test/base_loss")
     assert validation[0] == base[0]
 
 
@@ -187,9 +185,9 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
     whole = load_file(tmp_path / "whole" / "generator" / "generator.safetensors")
     other = load_file(tmp_path / "crashed" / "generator" / "generator.safetensors")
     assert all(torch.equal(whole[name], other[name]) for name in whole)
-    assert resumed["perplexity"] == results.read_metrics(tmp_path / "whole")["perplexity"]
-    steps, losses = results.read_curve(tmp_path / "crashed", "train/loss")
-    assert (steps, losses) == results.read_curve(tmp_path / "whole", "train/loss")
+    assert resumed["perplexity"] == directory.read_metrics(tmp_path / "whole")["perplexity"]
+    steps, losses = directory.read_curve(tmp_path / "crashed", "train/loss")
+    assert (steps, losses) == directory.read_curve(tmp_path / "whole", "train/loss")
 
 
 def test_ctrl_c_ends_a_run_and_says_how_to_go_on(
@@ -239,7 +237,7 @@ def test_a_loss_that_turns_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["global_step"] == 8
     assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
-    written = results.read_metrics(tmp_path / "run")
+    written = directory.read_metrics(tmp_path / "run")
     assert written["status"] == "diverged"
     assert written["perplexity"] is None
     with pytest.raises(InputError, match="cannot be continued"):
@@ -324,10 +322,10 @@ class _Executes:
 
 
 def test_metrics_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    results.write_metrics(tmp_path, {"status": "complete"})
+    directory.write_metrics(tmp_path, {"status": "complete"})
     with pytest.raises(TypeError):
-        results.write_metrics(tmp_path, {"status": object()})
-    assert results.read_metrics(tmp_path) == {"status": "complete"}
+        directory.write_metrics(tmp_path, {"status": object()})
+    assert directory.read_metrics(tmp_path) == {"status": "complete"}
 
 
 def test_the_saved_config_is_plain_and_complete(configure: Configure, tmp_path: Path) -> None:

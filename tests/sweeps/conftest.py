@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from qpa_exp.__main__ import run_sweep
 from qpa_exp.adapters.counts import Counts
 from qpa_exp.cli import compose_config
-from qpa_exp.runs import directory, results
+from qpa_exp.runs import directory
 from qpa_exp.sweeps import studies
 
 MakeRun = Callable[..., Path]
@@ -57,7 +57,7 @@ def make_run() -> MakeRun:
             "train_seconds": 5.0, "step_seconds_median": 0.1, "steps": 10,
             "versions": {"python": "3", "qpa_exp": "0"}, "data_sha256": "ab",
         }  # fmt: skip
-        results.write_metrics(path, {**given, **sizes, **rest, **metrics})
+        directory.write_metrics(path, {**given, **sizes, **rest, **metrics})
         if validation is not None:
             curve = path / "csv" / "version_0" / "metrics.csv"
             curve.parent.mkdir(parents=True)

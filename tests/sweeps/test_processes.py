@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-
 from qpa_exp.report.analysis import aggregate
+
 from qpa_exp.report.collect import collect
 
 pytestmark = pytest.mark.slow

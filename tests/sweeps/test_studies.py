@@ -17,8 +17,8 @@ from qpa_exp.errors import InputError
 from qpa_exp.report.figures import KINDS
 from qpa_exp.report.paper_values import reported
 from qpa_exp.report.tables import TABLES
-from qpa_exp.sweeps.expand import expand
 from qpa_exp.sweeps import sweep as sweep_module
+from qpa_exp.sweeps.expand import expand
 from qpa_exp.sweeps.prepare import Job
 from qpa_exp.sweeps.run_name import relevant
 from qpa_exp.sweeps.studies import (
@@ -171,7 +171,9 @@ def test_a_study_has_exactly_the_papers_counts(
 ) -> None:
     run_sweep([f"sweep={study}", f"scale={scale}", *PLAN])
     (jobs,) = planned.values()
-    assert sorted(job.counts.trainable_params for job in jobs) == sorted(row.trainable_params for row in reported(table))
+    assert sorted(job.counts.trainable_params for job in jobs) == sorted(
+        row.trainable_params for row in reported(table)
+    )
 
 
 @pytest.mark.parametrize(

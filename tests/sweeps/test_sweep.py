@@ -13,8 +13,8 @@ from filelock import FileLock
 
 from qpa_exp.errors import InputError
 from qpa_exp.machine import keep_freed_memory
+from qpa_exp.runs.directory import State, state_of
 from qpa_exp.runs.module import AdapterModule
-from qpa_exp.runs.states import State, state_of
 from qpa_exp.runs.train import resume
 from qpa_exp.sweeps.runner import SweepFailed
 from qpa_exp.sweeps.worker import LOCK, attempt, is_busy

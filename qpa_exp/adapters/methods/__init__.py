@@ -1,1 +1,5 @@
-"""The PEFT methods: one file for each of our own, PEFT's own registry for the rest."""
+"""PEFT methods of this package, one file each; the registry is in ``qpa_exp.adapters.catalogue``.
+
+A file's ``ENTRY`` is a :class:`~qpa_exp.adapters.catalogue.Method`. What begins with ``_`` is no
+method: layers that need torch and PEFT, kept apart so that counting needs neither.
+"""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from peft import PeftModel, PeftType, get_peft_model
 from torch import Tensor, nn
 
-from qpa_exp.adapters.methods.ffa import FFAConfig
+from qpa_exp.adapters.methods._ffa_layer import FFAConfig
 from qpa_exp.errors import InputError
 
 WIDTH = 16

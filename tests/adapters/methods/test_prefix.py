@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel, PeftType, get_peft_model
 from torch import Tensor, nn
 
-from qpa_exp.adapters.methods.prefix import Positions, PrefixConfig, PrefixLayer
+from qpa_exp.adapters.methods._prefix_layer import Positions, PrefixConfig, PrefixLayer
 from qpa_exp.errors import InputError
 
 LENGTH, WIDTH = 16, 16

@@ -1,0 +1,197 @@
+"""A language model with a PEFT method on it, whether its tensors are trained or generated."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qpa_exp.adapters.catalogue import METHODS
+from qpa_exp.adapters.checkpointing import checkpoint_activations
+from qpa_exp.adapters.peft_model import train_adapter_only
+from qpa_exp.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    from qpa_exp.generator import Generator
+
+
+Adapted = TypeVar("Adapted", bound="AdaptedModel")
+
+
+class AdaptedModel(nn.Module):
+    """A frozen language model and a PEFT method on it; the base of both kinds.
+
+    It is called as the language model is: ``model(input_ids=..., labels=...).loss.backward()``
+    leaves gradients in what is trained. :class:`ClassicalModel` trains the method's own tensors;
+    in :class:`~qpa_exp.adapters.qpa_model.QPAModel` a generator makes them.
+
+    Attributes:
+        peft_model: HF PEFT's model.
+        generator: what makes the method's tensors; None where they are trained themselves.
+    """
+
+    def __init__(self, peft_model: PeftModel) -> None:
+        super().__init__()
+        self.peft_model = peft_model
+        self.generator: Generator | None = None
+        self.train(peft_model.training)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The language model's own output, with the method's tensors as they are now.
+
+        Takes what the language model takes; these three are named because a Trainer reads off
+        here which columns of its data to pass on.
+        """
+        self.refresh()
+        return self.peft_model(
+            input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs
+        )
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Write text: the language model's own ``generate``."""
+        self.refresh()
+        return self.peft_model.generate(*args, **kwargs)
+
+    # --- one step of an optimizer ---------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """Say that an optimizer step begins: what is generated is then generated once for it.
+
+        For training loops that call :meth:`end_step` before each step of the optimizer: however
+        many batches a step gathers, the generator runs once, forward and backward. Other loops
+        need neither.
+        """
+
+    def end_step(self) -> None:
+        """Give the trained parameters the gradients of all batches since the step began."""
+
+    def refresh(self) -> None:
+        """Bring what is generated up to date with the parameters, as every forward pass does."""
+
+    def trained_tensors(self) -> list[Tensor]:
+        """Where the gradients of the language model's loss end: the method's parameters here.
+
+        For a loss that is computed piece by piece and adds gradients up itself.
+        """
+        return [p for p in self.peft_model.parameters() if p.requires_grad]
+
+    @property
+    def circuit_evaluations(self) -> Tensor | None:
+        """How often a circuit has been evaluated in this process; None without a generator."""
+        return None if self.generator is None else self.generator.circuit.evaluations
+
+    def compile_generator(self) -> None:
+        """Make the generator faster, where there is one."""
+
+    # --- modes ----------------------------------------------------------------------------------
+
+    def train(self: Adapted, mode: bool = True) -> Adapted:
+        """Set the training mode of what is trained; the backbone stays in evaluation mode."""
+        super().train(mode)
+        train_adapter_only(self.peft_model, mode)
+        return self
+
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """Within this context the model is the untouched language model."""
+        context: AbstractContextManager[None] = self.peft_model.disable_adapter()
+        return context
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Keep only every layer's input, and compute the rest again in the backward pass.
+
+        The same name and arguments as transformers' own, so that its Trainer finds it.
+        """
+        checkpoint_activations(
+            self.language_model(),
+            activation_checkpointing_kwargs=activation_checkpointing_kwargs,
+            **options,
+        )
+        self.train(self.training)
+
+    # --- what is inside -------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Any:
+        """The language model's config."""
+        return self.peft_model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model lies."""
+        return self.peft_model.device
+
+    @property
+    def peft_config(self) -> PeftConfig:
+        """HF PEFT's config of the method."""
+        return self.peft_model.active_peft_config
+
+    def language_model(self) -> Any:
+        """The language model as transformers has it, with the method's layers in it."""
+        return self.peft_model.get_base_model()
+
+    def get_base_model(self) -> Any:
+        """PEFT's own name for :meth:`language_model`."""
+        return self.language_model()
+
+    # --- what is left of it ---------------------------------------------------------------------
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write what was trained, and nothing of the language model."""
+        raise NotImplementedError
+
+    def to_peft(self) -> PeftModel:
+        """A plain PEFT model of the same tensors."""
+        raise NotImplementedError
+
+
+class ClassicalModel(AdaptedModel):
+    """A PEFT method whose own tensors are trained (``qpa=off``)."""
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the adapter in PEFT's format."""
+        save_adapter(self.peft_model, directory)
+
+    def to_peft(self) -> PeftModel:
+        """PEFT's model itself."""
+        return self.peft_model
+
+    @classmethod
+    def from_pretrained(cls, model: PreTrainedModel, directory: str | Path) -> ClassicalModel:
+        """The model that :meth:`save_pretrained` saved, on the same language model; evaluating.
+
+        Raises:
+            InputError: the directory is missing, or holds no adapter for this model.
+        """
+        if not Path(directory).is_dir():
+            raise InputError(f"{directory} is missing: the run's trained adapter is not there.")
+        know_own_methods()
+        try:
+            loaded = PeftModel.from_pretrained(model, str(directory), use_safetensors=True)
+        except Exception as error:  # PEFT, safetensors and torch each have errors for damage
+            raise InputError(f"{directory} cannot be loaded: {one_line(error)[:300]}") from error
+        return cls(loaded).eval()
+
+
+def know_own_methods() -> None:
+    """Make this package's methods known to PEFT, which reads their names from files."""
+    for method in METHODS.own.values():
+        method.config_class()
+
+
+def save_adapter(model: PeftModel, directory: str | Path) -> None:
+    """Write an adapter in PEFT's format, and nothing of the language model."""
+    # PEFT would add a copy of the embedding to an adapter on lm_head: it is not trained.
+    model.save_pretrained(str(directory), save_embedding_layers=False)

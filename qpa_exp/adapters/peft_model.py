@@ -1,0 +1,245 @@
+"""A PEFT method on a frozen language model: its layers, and the tensors that it trains."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from qpa_exp.adapters.checkpointing import mark_checkpointed
+from qpa_exp.errors import InputError, nearest, sentence_end
+
+# Within a layer the generated vector holds B first, then A: the released code's order. DoRA's
+# magnitudes come last. Other methods keep PEFT's order.
+_TENSOR_ORDER = ("lora_B", "lora_A", "lora_magnitude_vector")
+
+# Methods whose r is a rank. VeRA's r is a number of random directions, which may be larger.
+_RANKED = {
+    PeftType.LORA, PeftType.VBLORA, PeftType.TINYLORA, PeftType.UNILORA, PeftType.RANDLORA,
+}  # fmt: skip
+
+# What PEFT, and torch within it, raise for a value or a layer that they cannot use.
+_REFUSALS = (
+    ValueError, TypeError, AttributeError, AssertionError, RuntimeError, LookupError,
+    ArithmeticError, ImportError,
+)  # fmt: skip
+
+
+def build_peft_model(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
+    """The language model with the method's layers in place; only their tensors are trainable.
+
+    ``model`` is changed in place, as PEFT does. The method's own initial tensors depend on
+    ``seed`` alone, and the caller's random stream is left as it was.
+
+    Raises:
+        InputError: a target module that the model does not have, a rank that is larger than its
+            layer, a method that trains nothing, or anything else that PEFT refuses.
+    """
+    check_targets(model, config)
+    check_rank(model, config)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # lm_head is tied to the embedding in most models: that concerns merging an adapter into
+        # the weights. The others are PEFT's remarks on what it does by itself.
+        for remark in ("tie_word_embeddings", "fan_in_fan_out", "is_gradient_checkpointing"):
+            warnings.filterwarnings("ignore", message=f".*{remark}.*")
+        torch.manual_seed(seed)
+        try:
+            built = get_peft_model(model, config)
+        except InputError:
+            raise
+        except _REFUSALS as error:
+            raise InputError(f"PEFT refuses this configuration: {sentence_end(error)}") from error
+    if not any(p.requires_grad and p.numel() for p in built.parameters()):
+        raise InputError(
+            f"{PeftType(config.peft_type).value} trains no tensors of this model: "
+            "give other peft.options, or other peft.target_modules."
+        )
+    for name, module in built.named_modules():
+        if getattr(module, "lora_magnitude_vector", None):
+            _start_magnitudes(module, name.rpartition(".")[2])
+    return built
+
+
+def build_for_sizes(make_model: Callable[[], PreTrainedModel], config: PeftConfig) -> PeftModel:
+    """:func:`build_peft_model` for the sizes alone, with as little storage as the method can do.
+
+    Most methods are built on torch's meta device, where nothing has any. Some compute with
+    numbers while they are built: Uni-LoRA counts how often each of its own is used, and FRoD
+    decomposes the weights. Then the method's tensors are real ones, or the targeted layers too.
+
+    Args:
+        make_model: gives the language model, a new one at each call.
+        config: of the method.
+    """
+    meta = torch.device("meta")
+    for tensors, layers in ((meta, False), (nullcontext(), False), (nullcontext(), True)):
+        with meta:
+            model = make_model()
+        if layers:
+            for layer in _targeted(model, config).values():
+                for weight in layer.to_empty(device="cpu").parameters():
+                    nn.init.normal_(weight)
+        try:
+            with tensors:
+                return build_peft_model(model, config, seed=0)
+        except InputError as error:
+            if layers or error.__cause__ is None:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def check_targets(model: nn.Module, config: PeftConfig) -> None:
+    """Refuse a target that names no module, with the nearest that do."""
+    targets = getattr(config, "target_modules", None)
+    if targets is None or isinstance(targets, str):  # PEFT's own default, or a pattern
+        return
+    names = [name for name, _ in model.named_modules() if name]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise InputError(
+                f"peft.target_modules: {target} is no module of this model; "
+                f"the nearest are {', '.join(_nearest_layers(model, target))}."
+            )
+
+
+def check_rank(model: nn.Module, config: PeftConfig) -> None:
+    """Refuse a rank that is larger than a targeted layer's smaller side."""
+    rank = getattr(config, "r", None)
+    if config.peft_type not in _RANKED or not isinstance(rank, int):
+        return
+    for name, module in _targeted(model, config).items():
+        shape = true_shape(module.weight)
+        if rank > min(shape):
+            raise InputError(
+                f"peft.r={rank} is larger than {name}, whose weight is "
+                f"{' x '.join(map(str, shape))}: give at most {min(shape)}."
+            )
+
+
+def _targeted(model: nn.Module, config: PeftConfig) -> dict[str, Any]:
+    """The layers with a matrix that the config names; none where it leaves them to PEFT."""
+    if getattr(config, "target_modules", None) in (None, "all-linear"):
+        return {}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if _has_weight(module) and check_target_module_exists(config, name)
+    }
+
+
+def _start_magnitudes(layer: Any, name: str) -> None:
+    """Let DoRA's magnitudes start at exactly the norms that its forward pass divides by.
+
+    PEFT takes the first in the type of the weights and the second in that of the adapter, so with
+    weights of 16 bits it would start beside the base model.
+
+    Raises:
+        InputError: a row of zeros, such as a padding token's: DoRA divides by its norm.
+    """
+    for dora in layer.lora_magnitude_vector.values():
+        weight = layer.get_base_layer().weight.detach()
+        if weight.dtype != dora.weight.dtype:
+            weight = weight.to(dora.weight.dtype)
+            norms = dora.get_weight_norm(weight, torch.zeros(()).to(weight), 1.0)
+            dora.weight.data.copy_(norms)
+        zeros = 0 if weight.is_meta else int((dora.weight == 0).sum())
+        if zeros:
+            raise InputError(
+                f"{name} has rows of zeros ({zeros} of them), and DoRA divides by the norm of "
+                "each: take peft=lora, or other peft.target_modules."
+            )
+
+
+def _nearest_layers(model: nn.Module, target: str) -> list[str]:
+    layers = {
+        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _has_weight(module)
+    }
+    return nearest(target, layers) or sorted(layers)
+
+
+def _has_weight(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.dim() == 2
+
+
+def true_shape(weight: torch.Tensor) -> torch.Size:
+    """A weight's shape; that of four bits is packed, and keeps its own beside it."""
+    quantized = getattr(weight, "quant_state", None)
+    return weight.shape if quantized is None else torch.Size(quantized.shape)
+
+
+def whole_modules(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of modules that are trained whole beside the method, by name.
+
+    PEFT has a classifier's new head among them, ``modules_to_save``. They are trained as they
+    are, never generated: a head starts at random, and is small.
+    """
+    prefixes = tuple(
+        f"{name}." for name, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)
+    )
+    named = model.named_parameters()
+    return [(name, p) for name, p in named if p.requires_grad and name.startswith(prefixes)]
+
+
+def trainable_tensors(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """What the method trains, by name, in the order of the generated vector."""
+    whole = {name for name, _ in whole_modules(model)}
+    named = [
+        (name, p) for name, p in model.named_parameters() if p.requires_grad and name not in whole
+    ]
+    first_seen: dict[str, int] = {}
+    for name, _ in named:
+        first_seen.setdefault(_split_name(name)[0], len(first_seen))
+
+    def place(item: tuple[str, nn.Parameter]) -> tuple[int, int]:
+        layer, kind = _split_name(item[0])
+        return first_seen[layer], _TENSOR_ORDER.index(kind) if kind in _TENSOR_ORDER else -1
+
+    return sorted(named, key=place)
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """``...lm_head.lora_A.default.weight`` -> its layer ``...lm_head`` and its kind ``lora_A``."""
+    parts = name.split(".")
+    for position, part in enumerate(parts):
+        if part in _TENSOR_ORDER:
+            return ".".join(parts[:position]), part
+    return name, ""
+
+
+def train_adapter_only(model: PeftModel, mode: bool) -> None:
+    """Put the method's layers in training mode and the frozen backbone in evaluation mode.
+
+    Dropout then acts in the method alone: the hidden states of a frozen backbone are constants.
+    """
+    model.eval()
+    if hasattr(model, "prompt_encoder"):  # prefix_tuning has no layers, but an encoder beside them
+        model.prompt_encoder.train(mode)
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.training = mode
+            for name, child in module.named_children():
+                if name != "base_layer":
+                    child.train(mode)
+    mark_checkpointed(model, mode)
+
+
+def target_params(model: PeftModel) -> int:
+    """Weights and biases of the targeted layers; of the whole model where none is by name."""
+    layers: list[nn.Module] = [
+        module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)
+    ]
+    return sum(
+        true_shape(weight).numel()
+        for layer in layers or [model.get_base_model()]
+        for name, weight in layer.named_parameters()
+        if not weight.requires_grad and "parametrizations." not in name
+    )

@@ -1,0 +1,23 @@
+"""A control: fixed normal numbers, which the mapping model reads as they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qpa_exp.circuits.ansatz import Ansatz, side_by_side
+from qpa_exp.config import QPAConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class _Gaussian(Ansatz):
+    def make(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:
+        import torch
+
+        from qpa_exp.circuits.controls import FixedNumbers
+
+        return FixedNumbers(torch.randn(side_by_side(config, n_chunks)), n_qubits)
+
+
+ENTRY = _Gaussian("fixed normal numbers", trained=False, reads_feature=False)

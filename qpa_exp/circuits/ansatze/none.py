@@ -1,0 +1,24 @@
+"""A control: every one of the 2^N probabilities is 1 / 2^N, and nothing is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qpa_exp.circuits.ansatz import Ansatz, side_by_side
+from qpa_exp.config import QPAConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class _Uniform(Ansatz):
+    def make(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:  # noqa: ARG002
+        import torch
+
+        from qpa_exp.circuits.controls import FixedNumbers
+
+        shape = side_by_side(config, 2**n_qubits)
+        return FixedNumbers(torch.full(shape, 0.5**n_qubits), n_qubits)
+
+
+ENTRY = _Uniform("uniform probabilities", trained=False)

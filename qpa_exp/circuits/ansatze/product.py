@@ -1,0 +1,5 @@
+"""A control: R_Y alone, so that nothing entangles."""
+
+from qpa_exp.circuits.ansatz import RY, Ansatz
+
+ENTRY = Ansatz("$R_Y$, no CNOTs", (RY,))

@@ -1,0 +1,183 @@
+"""The circuit measured through Qiskit Runtime's SamplerV2: by Aer, a recorded or a real device.
+
+``qpa.device=aer`` has no noise; ``fake_torino`` and ``fake_fez`` are Aer with the noise model of
+the recorded device, the same that ``density_matrix`` computes exactly. These run here, in Runtime's
+local testing mode. Any other name is an IBM device of the account that Qiskit Runtime has saved. No
+credential passes through here.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qpa_exp.circuits.recorded_devices import RECORDED, noise_model, record_of, restrict, snapshot
+from qpa_exp.circuits.shots_cache import Counts, digest, read_counts, write_counts
+from qpa_exp.circuits.simulator import Packages, Simulator
+from qpa_exp.circuits.to_qiskit import QISKIT, angle_places, measured_circuit, transpile_for
+from qpa_exp.config import QPAConfig
+from qpa_exp.errors import InputError, sentence_end
+
+if TYPE_CHECKING:
+    from qiskit import QuantumCircuit
+
+
+class QiskitSampler(Simulator):
+    """Frequencies of outcomes; a batch of circuits is one job, and no circuit is measured twice."""
+
+    label = "Qiskit"
+    samples = True
+    reads = ("qpa.device",)
+
+    def prepare(self) -> None:
+        """Find the device, and transpile the circuit for it."""
+        _ = self._transpiled
+
+    @cached_property
+    def _found(self) -> Any:
+        """The device."""
+        QISKIT.check("qpa.backend=qiskit")
+        # Qiskit would report every pass, and Runtime every job, which here is every step.
+        for library in ("qiskit", "qiskit_ibm_runtime"):
+            logging.getLogger(library).setLevel(logging.WARNING)
+        return _find_device(self.config.device)
+
+    @cached_property
+    def _transpiled(self) -> QuantumCircuit:
+        circuit = measured_circuit(self.ansatz, self.n_qubits, self.config.n_layers)
+        return transpile_for(circuit, self._found)
+
+    @cached_property
+    def _runs_on(self) -> Any:
+        """The device, or in a recorded one's place Aer with its noise on the qubits in use."""
+        if self.config.device not in RECORDED:
+            return self._found
+        return _noisy_aer(self.config.device, self._transpiled)
+
+    @classmethod
+    def packages(cls, config: QPAConfig) -> Packages:  # noqa: ARG003
+        """Qiskit, Aer and Runtime, on every device."""
+        return QISKIT
+
+    @classmethod
+    def record_versions(cls, config: QPAConfig) -> dict[str, str]:
+        """Qiskit's packages, and the day of a recorded device's record."""
+        return super().record_versions(config) | record_of(config.device)
+
+    @classmethod
+    def check(cls, config: QPAConfig) -> None:
+        """It measures real shots, on a device that has a name."""
+        if config.shots is None:
+            raise InputError(
+                "qpa.shots=null: qpa.backend=qiskit measures, so say how often, for example "
+                "qpa.shots=20x for 20 * 2^N."
+            )
+        known = ", ".join(["aer", *RECORDED])
+        if not re.fullmatch(r"\w+", config.device):
+            raise InputError(
+                f"qpa.device={config.device} is no name of a device: give {known}, "
+                "or an IBM device such as ibm_torino."
+            )
+        if config.device.startswith("fake_") and config.device not in RECORDED:
+            raise InputError(
+                f"qpa.device={config.device} is not among the recorded devices: give {known}, "
+                "or an IBM device such as ibm_torino."
+            )
+
+    @classmethod
+    def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:  # noqa: ARG003
+        """The state in double precision where this machine simulates it, and the frequencies."""
+        return 2**n_qubits * (16 + 2 * 4)
+
+    def __call__(
+        self, theta: Float[Tensor, "*batch layers rotations qubits"]
+    ) -> Float[Tensor, "*batch states"]:
+        """There are no exact probabilities here."""
+        raise NotImplementedError
+
+    def sample(
+        self, theta: Float[Tensor, "*batch layers rotations qubits"], shots: int, seed: int
+    ) -> Float[Tensor, "*batch states"]:
+        """The frequencies in ``shots`` measurements of each circuit.
+
+        ``seed`` is that of a simulated measurement; one of a real device it only names.
+        """
+        batch, shape = theta.shape[:-3], theta.shape[-3:]
+        angles = theta.detach().to("cpu", torch.float64).reshape(-1, *shape).numpy()
+        names = [self._name(one, shots, seed) for one in angles]
+        found = {name: read_counts(name, shots) for name in names}
+        missing = [place for place, name in enumerate(names) if found[name] is None]
+        if missing:
+            measured = self._measure(angles[missing], shots, seed)
+            for place, counts in zip(missing, measured, strict=True):
+                write_counts(names[place], counts)
+                found[names[place]] = counts
+        frequencies = torch.stack([self._frequencies(found[name] or {}, shots) for name in names])
+        return frequencies.to(theta).view(*batch, -1)
+
+    def _measure(self, angles: np.ndarray, shots: int, seed: int) -> list[Counts]:
+        """One job for all circuits."""
+        from qiskit_ibm_runtime import SamplerV2
+
+        sampler = SamplerV2(mode=self._runs_on)
+        if self.config.device in ("aer", *RECORDED):
+            sampler.options.simulator.seed_simulator = seed
+        places = angle_places(self.ansatz, self.n_qubits, self.config.n_layers)
+        columns = [angles[:, *places[p.name]] for p in self._transpiled.parameters]
+        job = sampler.run([(self._transpiled, np.stack(columns, axis=-1))], shots=shots)
+        outcome = job.result()[0].data.outcome
+        return [outcome.get_int_counts(place) for place in range(len(angles))]
+
+    def _frequencies(self, counts: Counts, shots: int) -> Float[Tensor, " states"]:
+        frequencies = torch.zeros(2**self.n_qubits, dtype=torch.float64)
+        for state, count in counts.items():
+            frequencies[state] = count / shots
+        return frequencies
+
+    def _name(self, angles: np.ndarray, shots: int, seed: int) -> str:
+        """A digest of the device, the gates, the angles, the shots and the seed."""
+        listed = self.ansatz.gates(self.n_qubits, self.config.n_layers)
+        return digest({
+            "device": self.config.device,
+            "device_version": str(getattr(self._found, "backend_version", "")),
+            "gates": [(gate.name, gate.qubits, gate.angle) for gate in listed],
+            "angles": angles.tobytes().hex(),
+            "shots": shots,
+            "seed": seed,
+        })  # fmt: skip
+
+
+ENTRY = QiskitSampler
+
+
+def _noisy_aer(name: str, circuit: QuantumCircuit) -> Any:
+    """Aer with the recorded device's errors on the qubits that the circuit uses."""
+    from qiskit_aer import AerSimulator
+
+    used = {circuit.find_bit(qubit).index for step in circuit.data for qubit in step.qubits}
+    return AerSimulator(noise_model=restrict(noise_model(name), used))
+
+
+def _find_device(name: str) -> Any:
+    """Aer, a recorded device, or an IBM device of the saved account; a Qiskit backend."""
+    if name == "aer":
+        from qiskit_aer import AerSimulator
+
+        return AerSimulator()
+    if name in RECORDED:
+        return snapshot(name)
+    from qiskit_ibm_runtime import QiskitRuntimeService
+
+    try:
+        return QiskitRuntimeService().backend(name)
+    except Exception as error:  # of its network, its account, its list of devices
+        raise InputError(
+            f"qpa.device={name} cannot be reached through Qiskit Runtime: {sentence_end(error)}"
+        ) from error

@@ -1,0 +1,36 @@
+"""The default: exact, and fast enough to sit in a training step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.simulator import Simulator
+from qpa_exp.config import QPAConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+class Statevector(Simulator):
+    """The state of N qubits as 2^N amplitudes: see :mod:`~qpa_exp.circuits.probabilities`."""
+
+    label = "state vector"
+
+    @classmethod
+    def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:
+        """The state, the pair that goes back and its copies, the CNOTs' indices, the slopes."""
+        amplitude = 4 if ANSATZE[config.ansatz].is_real else 8
+        return 2**n_qubits * (9 * amplitude + 2 * 4 + 3 * 4)
+
+    def __call__(
+        self, theta: Float[Tensor, "*batch layers rotations qubits"]
+    ) -> Float[Tensor, "*batch states"]:
+        """|<i|psi(theta)>|^2 for every basis state i."""
+        from qpa_exp.circuits.probabilities import probabilities
+
+        return probabilities(theta, self.ansatz)
+
+
+ENTRY = Statevector

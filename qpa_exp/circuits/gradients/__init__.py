@@ -1,0 +1,38 @@
+"""How the slope of the probabilities in the circuit's angles is found (``qpa.gradient``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from qpa_exp.config import QPAConfig
+from qpa_exp.registry import Registry
+
+Measure = Callable[[Any], Any]
+"""From a batch of angles to a batch of probabilities or frequencies."""
+Estimate = Callable[[Measure, Any, Any], Any]
+"""From how to measure, the angles and dL/dp to dL/dtheta."""
+
+
+@dataclass(frozen=True)
+class GradientMethod:
+    """An entry of ``qpa.gradient``.
+
+    Attributes:
+        label: its name in figures.
+        estimate: from the config, and how many circuits go in one batch, to the estimate of the
+            slopes; None where the back end's own backward gives them.
+        check: refuses a config that it does not go with, in one sentence.
+        reads: the config keys that have an effect under it alone.
+    """
+
+    label: str
+    estimate: Callable[[QPAConfig, int], Estimate] | None = None
+    check: Callable[[QPAConfig], None] = lambda config: None  # noqa: ARG005
+    reads: tuple[str, ...] = ()
+
+
+GRADIENTS: Registry[GradientMethod] = Registry(
+    "qpa.gradient", "qpa_exp.circuits.gradients", decides=("qpa.spsa_step",)
+)

@@ -1,0 +1,141 @@
+"""The state vector in torch's own operations: any gates, on any device, of any number of qubits.
+
+The circuit is applied gate by gate; gates that move basis states are one gather together. The
+backward is the adjoint method (Jones and Gacon 2020, arXiv:2009.02823): it takes the gates back one
+after the other instead of keeping every state, so its memory does not grow with the depth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+
+import torch
+from jaxtyping import Float, Int32, Shaped
+from torch import Tensor
+
+from qpa_exp.circuits.ansatz import Ansatz, Gate
+from qpa_exp.circuits.gate_matrices import gate_matrix, generator_matrix
+from qpa_exp.circuits.gates import GATES
+from qpa_exp.circuits.permutations import inverse_of, order_of
+
+Angles = Float[Tensor, "batch layers rotations qubits"]
+States = Shaped[Tensor, "batch states"]
+
+
+@dataclass(frozen=True)
+class _Permutation:
+    """Gates that move basis states: where to read the new ones, and the old ones again."""
+
+    order: Int32[Tensor, " states"]
+    inverse: Int32[Tensor, " states"]
+
+
+def amplitudes(theta: Angles, ansatz: Ansatz) -> States:
+    """The amplitudes at the end."""
+    batch, layers, _, n_qubits = theta.shape
+    steps = _steps(ansatz, n_qubits, theta.device)
+    matrices = _matrices(steps, theta, ansatz)
+    states = theta.new_zeros(batch, 2**n_qubits, dtype=_dtype(theta, ansatz))
+    states[:, 0] = 1
+    for layer in range(layers):
+        for place, step in enumerate(steps):
+            if isinstance(step, _Permutation):
+                states = states.index_select(1, step.order)
+            else:
+                moved = matrices[place][layer] @ _lead(states, step.qubits)
+                states = _follow(moved, step.qubits)
+    return states
+
+
+def slopes(
+    theta: Angles, ansatz: Ansatz, states: States, grad: Float[Tensor, "batch states"]
+) -> Angles:
+    """dL/dtheta from the amplitudes at the end and dL/dp.
+
+    psi and its cotangent lambda = dL/dpsi go back side by side, as one batch; lambda is kept
+    conjugated, so that a gate U is undone by U^dagger in psi and by U^T in lambda. The slope of an
+    angle is Re <lambda| G |psi>, both taken right after its gate, with dU/dangle = G U.
+    """
+    batch, layers, _, n_qubits = theta.shape
+    steps = _steps(ansatz, n_qubits, theta.device)
+    undo = {
+        place: torch.cat([matrices.conj(), matrices], dim=1).mT.contiguous()
+        for place, matrices in _matrices(steps, theta, ansatz).items()
+    }
+    overlaps: dict[int, list[Tensor]] = {place: [] for place in undo}
+    pair = torch.cat([states, (2 * grad * states).conj()])
+    for layer in reversed(range(layers)):
+        for place, step in reversed(list(enumerate(steps))):
+            if isinstance(step, _Permutation):
+                pair = pair.index_select(1, step.inverse)
+                continue
+            after = _lead(pair, step.qubits)
+            if step.angle is not None:
+                overlaps[place].insert(0, after[batch:] @ after[:batch].mT)
+            pair = _follow(undo[place][layer] @ after, step.qubits)
+    found = torch.zeros_like(theta)
+    for place, of_layers in overlaps.items():
+        gate = steps[place]
+        if isinstance(gate, Gate) and gate.angle is not None:
+            generator = _numbers(generator_matrix(gate.name), theta, ansatz)
+            slope = (generator * torch.stack(of_layers, dim=1)).sum((-2, -1))
+            found[:, :, gate.angle[1], gate.angle[2]] += slope.real
+    return found
+
+
+@lru_cache(maxsize=32)
+def _steps(ansatz: Ansatz, n_qubits: int, device: torch.device) -> list[Gate | _Permutation]:
+    """One repetition."""
+    steps: list[Gate | _Permutation] = []
+    listed = ansatz.gates(n_qubits, n_layers=1)
+    for permutes, gates in groupby(listed, lambda gate: GATES[gate.name].permutes):
+        if not permutes:
+            steps += gates
+            continue
+        order = order_of(gates, n_qubits)
+        with torch.inference_mode(False):  # kept for training, too
+            both = [torch.from_numpy(o).to(device) for o in (order, inverse_of(order))]
+        steps.append(_Permutation(*both))
+    return steps
+
+
+def _matrices(
+    steps: list[Gate | _Permutation], theta: Angles, ansatz: Ansatz
+) -> dict[int, Shaped[Tensor, "layers batch d d"]]:
+    """Of each step that is a gate, by its place: its matrices in all layers."""
+    found = {}
+    for place, gate in enumerate(steps):
+        if isinstance(gate, Gate):
+            angles = theta.new_zeros(theta.shape[1::-1])
+            if gate.angle is not None:
+                angles = theta[:, :, gate.angle[1], gate.angle[2]].T
+            found[place] = _numbers(gate_matrix(gate.name, angles), theta, ansatz)
+    return found
+
+
+def _numbers(matrix: Tensor, theta: Tensor, ansatz: Ansatz) -> Tensor:
+    """Where theta lies, and in the numbers that the circuit's amplitudes are."""
+    matrix = matrix.real if ansatz.is_real else matrix
+    return matrix.to(theta.device, _dtype(theta, ansatz)).contiguous()
+
+
+def _dtype(theta: Tensor, ansatz: Ansatz) -> torch.dtype:
+    return theta.dtype if ansatz.is_real else theta.dtype.to_complex()
+
+
+def _lead(states: States, qubits: tuple[int, ...]) -> Shaped[Tensor, "batch d rest"]:
+    """The states with these qubits as their first axis."""
+    n_qubits = states.shape[1].bit_length() - 1
+    tensor = states.view(len(states), *[2] * n_qubits)
+    front = tensor.movedim([1 + q for q in qubits], list(range(1, 1 + len(qubits))))
+    return front.reshape(len(states), 2 ** len(qubits), -1)
+
+
+def _follow(leading: Shaped[Tensor, "batch d rest"], qubits: tuple[int, ...]) -> States:
+    """The inverse of :func:`_lead`."""
+    n_qubits = leading.shape[1:].numel().bit_length() - 1
+    tensor = leading.view(len(leading), *[2] * n_qubits)
+    back = tensor.movedim(list(range(1, 1 + len(qubits))), [1 + q for q in qubits])
+    return back.reshape(len(leading), -1)

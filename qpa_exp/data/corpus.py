@@ -1,0 +1,202 @@
+"""What a corpus is: where its text comes from, what a document is, and how it is split.
+
+Each corpus is a file of ``data/corpora``. Data is only ever read, never executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qpa_exp.config import DataConfig
+from qpa_exp.data.sources import (
+    ALIASES,
+    SPLITS,
+    HubDataset,
+    divide_by_position,
+    lines_of,
+    read_documents,
+    read_hub,
+    read_text,
+    split_files,
+    text_files,
+)
+from qpa_exp.errors import InputError
+from qpa_exp.registry import Registry
+
+Documents = dict[str, list[str]]
+"""By split."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts and the number of each one's class, by split, and the classes' names."""
+
+    documents: Documents
+    classes: dict[str, list[int]]
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One corpus: an ``ENTRY`` of ``data/corpora``.
+
+    Attributes:
+        label: its name for people.
+        rows: a text file's documents. A document is a line for the hub's datasets, else a file.
+        rows_are_lines: whether a document never has more than one line.
+        divisible: whether text without split files is divided by position.
+        hub: where the Hugging Face hub has it; None where it does not.
+        load_own: reads a corpus that comes from elsewhere: its documents, and what to call their
+            source; it takes the config and the splits that are needed.
+        load_labelled: the same for texts with a class each.
+        reads: conditional config keys that it reads.
+    """
+
+    label: str
+    rows: Callable[[str], list[str]] = lambda text: [text]
+    rows_are_lines: bool = False
+    divisible: bool = False
+    hub: HubDataset | None = None
+    load_own: Callable[[DataConfig], tuple[Documents, str]] | None = None
+    load_labelled: Callable[[DataConfig], tuple[Labelled, str]] | None = None
+    reads: tuple[str, ...] = ("data.path",)
+
+    def check(self, config: DataConfig) -> None:
+        """Refuse a config that names nothing to read."""
+        if config.path is None and self.hub is None and self.load_own is None:
+            raise InputError(
+                f"data={config.name} needs data.path=<a file or a directory of {self.label}>."
+            )
+
+
+CORPORA: Registry[Corpus] = Registry(
+    "data.name",
+    "qpa_exp.data.corpora",
+    decides=("data.path", "data.text_column", "data.label_column"),
+)
+
+
+@dataclass(frozen=True)
+class CorpusText:
+    """The splits that a run uses, each a list of documents, and what identifies them.
+
+    Attributes:
+        sha256: of the text as it was read, split by split and document by document with their
+            lengths, and of the classes where there are any: it does not depend on the layout, and
+            no two texts share it.
+        source: for people: a hub id and revision, a path, or the version of CPython.
+        classes: for each document the number of its class; empty for plain text.
+        class_names: in the order of their numbers.
+    """
+
+    name: str
+    splits: Documents
+    sha256: str
+    source: str
+    classes: dict[str, list[int]] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
+
+
+def load_corpus(config: DataConfig) -> CorpusText:
+    """Read the splits that ``config`` names; the others need not exist.
+
+    Under layout ``lines`` every line of a document becomes a document of its own, without its
+    newline, blank ones included; a labelled text stays whole.
+
+    ``data.path`` for a corpus of the hub is a directory of split files (``train.txt``,
+    ``wiki.valid.raw``, ``test-00000-of-00001.parquet`` and the like) and gives the hub's rows.
+    For ``text`` it is such a directory, or a file, or a directory of ``*.txt`` files taken in
+    sorted order. The last two have no splits, so they are divided by position: the first 80 % of
+    the characters train, the next 10 % validate, the last 10 % test, cut at line ends.
+
+    Raises:
+        InputError: a path, a split, the hub or the text itself is not usable.
+    """
+    corpus, needed = CORPORA[config.name], _needed_splits(config)
+    corpus.check(config)
+    labelled: Labelled | None = None
+    if corpus.load_labelled is not None:
+        labelled, source = corpus.load_labelled(config)
+        splits = labelled.documents
+    elif corpus.load_own is not None:
+        splits, source = corpus.load_own(config)
+    elif config.path is not None:
+        splits, source = _read_local(config, corpus, needed)
+    else:
+        assert corpus.hub is not None  # it has been checked
+        splits, source = read_hub(corpus.hub)
+    check_splits(needed, splits, source)
+    for name in needed:
+        if not splits[name]:
+            raise InputError(
+                f"The {name} split of {source} has no text: it is too short to be divided at line"
+                " ends; give a directory with a file for each split."
+            )
+    splits = {name: splits[name] for name in needed}
+    classes = {} if labelled is None else {name: labelled.classes[name] for name in needed}
+    digest = _sha256(splits, classes)
+    if config.layout == "lines" and labelled is None and not corpus.rows_are_lines:
+        splits = {name: lines_of(documents) for name, documents in splits.items()}
+    names = [] if labelled is None else labelled.names
+    return CorpusText(config.name, splits, digest, source, classes, names)
+
+
+def _read_local(config: DataConfig, corpus: Corpus, needed: Sequence[str]) -> tuple[Documents, str]:
+    path = Path(str(config.path)).expanduser()
+    if not path.exists():
+        raise InputError(f"data.path={path} does not exist.")
+    source = str(path.resolve())
+    files = split_files(path, corpus.hub.folder if corpus.hub else None) if path.is_dir() else {}
+    if files:
+        check_splits(needed, files, source)
+        return {name: read_documents(corpus.rows, files[name]) for name in needed}, source
+    if corpus.divisible:
+        return divide_by_position([read_text(file) for file in text_files(path)]), source
+    raise InputError(
+        f"data.path={path} is not a directory with split files for data={config.name}: train,"
+        " validation and test, each .txt, .raw, .tokens or .parquet."
+    )
+
+
+def split_name(name: str) -> str:
+    """The canonical name of a split: ``valid``, ``val`` and ``dev`` are ``validation``."""
+    return ALIASES.get(name, name)
+
+
+def check_splits(needed: Iterable[str], available: Iterable[str], source: str) -> None:
+    """Refuse a split that is needed and not there."""
+    have = [s for s in SPLITS if s in set(available)]
+    for name in needed:
+        if name not in have:
+            raise InputError(
+                f"There is no split {name!r} in {source}, which has {', '.join(have)}: set"
+                " data.train_split, data.validation_split and data.test_split to those."
+            )
+
+
+def comes_from_the_hub(config: DataConfig) -> bool:
+    """Whether reading this corpus may ask the network."""
+    return config.path is None and CORPORA[config.name].hub is not None
+
+
+def _needed_splits(config: DataConfig) -> list[str]:
+    named = {
+        split_name(s) for s in (config.train_split, config.validation_split, config.test_split)
+    }
+    return [s for s in SPLITS if s in named] + sorted(named - set(SPLITS))
+
+
+def _sha256(splits: Mapping[str, Sequence[str]], classes: Mapping[str, Sequence[int]]) -> str:
+    digest = hashlib.sha256()
+    for name, documents in splits.items():
+        digest.update(f"{name} {len(documents)}\n".encode())
+        for document in documents:
+            data = document.encode()
+            digest.update(f"{len(data)}\n".encode())
+            digest.update(data)
+        if name in classes:
+            digest.update(repr(list(classes[name])).encode())
+    return digest.hexdigest()

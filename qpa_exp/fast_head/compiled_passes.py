@@ -1,0 +1,316 @@
+"""The passes over a chunk's logits on a CPU, compiled by Numba.
+
+In torch's operations (:mod:`qpa_exp.fast_head.torch_passes`) they read and write the logits six
+times; here it is twice, and what is added up in between stays in the nearest cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any, no_type_check
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from qpa_exp.fast_head.torch_passes import Terms
+from qpa_exp.loops import compiled, compiled_in_order, share_out
+
+_WORTH_THREADS = 2**18
+"""Logits from which threads are started."""
+
+_SHARED_ROWS, _SUMMED_ROWS = 1024, 64
+"""Rows of the vocabulary that go to one thread together, and that are summed in float32.
+
+A float32 that grows over 256,000 words loses what is small beside it: up to 4.5e-4 of the loss.
+So sums of a few rows are added up in float64, in an order that no number of threads changes.
+"""
+
+
+def takes(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether logits there and of this type can be worked on."""
+    return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+
+
+def exponentiate(
+    stored: Shaped[Tensor, "vocab tokens"],
+    stored_raw: Shaped[Tensor, "vocab tokens"] | None,
+    terms: Terms,
+    shift: Float[Tensor, " tokens"],
+    b: Float[Tensor, "vocab r"],
+    *,
+    keep: bool = True,
+) -> tuple[Float[Tensor, " tokens"], Float[Tensor, "r tokens"]]:
+    """As :func:`qpa_exp.fast_head.torch_passes.exponentiate`."""
+    at, raw = _bits(stored), _bits(stored[:0] if stored_raw is None else stored_raw)
+    share = shift[:0] if terms.share is None else terms.share
+    left, right, share, away, b = map(_numpy, (terms.left, terms.right, share, shift, b))
+    cap = np.float32(terms.soft_cap or 0)
+    parts = -(-len(at) // _SHARED_ROWS)
+    sums = np.zeros((parts, 1 + b.shape[1], len(away)))
+    share_out(
+        lambda first, last: _exponentiate(
+            at, raw, left, right, share, cap, away, b, keep, sums, first, last
+        ),
+        parts,
+        threads=at.size >= _WORTH_THREADS,
+    )
+    found = torch.from_numpy(sums.sum(0))
+    return found[0], found[1:]
+
+
+def add_product(
+    stored: Shaped[Tensor, "vocab tokens"],
+    columns: Float[Tensor, "tokens n"],
+    to: Float[Tensor, "vocab n"],
+) -> None:
+    """Add ``stored`` times a few columns to ``to``."""
+    at, rows, out = _bits(stored), _numpy(columns.T), to.numpy()
+    share_out(
+        lambda first, last: _add_product(at, rows, out, first, last),
+        len(at),
+        threads=at.size >= _WORTH_THREADS,
+    )
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()
+
+
+def _bits(stored: Tensor) -> np.ndarray:
+    """Whole rows, those that are padded with their padding, so that they lie side by side.
+
+    NumPy has no bfloat16: its bits stand in for it.
+    """
+    rows = stored.detach().as_strided((len(stored), stored.stride(0)), (stored.stride(0), 1))
+    return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
+
+
+# --- compiled ---------------------------------------------------------------------------------
+
+
+@compiled
+@no_type_check
+def _exponentiate(
+    stored: Any, stored_raw: Any, left: Any, right: Any, share: Any, cap: Any,
+    shift: Any, b: Any, keep: Any, sums: Any, first: Any, last: Any,
+) -> None:  # fmt: skip
+    """Row by row; each step is a loop of its own, so that what is the same step rounds the same.
+
+    ``sums[part]`` is given what the part's rows add up to: the exponentials, and b times these.
+    """
+    n_tokens = shift.shape[0]
+    row, raw = np.empty(n_tokens, np.float32), np.empty(n_tokens, np.float32)
+    slope = np.empty(n_tokens, np.float32)
+    few = np.empty((sums.shape[1], n_tokens), np.float32)
+    for part in range(first, last):
+        end = min((part + 1) * _SHARED_ROWS, stored.shape[0])
+        for begin in range(part * _SHARED_ROWS, end, _SUMMED_ROWS):
+            few[:] = 0
+            for v in range(begin, min(begin + _SUMMED_ROWS, end)):
+                for t in range(n_tokens):
+                    row[t] = _as_float(stored[v, t])
+                if stored_raw.shape[0] > 0:
+                    for t in range(n_tokens):
+                        raw[t] = row[t]
+                if share.shape[0] > 0:
+                    for t in range(n_tokens):
+                        row[t] *= share[v]
+                _add_rows(left[v], right, row)
+                if cap > 0:
+                    _bend(row, slope, cap)
+                for t in range(n_tokens):
+                    row[t] = _exp(row[t] - shift[t])
+                    few[0, t] += row[t]
+                if not keep:
+                    continue
+                if cap > 0:
+                    for t in range(n_tokens):
+                        row[t] *= slope[t]
+                _spread_row(b[v], row, few[1:])
+                for t in range(n_tokens):
+                    stored[v, t] = _as_stored(row[t], stored[v, t])
+                if stored_raw.shape[0] > 0:
+                    for t in range(n_tokens):
+                        stored_raw[v, t] = _as_stored(row[t] * raw[t], stored[v, t])
+            for j in range(few.shape[0]):
+                for t in range(n_tokens):
+                    sums[part, j, t] += few[j, t]
+
+
+@compiled
+@no_type_check
+def _bend(row: Any, slope: Any, cap: Any) -> None:
+    """Row becomes cap tanh(row / cap)."""
+    per_cap = 1 / cap
+    for t in range(row.shape[0]):
+        bent = _tanh(row[t] * per_cap)
+        slope[t] = 1 - bent * bent
+        row[t] = cap * bent
+
+
+@compiled
+@no_type_check
+def _add_rows(factors: Any, rows: Any, to: Any) -> None:
+    """Add factors @ rows to a row, four at a time."""
+    n = factors.shape[0]
+    for j in range(0, n - n % 4, 4):
+        a, b, c, d = factors[j], factors[j + 1], factors[j + 2], factors[j + 3]
+        p, q, r, s = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
+        for t in range(to.shape[0]):
+            to[t] += a * p[t] + b * q[t] + c * r[t] + d * s[t]
+    for j in range(n - n % 4, n):
+        a, p = factors[j], rows[j]
+        for t in range(to.shape[0]):
+            to[t] += a * p[t]
+
+
+@compiled
+@no_type_check
+def _spread_row(factors: Any, row: Any, to: Any) -> None:
+    """Add the outer product of factors and row to rows, four at a time."""
+    n = factors.shape[0]
+    for j in range(0, n - n % 4, 4):
+        a, b, c, d = factors[j], factors[j + 1], factors[j + 2], factors[j + 3]
+        p, q, r, s = to[j], to[j + 1], to[j + 2], to[j + 3]
+        for t in range(row.shape[0]):
+            x = row[t]
+            p[t] += a * x
+            q[t] += b * x
+            r[t] += c * x
+            s[t] += d * x
+    for j in range(n - n % 4, n):
+        a, p = factors[j], to[j]
+        for t in range(row.shape[0]):
+            p[t] += a * row[t]
+
+
+@compiled
+@no_type_check
+def _add_product(stored: Any, rows: Any, to: Any, first: Any, last: Any) -> None:
+    n = rows.shape[0]
+    zero = np.float32(0)
+    for v in range(first, last):
+        for j in range(0, n - n % 4, 4):
+            p, q, r, s = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
+            a, b, c, d = zero, zero, zero, zero
+            for t in range(rows.shape[1]):
+                x = _as_float(stored[v, t])
+                a += x * p[t]
+                b += x * q[t]
+                c += x * r[t]
+                d += x * s[t]
+            to[v, j] += a
+            to[v, j + 1] += b
+            to[v, j + 2] += c
+            to[v, j + 3] += d
+        for j in range(n - n % 4, n):
+            p, a = rows[j], zero
+            for t in range(rows.shape[1]):
+                a += _as_float(stored[v, t]) * p[t]
+            to[v, j] += a
+
+
+_LOWEST, _HIGHEST = np.float32(-87), np.float32(88)
+_PER_LN_2 = np.float32(1.4426950408889634)
+# ln 2 in two parts, the first of few digits, so that its multiples are exact.
+_LN_2, _LN_2_REST = np.float32(0.693359375), np.float32(-2.12194440e-4)
+# 1 / n!
+_C0, _C2, _C3, _C4 = np.float32(1), np.float32(1 / 2), np.float32(1 / 6), np.float32(1 / 24)
+_C5, _C6, _C7 = np.float32(1 / 120), np.float32(1 / 720), np.float32(1 / 5040)
+
+
+@compiled_in_order
+@no_type_check
+def _exp(z: Any) -> Any:
+    """e^z to 2e-7: e^z = 2^n e^f with |f| < ln 2 / 2, and that by Taylor's series.
+
+    What overflows is 1.6e38, what would be below 1.6e-38 is that; NaN stays NaN.
+    """
+    z = _HIGHEST if z > _HIGHEST else z
+    z = _LOWEST if z < _LOWEST else z
+    n = _nearest(z * _PER_LN_2)
+    f = (z - n * _LN_2) - n * _LN_2_REST
+    tail = ((((_C7 * f + _C6) * f + _C5) * f + _C4) * f + _C3) * f + _C2
+    return (tail * (f * f) + f + _C0) * _two_to(n)
+
+
+# tanh x = x + x^3 P(x^2) near 0 (Cephes); elsewhere from e^2x, which would lose digits there.
+_NEAR, _TWO = np.float32(0.625), np.float32(2)
+_P0, _P1 = np.float32(-3.33332819422e-1), np.float32(1.33314422036e-1)
+_P2, _P3, _P4 = (np.float32(p) for p in (-5.37397155531e-2, 2.06390887954e-2, -5.70498872745e-3))
+
+
+@compiled_in_order
+@no_type_check
+def _tanh(x: Any) -> Any:
+    """Tanh x to 2e-7."""
+    y = x * x
+    near = ((((_P4 * y + _P3) * y + _P2) * y + _P1) * y + _P0) * y * x + x
+    far = _C0 - _TWO / (_exp(_TWO * x) + _C0)
+    return near if abs(x) < _NEAR else far
+
+
+_I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+
+
+@intrinsic
+@no_type_check
+def _nearest(_: Any, __: Any) -> Any:
+    """The whole number nearest to a float32 above -1024, as a float32."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        above = builder.fptosi(builder.fadd(arguments[0], ir.Constant(_F32, 1024.5)), _I32)
+        return builder.sitofp(builder.sub(above, ir.Constant(_I32, 1024)), _F32)
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic
+@no_type_check
+def _two_to(_: Any, __: Any) -> Any:
+    """2^n for a whole float32, by its bits."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        exponent = builder.add(builder.fptosi(arguments[0], _I32), ir.Constant(_I32, 127))
+        return builder.bitcast(builder.shl(exponent, ir.Constant(_I32, 23)), _F32)
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic
+@no_type_check
+def _as_float(_: Any, x: Any) -> Any:
+    """A float32 itself; of a bfloat16's bits its value, whose lower half is zero."""
+    if x == types.float32:
+        return types.float32(types.float32), lambda _, __, ___, arguments: arguments[0]
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        bits = builder.shl(builder.zext(arguments[0], _I32), ir.Constant(_I32, 16))
+        return builder.bitcast(bits, _F32)
+
+    return types.float32(types.int16), generate
+
+
+@intrinsic
+@no_type_check
+def _as_stored(_: Any, __: Any, like: Any) -> Any:
+    """A float32 in the type of ``like``: itself, or the bits of the nearest bfloat16, half even.
+
+    A NaN may become an infinity; the sums have it as NaN.
+    """
+    if like == types.float32:
+        return types.float32(types.float32, like), lambda _, __, ___, arguments: arguments[0]
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], _I32)
+        upper = builder.lshr(bits, ir.Constant(_I32, 16))
+        odd = builder.and_(upper, ir.Constant(_I32, 1))
+        half = builder.add(odd, ir.Constant(_I32, 0x7FFF))
+        rounded = builder.lshr(builder.add(bits, half), ir.Constant(_I32, 16))
+        return builder.trunc(rounded, _I16)
+
+    return types.int16(types.float32, like), generate

@@ -1,0 +1,35 @@
+"""What the mapping model reads of a probability (``qpa.feature``): one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qpa_exp.config import QPAConfig
+from qpa_exp.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Feature:
+    """An entry of ``qpa.feature``.
+
+    Attributes:
+        label: its name in figures.
+        read: from the probabilities, (circuits, states), and the number of qubits to the
+            features, of the same shape; of the order of 1 or smaller.
+    """
+
+    label: str
+    read: Callable[[Tensor, int], Tensor]
+
+
+FEATURES: Registry[Feature] = Registry("qpa.feature", "qpa_exp.generator.features")
+
+
+def feature_name(config: QPAConfig) -> str:
+    """The feature that is read: ``qpa.squash`` is the short name of one."""
+    return "squashed" if config.squash else config.feature

@@ -1,0 +1,22 @@
+"""``log``, less its mean over the circuit's states and divided by its standard deviation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qpa_exp.generator.features import Feature
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _read(probabilities: Tensor, n_qubits: int) -> Tensor:
+    from torch.nn.functional import layer_norm
+
+    from qpa_exp.generator.features.log import logarithm
+
+    found = logarithm(probabilities, n_qubits)
+    return layer_norm(found, found.shape[-1:])
+
+
+ENTRY = Feature("normalised log(1 + 2^N p)", _read)

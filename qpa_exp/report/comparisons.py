@@ -1,0 +1,144 @@
+"""QPA at its best against the classical method: a sentence each, with its uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from qpa_exp.report.names import (
+    family,
+    has_trained_circuit,
+    is_generated,
+    measured,
+    ranked_by,
+    validation_of,
+)
+from qpa_exp.report.settings import aggregate, chosen, is_chosen_by_validation
+from qpa_exp.task import Metric
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two settings, the second against the first.
+
+    Attributes:
+        share: trainable parameters of the second in those of the first.
+        change: change of the metric in percent.
+        low: lower end of the 95 % interval of ``change``; NaN for one run each.
+        high: its upper end.
+        n: runs of each that take part.
+        paired: whether the runs are compared seed by seed.
+        candidates: settings that ``second`` was chosen from.
+        chosen_by: in words, by what.
+    """
+
+    first: pd.Series
+    second: pd.Series
+    metric: Metric
+    share: float
+    change: float
+    low: float
+    high: float
+    n: tuple[int, int]
+    paired: bool
+    candidates: int = 1
+    chosen_by: str = ""
+
+    def sentence(self) -> str:
+        """The result in words, with its uncertainty."""
+        one, two, name = self.first, self.second, self.metric.name
+        counts = f"{two['trainable_params']:,.0f} of {one['trainable_params']:,.0f}"
+        words = (
+            f"{one['model.name']}: {family(two)}{_details(two)} trains {100 * self.share:.2f} % of "
+            f"the parameters of {family(one)}{_details(one)} ({counts}) at "
+            f"{abs(self.change):.2f} % {'lower' if self.change < 0 else 'higher'} {name} "
+            f"({two[name]:.4g} against {one[name]:.4g}; {self._uncertainty()})."
+        )
+        if self.candidates > 1:
+            words += f" Chosen from {self.candidates} settings by the {self.chosen_by}."
+        return words
+
+    def _uncertainty(self) -> str:
+        if math.isnan(self.low):
+            return "one run each: how far runs scatter has not been measured"
+        how = f"{self.n[0]} seeds, paired" if self.paired else f"{self.n[0]} and {self.n[1]} seeds"
+        return f"95 % interval of the change {self.low:+.2f} % to {self.high:+.2f} %, {how}"
+
+
+def _details(row: pd.Series) -> str:
+    rank = row.get("peft.r")
+    parts = [] if rank is None or pd.isna(rank) else [f"r = {rank:.0f}"]
+    if is_generated(row):
+        parts.append(f"n_mlp = {row['qpa.n_mlp']:,}")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def comparisons(runs: pd.DataFrame) -> Iterator[Comparison]:
+    """For each task, model, text and method: QPA at its best against the classical method.
+
+    The classical run has the rank that is generated, as in the paper. QPA's setting is the best on
+    validation among those with fewer parameters and a circuit that is trained; so is the classical
+    one among those of its size. The test split is only reported.
+    """
+    table = aggregate(runs)
+    keys = ["task", "model.name", "data.name", "data.layout", "peft.method"]
+    for _, group in table.groupby(keys):
+        classical = group[group["qpa.variant"] == "off"]
+        generated = group[group.apply(has_trained_circuit, axis=1)]
+        for _, of_size in classical.groupby("trainable_params", sort=False):
+            first = chosen(of_size)
+            rank = first.get("peft.r")
+            rivals = generated[generated["trainable_params"] < first["trainable_params"]]
+            if rank is not None and not pd.isna(rank):
+                rivals = rivals[rivals["peft.r"] == rank]
+            if rivals.empty:
+                continue
+            for metric in measured(group):
+                if not (group[metric.name].dropna() > 0).all():
+                    continue  # a ratio to zero says nothing
+                found = compare(runs, first, chosen(rivals), metric)
+                yield replace(found, candidates=len(rivals), chosen_by=_chosen_by(rivals))
+
+
+def _chosen_by(table: pd.DataFrame) -> str:
+    if not is_chosen_by_validation(table):
+        return "lowest trainable params"
+    metric = ranked_by(table)
+    end = "lowest" if metric.smaller_is_better else "highest"
+    return f"{end} {validation_of(metric)}".replace("_", " ")
+
+
+def compare(runs: pd.DataFrame, first: pd.Series, second: pd.Series, metric: Metric) -> Comparison:
+    """A metric of ``second``'s runs against ``first``'s, on a logarithmic scale.
+
+    Student's t on the logarithms: of their differences where both have the same seeds, else
+    Welch's. With fewer than two runs of each there is no interval.
+    """
+    one, two = (
+        np.log(runs[runs["setting"] == row["setting"]].set_index("seed")[metric.name].astype(float))
+        for row in (first, second)
+    )
+    paired = set(one.index) == set(two.index) and one.index.is_unique and two.index.is_unique
+    change = float(two.mean() - one.mean())
+    half = math.nan
+    if min(len(one), len(two)) > 1:
+        test = stats.ttest_rel(two.sort_index(), one.sort_index()) if paired else None
+        test = test if test is not None else stats.ttest_ind(two, one, equal_var=False)
+        interval = test.confidence_interval(0.95)
+        half = float(interval.high - interval.low) / 2
+    return Comparison(
+        first,
+        second,
+        metric,
+        share=float(second["trainable_params"] / first["trainable_params"]),
+        change=100 * math.expm1(change),
+        low=100 * math.expm1(change - half),
+        high=100 * math.expm1(change + half),
+        n=(len(one), len(two)),
+        paired=paired,
+    )

@@ -1,0 +1,36 @@
+"""Where curves go besides the run directory's own CSV file: one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qpa_exp.config import Config
+from qpa_exp.registry import Registry
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
+
+@dataclass(frozen=True)
+class Destination:
+    """An ``ENTRY`` of this folder.
+
+    Attributes:
+        make: Lightning's logger for a run that writes to this directory; None adds none.
+        summarize: what it does with the final figures.
+        reads: conditional config keys that it reads.
+    """
+
+    make: Callable[[Config, Path], Logger] | None = None
+    summarize: Callable[[Any, dict[str, Any]], None] | None = None
+    reads: tuple[str, ...] = ()
+
+
+LOGGERS: Registry[Destination] = Registry(
+    "logger.name",
+    __name__,
+    decides=("logger.project", "logger.entity", "logger.group", "logger.tags"),
+)

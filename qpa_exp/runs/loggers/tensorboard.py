@@ -1,0 +1,22 @@
+"""``logger=tensorboard``: event files in the run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qpa_exp.config import Config
+from qpa_exp.runs.loggers import Destination
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
+
+def make(config: Config, run_dir: Path) -> Logger:  # noqa: ARG001 - there is nothing to choose
+    """Lightning's."""
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(str(run_dir), name="tensorboard")
+
+
+ENTRY = Destination(make)

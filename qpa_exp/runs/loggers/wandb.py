@@ -1,0 +1,79 @@
+"""``logger=wandb``: Weights & Biases; offline, to be sent later, where no key is set up."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qpa_exp.config import Config
+from qpa_exp.runs.loggers import Destination
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import WandbLogger
+
+log = logging.getLogger(__name__)
+
+
+def make(config: Config, run_dir: Path) -> WandbLogger:
+    """Online where a key is set up and accepted, else offline, which needs no network."""
+    if not is_offline():
+        import wandb
+
+        online = _new_logger(config, run_dir, offline=False)
+        try:
+            _ = online.experiment  # W&B is asked here
+        except wandb.errors.Error as error:
+            log.warning("W&B cannot be reached (%s): this run is logged offline.", error)
+            os.environ["WANDB_MODE"] = "offline"
+        else:
+            return online
+    return _new_logger(config, run_dir, offline=True)
+
+
+def _new_logger(config: Config, run_dir: Path, offline: bool) -> WandbLogger:
+    from pytorch_lightning.loggers import WandbLogger
+
+    return WandbLogger(
+        project=config.logger.project,
+        entity=config.logger.entity,
+        group=config.logger.group,
+        tags=list(config.logger.tags),
+        name=run_dir.name,
+        save_dir=str(run_dir),
+        offline=offline,
+    )
+
+
+def is_offline() -> bool:
+    """Whether W&B is switched off, or ``wandb login`` and the environment have left no key."""
+    from requests.utils import get_netrc_auth
+
+    if os.environ.get("WANDB_MODE") == "offline":
+        return True
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return not (os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
+
+
+def summarize(logger: Any, metrics: dict[str, Any]) -> None:
+    """Send the final figures, as the run's summary and as a table; say how to sync."""
+    import wandb
+
+    run = logger.experiment
+    figures = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+    run.summary.update(figures)
+    rows: list[Iterable[Any]] = [[name, float(value)] for name, value in figures.items()]
+    run.log({"result": wandb.Table(columns=["figure", "value"], data=rows)})
+    directory = Path(run.dir).parent
+    wandb.finish()
+    if is_offline():
+        log.info("W&B ran offline; to send this run: wandb sync %s", directory)
+
+
+ENTRY = Destination(
+    make,
+    summarize,
+    reads=("logger.project", "logger.entity", "logger.group", "logger.tags"),
+)

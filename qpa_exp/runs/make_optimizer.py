@@ -1,0 +1,164 @@
+"""The optimizers: AdamW for everything, or a search without gradients for the circuit's angles.
+
+The paper names COBYLA, Nelder-Mead and SPSA as alternatives for training the circuit. Here they
+take turns with AdamW: every step AdamW moves what has a gradient to follow (the mapping model),
+and every ``search_every_n_steps`` steps a search moves the angles, on that step's batch. With
+``optim.over=all`` the search moves everything, and AdamW nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from qpa_exp.config import OptimConfig
+from qpa_exp.errors import InputError
+from qpa_exp.runs.optimizers import OPTIMIZERS
+
+Loss = Callable[[], float]
+"""The loss of the step's batch with the parameters as they are now, without a gradient."""
+
+_MOST_SEARCHED = 1_000
+"""COBYLA and Nelder-Mead keep a simplex of as many points as parameters, each of that size."""
+
+_CIRCUIT = "generator.circuit."
+
+
+def make_optimizer(
+    trained: dict[str, nn.Parameter], config: OptimConfig, loss: Loss
+) -> torch.optim.Optimizer:
+    """The configured optimizer of these parameters, given by name.
+
+    Raises:
+        InputError: a search over angles that the model does not have, or over too much.
+    """
+    angles = [p for name, p in trained.items() if _CIRCUIT in name]
+    others = [p for name, p in trained.items() if _CIRCUIT not in name]
+    if OPTIMIZERS[config.name].search is None:
+        return _adamw(_groups(angles, others, config), config)
+    searched, stepped = (angles, others) if config.over == "theta" else ([*angles, *others], [])
+    _check_search(searched, config)
+    return AlternatingSearch(searched, stepped, config, loss)
+
+
+def _groups(
+    angles: list[nn.Parameter], others: list[nn.Parameter], config: OptimConfig
+) -> list[dict[str, Any]]:
+    """One group of all where the angles have no learning rate of their own."""
+    if config.theta_lr is None:
+        return [{"params": [*angles, *others]}]
+    groups: list[dict[str, Any]] = [{"params": angles, "lr": config.theta_lr}, {"params": others}]
+    return [group for group in groups if group["params"]]
+
+
+def _adamw(parameters: Any, config: OptimConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+
+
+def _check_search(searched: list[nn.Parameter], config: OptimConfig) -> None:
+    n = sum(p.numel() for p in searched)
+    if n == 0:
+        raise InputError(
+            f"optim={config.name} searches the circuit's angles, and this model has none to "
+            "train: give optim=adamw."
+        )
+    if not OPTIMIZERS[config.name].keeps_a_simplex:
+        return
+    if n > _MOST_SEARCHED:
+        raise InputError(
+            f"optim={config.name} would search {n:,} parameters, and takes at most "
+            f"{_MOST_SEARCHED:,}: give optim.over=theta, fewer qubits or layers, or optim=spsa."
+        )
+    least = n + 2
+    if config.max_evaluations is not None and config.max_evaluations < least:
+        raise InputError(
+            f"optim.max_evaluations={config.max_evaluations} is too small for the {n} parameters "
+            f"that optim={config.name} searches: give at least {least}."
+        )
+
+
+class AlternatingSearch(torch.optim.Optimizer):
+    """AdamW on some parameters, a search without gradients on the others, in turn.
+
+    A search starts from the parameters as they are and keeps the best that it finds, so between
+    two steps there is nothing of it to save.
+
+    Args:
+        searched: moved by the search; their group comes first.
+        stepped: moved by AdamW; may be empty.
+        config: which search, how often, how far and for how many evaluations of the loss.
+        loss: evaluates the step's batch.
+    """
+
+    def __init__(
+        self,
+        searched: Sequence[nn.Parameter],
+        stepped: Sequence[nn.Parameter],
+        config: OptimConfig,
+        loss: Loss,
+    ) -> None:
+        lr = config.lr if config.theta_lr is None else config.theta_lr
+        super().__init__(list(searched), {"lr": lr})
+        self.config, self.loss = config, loss
+        self.searched = list(searched)
+        self.steps = 0
+        self.adamw = _adamw(list(stepped), config) if stepped else None
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        """A scheduler sets the rates of all groups here: AdamW's are the same objects."""
+        self.param_groups = self.param_groups[:1] + (self.adamw.param_groups if self.adamw else [])
+
+    def step(self, closure: Any = None) -> Any:
+        """One step of AdamW, and a search where its turn has come."""
+        loss = closure() if closure is not None else None
+        if self.adamw is not None:
+            self.adamw.step()
+        if self.steps % self.config.search_every_n_steps == 0:
+            self._search()
+        self.steps += 1
+        return loss
+
+    @torch.no_grad()
+    def _search(self) -> None:
+        start = parameters_to_vector(self.searched).double()
+        search = OPTIMIZERS[self.config.name].search
+        assert search is not None  # else there is no such optimizer
+        found = search(self._loss_at, start, self.config, self.param_groups[0]["lr"])
+        self._set(found)
+
+    def _set(self, vector: Tensor) -> None:
+        # In place: torch's own vector_to_parameters replaces ``data``, which nothing notices.
+        for parameter, value in zip(self.searched, self._split(vector), strict=True):
+            parameter.copy_(value)
+
+    def _split(self, vector: Tensor) -> list[Tensor]:
+        pieces = vector.split([p.numel() for p in self.searched])
+        return [piece.view(p.shape) for p, piece in zip(self.searched, pieces, strict=True)]
+
+    def _loss_at(self, vector: Tensor) -> float:
+        self._set(vector)
+        return self.loss()
+
+    def state_dict(self) -> dict[str, Any]:
+        """AdamW's state, the searched group's rate, and the steps taken."""
+        inner = None if self.adamw is None else self.adamw.state_dict()
+        return {"adamw": inner, "lr": self.param_groups[0]["lr"], "steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        if self.adamw is not None:
+            self.adamw.load_state_dict(state_dict["adamw"])
+        self.steps = state_dict["steps"]
+        self.param_groups[0]["lr"] = state_dict["lr"]
+        self._share_groups()

@@ -1,0 +1,129 @@
+"""What a run trains for: the loss of a batch, what is measured, and the metric that ranks runs.
+
+A task is a file of ``qpa_exp/tasks``. The rest of the system asks it for its metrics and knows
+none by name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+from qpa_exp.config import Config
+from qpa_exp.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from qpa_exp.adapters.adapted import AdaptedModel
+    from qpa_exp.data.datamodule import Batch
+
+Measured = dict[str, tuple["Tensor", "Tensor"]]
+"""Sums over a batch and how many things were summed: what means over a split are made of."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of the test split, under its key in ``metrics.json``.
+
+    The unadapted model's is recorded beside it, as ``base_<name>``.
+
+    Attributes:
+        name: the key.
+        label: what stands on the axis of a figure.
+        smaller_is_better: whether the lowest value is the best one.
+    """
+
+    name: str
+    label: str
+    smaller_is_better: bool = True
+
+
+@runtime_checkable
+class Clock(Protocol):
+    """Counts where the time goes."""
+
+    def section(self, name: str, device: torch.device) -> AbstractContextManager[None]:
+        """Count what is done in this context as ``name``."""
+
+
+class Task(ABC):
+    """What a run trains for.
+
+    A subclass is the ``ENTRY`` of its file. Nothing in it is trained, and nothing is kept from one
+    batch to the next.
+
+    Args:
+        config: of the run.
+        stopwatch: counts where the time goes.
+
+    Attributes:
+        label: its name for people.
+        auto_class: transformers' class that loads the model.
+        peft_task_type: PEFT's name for it.
+        metrics: what the test split is measured by; runs are ranked by the first.
+        measures: the names of the means that these are made from.
+        writes_text: whether its models generate text.
+        predicts_classes: whether an example's labels are its class; else they are its tokens.
+        slope_section: under which section the backward pass is timed.
+        cache_mode: whether and where results of the frozen model are kept: off, memory or disk.
+    """
+
+    label: ClassVar[str]
+    auto_class: ClassVar[str]
+    peft_task_type: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]]
+    measures: ClassVar[tuple[str, ...]]
+    writes_text: ClassVar[bool] = False
+    predicts_classes: ClassVar[bool] = False
+    slope_section: str = "backbone"
+    cache_mode: str = "off"
+
+    def __init__(self, config: Config, stopwatch: Clock) -> None:
+        self.config, self.stopwatch = config, stopwatch
+
+    @classmethod
+    def ranked_by(cls) -> Metric:
+        """The metric by which runs are compared where there is one alone."""
+        return cls.metrics[0]
+
+    @classmethod  # noqa: B027
+    def check(cls, config: Config) -> None:
+        """Refuse a config that this task cannot train; nothing has been loaded."""
+
+    def load_model(
+        self,
+        tokenizer: PreTrainedTokenizerBase,  # noqa: ARG002
+        class_names: list[str],  # noqa: ARG002
+    ) -> PreTrainedModel:
+        """The frozen model, in evaluation mode, on the CPU."""
+        from qpa_exp.lm.loading import load_model
+
+        return load_model(self.config.model, self.auto_class)
+
+    def prepare(self) -> None:  # noqa: B027 - most tasks need nothing
+        """Do what needs to be done once before training; it may take long."""
+
+    def look_up(self, batch: Batch) -> Batch:
+        """Add to a batch what is known of it already, before it goes to the accelerator."""
+        return batch
+
+    @abstractmethod
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
+        """The scalar that training minimises, in nats."""
+
+    @abstractmethod
+    def measure(self, model: AdaptedModel, batch: Batch) -> Measured:
+        """For each name in ``measures`` a sum over the batch, and how many things it sums."""
+
+    @abstractmethod
+    def figures(self, means: Mapping[str, float]) -> dict[str, float]:
+        """``loss`` and the metrics, from the means over a split. What is not a number stays so."""
+
+
+TASKS: Registry[type[Task]] = Registry("task", "qpa_exp.tasks")

@@ -1,0 +1,77 @@
+"""``task=causal_lm``: predict each token from those before it; the paper's task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from qpa_exp.task import Measured, Metric, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qpa_exp.adapters.adapted import AdaptedModel
+    from qpa_exp.data.datamodule import Batch
+    from qpa_exp.lm.losses import TokenLosses
+
+
+class CausalLM(Task):
+    """Language modelling.
+
+    Under ``data.layout=lines`` the loss is the paper's, a mean over all positions, padding
+    included; else it is the mean over the tokens that have a label.
+    """
+
+    label = "language modelling"
+    auto_class = "AutoModelForCausalLM"
+    peft_task_type = "CAUSAL_LM"
+    metrics = (
+        Metric("perplexity", "perplexity (real tokens)"),
+        Metric("perplexity_padded", "perplexity (padded lines, the paper's)"),
+    )
+    measures = ("text", "padded")
+    writes_text = True
+
+    def token_losses(self, model: AdaptedModel, batch: Batch) -> TokenLosses:
+        """The loss of every prediction of a batch."""
+        from qpa_exp.lm.losses import token_losses
+
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        with self.stopwatch.section("backbone", ids.device):
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            return token_losses(logits, ids, batch["labels"])
+
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
+        """Nats a token, or in padded lines nats a position."""
+        losses = self.token_losses(model, batch)
+        return losses.padded_mean if self.padded else losses.text_mean
+
+    @property
+    def padded(self) -> bool:
+        """Whether examples are padded lines, whose padding is predicted, too."""
+        return self.config.data.layout == "lines"
+
+    def measure(self, model: AdaptedModel, batch: Batch) -> Measured:
+        """Nats over the tokens that have a label, and over all positions."""
+        losses = self.token_losses(model, batch)
+        nats = losses.nats.double()
+        return {
+            "text": (nats[losses.is_text].sum(), losses.text_count),
+            "padded": (nats.sum(), losses.text_count.new_tensor(nats.numel())),
+        }
+
+    def figures(self, means: Mapping[str, float]) -> dict[str, float]:
+        """``loss``, ``perplexity`` and, in lines, ``perplexity_padded``."""
+        found = {"loss": means["text"], "perplexity": _exp(means["text"])}
+        return found | ({"perplexity_padded": _exp(means["padded"])} if self.padded else {})
+
+
+def _exp(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+ENTRY = CausalLM

@@ -1,0 +1,99 @@
+"""``task=seq_cls``: tell the class of a text, by transformers' sequence classification models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from qpa_exp.config import Config
+from qpa_exp.data.corpus import CORPORA
+from qpa_exp.errors import InputError
+from qpa_exp.task import Measured, Metric, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from qpa_exp.adapters.adapted import AdaptedModel
+    from qpa_exp.data.datamodule import Batch
+
+
+class SequenceClassification(Task):
+    """Sequence classification: the cross entropy of each text's class.
+
+    The model's classifier starts at random, drawn from the run's seed, and is trained beside the
+    method, as PEFT does it.
+    """
+
+    label = "sequence classification"
+    auto_class = "AutoModelForSequenceClassification"
+    peft_task_type = "SEQ_CLS"
+    metrics = (Metric("accuracy", "accuracy", smaller_is_better=False),)
+    measures = ("nats", "correct")
+    predicts_classes = True
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse text without classes, and blocks, which have no class of their own."""
+        if CORPORA[config.data.name].load_labelled is None:
+            raise InputError(
+                f"task=seq_cls needs a class for each text, and data={config.data.name} has none: "
+                "give data=labelled data.path=<a CSV, JSON-lines or parquet file>."
+            )
+        if config.data.layout != "lines":
+            raise InputError(
+                f"data.layout={config.data.layout} cuts texts into pieces, and task=seq_cls has "
+                "one class for each text: give data.layout=lines."
+            )
+        if config.peft.target_modules == ["lm_head"]:
+            raise InputError(
+                "peft.target_modules=[lm_head]: a model for task=seq_cls has no lm_head; name its "
+                "layers, for example [c_attn], or [all-linear]."
+            )
+
+    def load_model(
+        self, tokenizer: PreTrainedTokenizerBase, class_names: list[str]
+    ) -> PreTrainedModel:
+        """The model with a classifier of these classes, which tells a text's end by its padding."""
+        import torch
+
+        from qpa_exp.lm.loading import load_model
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return load_model(
+                self.config.model,
+                self.auto_class,
+                id2label=dict(enumerate(class_names)),
+                label2id={name: number for number, name in enumerate(class_names)},
+                pad_token_id=tokenizer.eos_token_id,
+            )
+
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
+        """Nats a text."""
+        return self._nats(self._logits(model, batch), batch).mean()
+
+    def measure(self, model: AdaptedModel, batch: Batch) -> Measured:
+        """Nats, and texts whose most likely class is theirs."""
+        logits, labels = self._logits(model, batch), batch["labels"]
+        count = labels.new_tensor(len(labels))
+        right = (logits.argmax(-1) == labels).sum()
+        return {"nats": (self._nats(logits, batch).sum(), count), "correct": (right, count)}
+
+    def figures(self, means: Mapping[str, float]) -> dict[str, float]:
+        """``loss`` and ``accuracy``."""
+        return {"loss": means["nats"], "accuracy": means["correct"]}
+
+    def _logits(self, model: AdaptedModel, batch: Batch) -> Tensor:
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        with self.stopwatch.section("backbone", ids.device):
+            logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
+            return logits
+
+    def _nats(self, logits: Tensor, batch: Batch) -> Tensor:
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(logits.float(), batch["labels"], reduction="none")
+
+
+ENTRY = SequenceClassification

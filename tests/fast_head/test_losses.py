@@ -1,0 +1,288 @@
+"""The head's loss and gradients against torch's own cross entropy on all logits at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from qpa_exp.fast_head import compiled_passes, torch_passes
+from qpa_exp.fast_head.any_head_loss import any_head_loss, rectangles
+from qpa_exp.fast_head.frozen_head import FinalLogits, FrozenHead
+from qpa_exp.fast_head.low_rank_loss import LowRank, low_rank_loss
+from qpa_exp.lm.losses import IGNORED
+
+KINDS = ("base", "lora", "dropout", "dora", "hidden")
+SCALING = 0.7
+
+
+class Problem:
+    """A random head, hidden states, an update of the head, and the same in torch's own terms."""
+
+    def __init__(self, seed, kind, tokens, vocab, width, rank, dtype, bias, final, size, low=None):
+        stream = torch.Generator().manual_seed(seed)
+
+        def draw(*shape):
+            return torch.randn(shape, generator=stream)
+
+        self.kind = kind
+        # Rows with something in common give the logits an offset, as GPT-2's have.
+        self.weight = (0.3 * draw(vocab, width) + draw(width)).to(dtype)
+        self.bias = draw(vocab).to(dtype) if bias else None
+        self.head = FrozenHead(self.weight, self.bias, final, low)
+        self.hidden = (size * draw(tokens, width)).to(dtype)
+        self.inputs = 2 * self.hidden if kind == "dropout" else None
+        self.targets = torch.randint(vocab, (tokens,), generator=stream)
+        self.targets[torch.rand(tokens, generator=stream) < 0.2] = IGNORED
+        self.weights = torch.rand(tokens, generator=stream)
+        a, b, m = draw(rank, width), draw(vocab, rank), 1 + draw(vocab).abs()
+        self.tensors = {"base": [], "hidden": [self.hidden], "dora": [a, b, m]}.get(kind, [a, b])
+
+    @property
+    def is_well_conditioned(self):
+        """Whether no row of DoRA's W + s B A is the rest of two that take each other away.
+
+        Its direction, which float32 holds to as many digits less, is what the logits are made of.
+        """
+        if self.kind != "dora":
+            return True
+        a, b, _ = self.tensors
+        added = SCALING * b @ a
+        rest = (self.weight + added).norm(dim=1)
+        return bool((rest > 0.1 * (self.weight.norm(dim=1) + added.norm(dim=1))).all())
+
+    def ours(self, **options):
+        leaves = [t.clone().requires_grad_() for t in self.tensors]
+        hidden, update = self.hidden, None
+        if self.kind == "hidden":
+            (hidden,) = leaves
+        elif leaves:
+            m = leaves[2] if self.kind == "dora" else None
+            update = LowRank(leaves[0], leaves[1], SCALING, m, self.inputs)
+        loss, nats = low_rank_loss(self.head, hidden, self.targets, self.weights, update, **options)
+        if leaves:
+            (3 * loss).backward()
+        return loss.detach(), nats, [leaf.grad for leaf in leaves]
+
+    def torchs(self):
+        """In float64, from the same numbers."""
+        leaves = [t.double().requires_grad_() for t in self.tensors]
+        hidden = leaves[0] if self.kind == "hidden" else self.hidden.double()
+        weight = self.weight.double()
+        logits = hidden @ weight.T
+        if self.kind in ("lora", "dropout", "dora"):
+            a, b = leaves[:2]
+            given = hidden if self.inputs is None else self.inputs.double()
+            logits = logits + SCALING * (given @ a.T) @ b.T
+            if self.kind == "dora":
+                logits = logits * (leaves[2] / (weight + SCALING * b @ a).norm(dim=1).detach())
+        if self.bias is not None:
+            logits = logits + self.bias.double()
+        logits = self.head.final(logits)
+        nats = F.cross_entropy(logits, self.targets, ignore_index=IGNORED, reduction="none")
+        loss = (nats * self.weights).sum()
+        if leaves:
+            (3 * loss).backward()
+        return loss.detach(), nats.detach(), [leaf.grad for leaf in leaves]
+
+    def check(self, tolerance, **options):
+        loss, nats, gradients = self.ours(**options)
+        expected_loss, expected_nats, expected = self.torchs()
+        assert nats.dtype == torch.float32
+        torch.testing.assert_close(loss.double(), expected_loss, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(nats.double(), expected_nats, rtol=tolerance, atol=tolerance)
+        for ours, theirs in zip(gradients, expected, strict=True):
+            scale = theirs.abs().max().clamp_min(1e-3)
+            assert (ours.double() - theirs).abs().max() <= tolerance * scale
+
+
+def by(way, patch):
+    """In the compiled kernels, which a CPU takes, or in torch's operations, which all others do."""
+    if way == "torch":
+        patch.setattr(compiled_passes, "takes", lambda *_: False)
+
+
+finals = st.builds(FinalLogits, st.sampled_from([1.0, 0.25]), st.sampled_from([None, 5.0, 30.0]))
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    kind=st.sampled_from(KINDS),
+    tokens=st.integers(1, 9),
+    vocab=st.integers(2, 70),
+    width=st.integers(1, 12),
+    rank=st.integers(1, 9),  # above 6 torch does what the kernels do below
+    bias=st.booleans(),
+    final=finals,
+    size=st.sampled_from([0.1, 1.0]),
+    block=st.sampled_from([1, 40, 2**19]),
+    buffer_bytes=st.sampled_from([1, 2000, 2**28]),
+    way=st.sampled_from(["compiled", "torch"]),
+)
+def test_it_is_torchs_cross_entropy_to_1e_5(block, buffer_bytes, way, **given_shape):
+    problem = Problem(dtype=torch.float32, **given_shape)
+    assume(problem.is_well_conditioned)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(torch_passes.BLOCKS, "cpu", block)
+        by(way, patch)
+        problem.check(1e-5, buffer_bytes=buffer_bytes)
+
+
+@pytest.mark.parametrize("way", ["compiled", "torch"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("final", [FinalLogits(), FinalLogits(soft_cap=30.0)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "low"),
+    [(torch.bfloat16, None), (torch.float16, None), (torch.float32, torch.bfloat16)],
+)
+def test_products_in_16_bits_round_no_more_than_those_do(
+    way, kind, final, bias, dtype, low, monkeypatch
+):
+    by(way, monkeypatch)
+    problem = Problem(7, kind, 40, 300, 32, 3, dtype, bias, final, 0.5, low)
+    problem.check(0.03)
+
+
+def test_an_offset_common_to_all_logits_costs_no_accuracy_in_16_bits():
+    """GPT-2's logits lie around -100: bfloat16 has steps of 1/2 there."""
+    problem = Problem(3, "base", 64, 500, 32, 1, torch.float32, False, FinalLogits(), 1.0)
+    direction = F.normalize(torch.randn(32, generator=torch.Generator().manual_seed(1)), dim=0)
+    problem.weight = 0.3 * problem.weight + 20 * direction
+    problem.hidden = problem.hidden - (problem.hidden @ direction)[:, None] * direction
+    problem.hidden -= 5 * direction
+    for weight, low in ((problem.weight, torch.bfloat16), (problem.weight.bfloat16(), None)):
+        problem.weight = weight
+        problem.head = FrozenHead(weight, None, FinalLogits(), low)
+        if low is None:
+            problem.hidden = problem.hidden.bfloat16()
+        _, nats, _ = problem.ours()
+        _, expected, _ = problem.torchs()
+        assert (nats - expected).abs().mean() < 0.05
+        assert (nats.mean() / expected.mean() - 1).abs() < 2e-3
+
+
+def test_logits_far_above_those_of_the_first_block_are_no_trouble(monkeypatch):
+    monkeypatch.setitem(torch_passes.BLOCKS, "cpu", 8)
+    problem = Problem(1, "lora", 6, 50, 4, 2, torch.float32, False, FinalLogits(), 1.0)
+    problem.weight[:10] = 0
+    problem.weight[40] = 300 * torch.sign(problem.hidden[0])
+    problem.targets[:] = torch.arange(6)
+    problem.check(1e-5)
+
+
+def test_without_targets_there_is_no_loss_and_no_gradient():
+    problem = Problem(1, "lora", 5, 20, 4, 2, torch.float32, True, FinalLogits(), 1.0)
+    problem.targets[:] = IGNORED
+    loss, nats, gradients = problem.ours()
+    assert loss == nats.abs().sum() == sum(g.abs().sum() for g in gradients) == 0
+
+
+@pytest.mark.parametrize("way", ["compiled", "torch"])
+def test_not_a_number_is_said_and_not_hidden(way, monkeypatch):
+    by(way, monkeypatch)
+    problem = Problem(1, "lora", 5, 20, 4, 2, torch.float32, True, FinalLogits(), 1.0)
+    problem.tensors[1][3, 0] = torch.nan
+    loss, _, _ = problem.ours()
+    assert loss.isnan()
+
+
+@pytest.mark.parametrize("way", ["compiled", "torch"])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_an_update_of_zero_gives_the_bits_of_the_base_model(kind, way, monkeypatch):
+    by(way, monkeypatch)
+    problem = Problem(5, kind, 30, 400, 16, 3, torch.float32, False, FinalLogits(), 1.0)
+    problem.tensors[1].zero_()
+    if kind == "dora":
+        problem.tensors[2].copy_(torch.linalg.norm(problem.weight, dim=1))
+    _, adapted, _ = problem.ours()
+    problem.kind, problem.tensors = "base", []
+    _, base, _ = problem.ours()
+    assert torch.equal(adapted, base)
+
+
+def test_room_for_products_is_asked_for_once():
+    head = Problem(1, "base", 5, 20, 4, 2, torch.float32, False, FinalLogits(), 1.0).head
+    first = head.room(64)
+    assert head.room(32).data_ptr() == first.data_ptr()
+    assert head.room(65).numel() == 65
+
+
+def test_an_update_goes_with_constant_hidden_states_alone():
+    problem = Problem(1, "lora", 5, 20, 4, 2, torch.float32, False, FinalLogits(), 1.0)
+    problem.hidden.requires_grad_()
+    with pytest.raises(ValueError, match="constants"):
+        problem.ours()
+
+
+# --- any head ---------------------------------------------------------------------------------
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    rows=st.integers(1, 4),
+    tokens=st.integers(1, 7),
+    most=st.integers(1, 30),
+    final=finals,
+)
+def test_any_head_in_chunks_is_the_whole_one(seed, rows, tokens, most, final):
+    stream = torch.Generator().manual_seed(seed)
+    hidden, shift = (torch.randn(*s, generator=stream) for s in ((rows, tokens, 5), (5,)))
+    layer = torch.nn.Linear(5, 11).requires_grad_(False)
+    targets = torch.randint(11, (rows, tokens), generator=stream)
+    targets[torch.rand(rows, tokens, generator=stream) < 0.2] = IGNORED
+    weights = torch.rand(rows, tokens, generator=stream)
+
+    def run(chunked):
+        added = shift.clone().requires_grad_()
+        unused = torch.zeros(3, requires_grad=True)
+
+        def head(x):
+            return final(layer(torch.tanh(x * added)))
+
+        if chunked:
+            size = {"chunk_bytes": 4 * 11 * most}
+            trained = [unused, added]
+            loss, nats = any_head_loss(head, trained, hidden, targets, weights, 11, **size)
+        else:
+            flat = head(hidden).flatten(0, 1)
+            nats = F.cross_entropy(flat, targets.flatten(), ignore_index=-100, reduction="none")
+            loss = nats @ weights.flatten()
+        loss.backward()
+        return loss.detach(), nats.detach().flatten(), added.grad
+
+    for ours, theirs in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@given(rows=st.integers(1, 9), tokens=st.integers(1, 9), most=st.integers(1, 100))
+def test_rectangles_cover_everything_once(rows, tokens, most):
+    seen = torch.zeros(rows, tokens)
+    for part in rectangles(rows, tokens, most):
+        assert seen[part].numel() <= most
+        seen[part] += 1
+    assert (seen == 1).all()
+
+
+# --- on a GPU ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("low", [None, torch.bfloat16])
+def test_on_a_gpu_it_is_what_it_is_on_a_cpu(kind, low):
+    problem = Problem(9, kind, 40, 300, 32, 3, torch.float32, True, FinalLogits(), 0.5, low)
+    expected = problem.torchs()
+    for name in ("weight", "bias", "hidden", "inputs", "targets", "weights"):
+        value = getattr(problem, name)
+        setattr(problem, name, None if value is None else value.cuda())
+    problem.tensors = [t.cuda() for t in problem.tensors]
+    problem.head = FrozenHead(problem.weight, problem.bias, FinalLogits(), low)
+    tolerance = 1e-4 if low is None else 0.03
+    for ours, theirs in zip(problem.ours()[2], expected[2], strict=True):
+        scale = theirs.abs().max().clamp_min(1e-3)
+        assert (ours.double().cpu() - theirs).abs().max() <= tolerance * scale
+    nats = problem.ours()[1].double().cpu()
+    torch.testing.assert_close(nats, expected[1], rtol=tolerance, atol=tolerance)

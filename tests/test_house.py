@@ -1,0 +1,106 @@
+"""The house: what a file's name tells, how few files a run needs, what an import brings along."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "qpa_exp"
+MOST_FILES = 35
+
+
+def run_program(program: str, directory: Path, *arguments: str) -> str:
+    """What a program prints that runs in a process of its own, in this directory."""
+    environment = os.environ | {
+        "PYTHONPATH": str(PACKAGE.parent), "QPA_EXP_CACHE": str(directory / "cache"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=directory, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_name_means_one_thing() -> None:
+    """No two modules share a name, whichever rooms they are in."""
+    modules = [file for file in PACKAGE.rglob("*.py") if not file.stem.startswith("__")]
+    packages = [file.parent for file in PACKAGE.rglob("__init__.py")]
+    named = Counter(path.stem for path in (*modules, *packages))
+    assert [name for name, times in named.items() if times > 1] == []
+
+
+@pytest.mark.slow
+def test_a_default_run_needs_few_files(tmp_path: Path) -> None:
+    short = ["trainer.max_steps=2", "trainer.limit_eval_batches=2", "hydra.run.dir=run"]
+    files = json.loads(run_program(_FILES_CALLED, tmp_path, *short).splitlines()[-1])
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["status"] == "complete"
+    assert len(files) <= MOST_FILES, "\n".join(files)
+
+
+_FILES_CALLED = """
+import json, sys, threading
+from pathlib import Path
+import qpa_exp
+package = str(Path(qpa_exp.__file__).parent)
+called = set()
+def note(frame, event, argument):
+    code = frame.f_code
+    # A module's and a class' own code is run by importing it; a function's has its own locals.
+    if event == "call" and code.co_flags & 1 and code.co_filename.startswith(package):
+        called.add(code.co_filename.removeprefix(package + "/"))
+threading.setprofile(note)
+sys.setprofile(note)
+from qpa_exp.__main__ import main
+main(sys.argv[1:])
+sys.setprofile(None)
+print(json.dumps(sorted(called)))
+"""
+
+
+@pytest.mark.parametrize("name", ["get_qpa_model", "QPAConfig", "QPAModel", "InputError"])
+def test_the_library_brings_no_framework_along(name: str, tmp_path: Path) -> None:
+    """What trains, sweeps and draws is for the commands."""
+    heavy = ["matplotlib", "pandas", "wandb", "pytorch_lightning", "lightning", "hydra", "datasets"]
+    program = f"import sys; from qpa_exp import {name}; print(*(set({heavy}) & set(sys.modules)))"
+    assert run_program(program, tmp_path).split() == []
+
+
+def test_the_library_works_where_only_its_own_packages_are_installed(tmp_path: Path) -> None:
+    print(run_program(_WITHOUT_EXTRAS, tmp_path))
+
+
+_WITHOUT_EXTRAS = """
+import sys
+for name in ("hydra", "pytorch_lightning", "torchmetrics", "datasets", "pandas", "pyarrow",
+             "matplotlib", "PIL", "wandb", "tensorboard", "xxhash"):
+    sys.modules[name] = None  # as if it were not there
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, GPT2Config
+from qpa_exp import QPAConfig, QPAModel, get_qpa_model
+shape = GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1, n_positions=16)
+make = lambda: AutoModelForCausalLM.from_config(shape)
+model = get_qpa_model(make(), LoraConfig(r=2, target_modules=["lm_head"]), QPAConfig(n_mlp=16))
+ids = torch.arange(8)[None]
+model(input_ids=ids, labels=ids).loss.backward()
+assert any(p.grad is not None for p in model.parameters())
+model.save_pretrained("saved")
+QPAModel.from_pretrained(make(), "saved").to_peft().save_pretrained("adapter")
+"""
+
+
+def test_a_command_without_its_packages_says_how_to_install_them(tmp_path: Path) -> None:
+    program = "import sys; sys.modules['hydra'] = None; sys.argv = ['-m']; import qpa_exp"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "error: the commands need: pip install 'qpa-exp[experiments]'\n"
