@@ -43,6 +43,8 @@ class SweeperConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     records: str = "outputs/studies"
     """Named studies keep the lists of their runs there, in ``<scale>/<study>``."""
+    side_by_side: int | None = None
+    """So many runs at once, each in a process of this machine; null = as ``hydra/launcher`` does."""
     only_plan: bool = False
     """Say what would run and what it would cost, then stop."""
     keep_going: bool = False
