@@ -66,8 +66,7 @@ def plan_counts(
         >>> plan_counts(compose_config(["model=gpt2", "qpa.n_mlp=2048"])).trainable_params
         106264
     """
-    from qpa_exp.generator.chunking import Chunking
-    from qpa_exp.generator.counting import count_generator
+    from qpa_exp.generator.rules import Chunking, count_generator
 
     check_method(config)
     sizes = _by_formula(config) if auto_class == "AutoModelForCausalLM" else None
@@ -129,7 +128,7 @@ def _head_shape(model: ModelConfig) -> tuple[int, int, int] | None:
     names = _HEADS.get(architecture.get("model_type", ""))
     if names is None:
         return None
-    shape = [architecture.get(name) for name in ("vocab_size", *names)]
+    shape: list[Any] = [architecture.get(name) for name in ("vocab_size", *names)]
     if not all(type(size) is int and size > 0 for size in shape):
         return None
     vocabulary, width, positions = shape
@@ -142,8 +141,7 @@ def _head_shape(model: ModelConfig) -> tuple[int, int, int] | None:
 def _by_building(config: Config, auto_class: str, task_type: str) -> _Sizes:
     import transformers
 
-    from qpa_exp.adapters.peft_config import make_peft_config
-    from qpa_exp.adapters.peft_model import build_for_sizes
+    from qpa_exp.adapters.peft_model import build_for_sizes, make_peft_config
     from qpa_exp.lm.loading import load_architecture, n_positions
 
     architecture = load_architecture(config.model)

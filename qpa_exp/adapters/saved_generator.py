@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from qpa_exp.adapters.peft_model import build_for_sizes, trainable_tensors, whole_modules
 from qpa_exp.config import QPAConfig, validate
 from qpa_exp.errors import InputError, first_line
-from qpa_exp.generator import Generator
+from qpa_exp.generator.generator import Generator
 
 WEIGHTS, CONFIG, WHOLE = "generator.safetensors", "qpa_config.json", "modules.safetensors"
 _FORMAT = 1

@@ -15,8 +15,9 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from qpa_exp.adapters import ClassicalModel, QPAModel, get_qpa_model
+from qpa_exp.adapters.adapted import ClassicalModel
 from qpa_exp.adapters.peft_model import build_peft_model
+from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.cli import compose_config
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
