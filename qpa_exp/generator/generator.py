@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.circuit import Circuit
 from qpa_exp.config import QPAConfig
 from qpa_exp.generator.chunking import Chunking
 from qpa_exp.generator.counting import fit_to_states, layer_widths
@@ -40,6 +41,7 @@ class Generator(nn.Module):
         chunking: m, n_mlp, n_chunks and n_qubits.
     """
 
+    circuit: nn.Module
     states: Tensor
     bits: Tensor
 
@@ -56,7 +58,10 @@ class Generator(nn.Module):
         states = torch.arange(self.chunking.n_chunks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.circuit = ansatz.make(config, n_qubits, self.chunking.n_chunks)
+            if ansatz.has_circuit:
+                self.circuit = Circuit(config, n_qubits)
+            else:
+                self.circuit = ansatz.make(config, n_qubits, self.chunking.n_chunks)
             # Draw as many numbers as ``ry`` has angles: a seed gives the same mapping model beside
             # every ansatz and control.
             torch.manual_seed(config.seed)
