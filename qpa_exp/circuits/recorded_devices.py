@@ -14,8 +14,8 @@ from qpa_exp.registry import Registry
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from torch import Tensor
     from qiskit_aer.noise import NoiseModel
+    from torch import Tensor
 
 RECORDED = {"fake_torino": "FakeTorino", "fake_fez": "FakeFez"}
 """By ``qpa.device``, their classes in Qiskit Runtime."""

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.circuit import Circuit
 from qpa_exp.config import QPAConfig
 from qpa_exp.generator.features import FEATURES
 from qpa_exp.generator.mapping import MappingModel
@@ -82,6 +83,7 @@ class Generator(nn.Module):
         chunking: m, n_mlp, n_chunks and n_qubits.
     """
 
+    circuit: nn.Module
     states: Tensor
     bits: Tensor
 
@@ -98,7 +100,10 @@ class Generator(nn.Module):
         states = torch.arange(self.chunking.n_chunks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.circuit = ansatz.make(config, n_qubits, self.chunking.n_chunks)
+            if ansatz.has_circuit:
+                self.circuit = Circuit(config, n_qubits)
+            else:
+                self.circuit = ansatz.make(config, n_qubits, self.chunking.n_chunks)
             # Draw as many numbers as ``ry`` has angles: a seed gives the same mapping model beside
             # every ansatz and control.
             torch.manual_seed(config.seed)
