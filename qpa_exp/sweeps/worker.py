@@ -23,12 +23,14 @@ from qpa_exp.errors import InputError
 from qpa_exp.machine import release_freed_memory
 from qpa_exp.runs.directory import CONFIG, FAILED, claim, read_config, record_failure, state_of
 from qpa_exp.sweeps.run_name import relevant
+from qpa_exp.sweeps.studies import register_studies, sweeps_dir
 
 LOCK, OUTPUT = ".lock", "output.log"
 
 # A process of a launcher imports this module to find the task, and composes before it calls it: the
-# schema must be known by then.
+# schema and the studies must be known by then.
 register_schema()
+register_studies(sweeps_dir())
 
 
 def work(composed: DictConfig) -> None:
