@@ -20,7 +20,7 @@ from qpa_exp.adapters.qpa_model import get_qpa_model
 from qpa_exp.cli import compose_config
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
-from qpa_exp.fast_head.adapted_head import AdaptedHead
+from qpa_exp.fast_head.accelerator import AdaptedHead
 from qpa_exp.fast_head.backbone import Backbone
 from qpa_exp.fast_head.frozen_head import FinalLogits
 from qpa_exp.machine import stock_memory

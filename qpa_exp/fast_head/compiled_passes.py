@@ -1,6 +1,6 @@
 """The passes over a chunk's logits on a CPU, compiled by Numba.
 
-In torch's operations (:mod:`qpa_exp.fast_head.torch_passes`) they read and write the logits six
+In torch's operations (:mod:`qpa_exp.fast_head.frozen_head`) they read and write the logits six
 times; here it is twice, and what is added up in between stays in the nearest cache.
 """
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from qpa_exp.fast_head.torch_passes import Terms
+from qpa_exp.fast_head.frozen_head import Terms
 from qpa_exp.machine import compiled, compiled_in_order, share_out
 
 _WORTH_THREADS = 2**18
@@ -41,16 +41,17 @@ def exponentiate(
     *,
     keep: bool = True,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, "r tokens"]]:
-    """As :func:`qpa_exp.fast_head.torch_passes.exponentiate`."""
+    """As :func:`qpa_exp.fast_head.frozen_head.exponentiate`."""
     at, raw = _bits(stored), _bits(stored[:0] if stored_raw is None else stored_raw)
     share = shift[:0] if terms.share is None else terms.share
-    left, right, share, away, b = map(_numpy, (terms.left, terms.right, share, shift, b))
+    given = (terms.left, terms.right, share, shift, b)
+    left, right, shares, away, factors = map(_numpy, given)
     cap = np.float32(terms.soft_cap or 0)
     parts = -(-len(at) // _SHARED_ROWS)
-    sums = np.zeros((parts, 1 + b.shape[1], len(away)))
+    sums = np.zeros((parts, 1 + factors.shape[1], len(away)))
     share_out(
         lambda first, last: _exponentiate(
-            at, raw, left, right, share, cap, away, b, keep, sums, first, last
+            at, raw, left, right, shares, cap, away, factors, keep, sums, first, last
         ),
         parts,
         threads=at.size >= _WORTH_THREADS,
