@@ -89,7 +89,11 @@ class AdaptedModel(nn.Module):
     @property
     def circuit_evaluations(self) -> Tensor | None:
         """How often a circuit has been evaluated in this process; None without a generator."""
-        return None if self.generator is None else self.generator.circuit.evaluations
+        if self.generator is None:
+            return None
+        circuit: Any = self.generator.circuit
+        evaluations: Tensor = circuit.evaluations
+        return evaluations
 
     def compile_generator(self) -> None:
         """Make the generator faster, where there is one."""

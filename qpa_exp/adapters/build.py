@@ -12,6 +12,7 @@ from qpa_exp.adapters.peft_config import make_peft_config
 from qpa_exp.adapters.peft_model import build_peft_model
 from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.config import Config
+from qpa_exp.generator.variants import VARIANTS
 
 
 def adapt(
@@ -29,10 +30,10 @@ def adapt(
     """
     peft_config = make_peft_config(config.peft, task_type)
     adapted: AdaptedModel
-    if config.qpa.variant == "off":
-        adapted = ClassicalModel(build_peft_model(base_model, peft_config, config.qpa.seed))
-    else:
+    if VARIANTS[config.qpa.variant].generates:
         adapted = get_qpa_model(base_model, peft_config, config.qpa)
+    else:
+        adapted = ClassicalModel(build_peft_model(base_model, peft_config, config.qpa.seed))
     if config.trainer.gradient_checkpointing:
         checkpoint_activations(base_model)
     return adapted
@@ -46,5 +47,5 @@ def load_adapted(
     Raises:
         InputError: files that are missing, damaged, or were saved for another model.
     """
-    kind = ClassicalModel if config.qpa.variant == "off" else QPAModel
+    kind = QPAModel if VARIANTS[config.qpa.variant].generates else ClassicalModel
     return kind.from_pretrained(base_model, directory)

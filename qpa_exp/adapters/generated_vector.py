@@ -87,10 +87,10 @@ class GeneratedVector:
         if torch.is_grad_enabled():
             self._set(self.make() if self._step is None else self._step[1])
             return
-        mode, parameters = self.generator.training, list(self.generator.parameters())
-        if self._kept_for is None or not _same(self._kept_for, (mode, parameters)):
+        now = self.generator.training, [p.detach() for p in self.generator.parameters()]
+        if self._kept_for is None or not _same(self._kept_for, now):
             self._set(self.make())
-            self._kept_for = mode, [p.detach().clone() for p in parameters]
+            self._kept_for = now[0], [p.clone() for p in now[1]]
 
     def _set(self, value: Float[Tensor, " m"]) -> None:
         """Cut at once, so that the gradients of all pieces are put together at once, too."""

@@ -18,9 +18,11 @@ from qpa_exp.adapters import saved_generator as files
 from qpa_exp.adapters.adapted import AdaptedModel, know_own_methods
 from qpa_exp.adapters.generated_vector import GeneratedVector, Slice
 from qpa_exp.adapters.peft_model import build_peft_model, trainable_tensors, whole_modules
-from qpa_exp.config import QPAConfig, validate
+from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.generator import Generator
+from qpa_exp.generator.check import check_generator
+from qpa_exp.generator.variants import VARIANTS
 
 
 class QPAModel(AdaptedModel):
@@ -166,7 +168,8 @@ class QPAModel(AdaptedModel):
         know_own_methods()
         saved = files.read(directory)
         saved.check_base(model)
-        loaded = get_qpa_model(model, saved.peft_config, saved.qpa_config)
+        seed = saved.qpa_config.seed
+        loaded = cls(build_peft_model(model, saved.peft_config, seed), saved.qpa_config)
         saved.load_into(loaded.generator, dict(whole_modules(loaded.peft_model)))
         return loaded.eval()
 
@@ -187,8 +190,8 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
         config: the generator; ``QPAConfig(n_mlp=2048)`` is the variant ``tuned``.
 
     Raises:
-        InputError: a target that does not exist, more qubits than the back end takes, or a value
-            of ``config`` that is out of range.
+        InputError: a target that does not exist, more qubits than the back end takes, or a
+            ``config`` that is out of range, names nothing, or contradicts itself.
 
     Example:
         >>> from peft import LoraConfig
@@ -198,9 +201,9 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
         >>> model.generator.chunking.m
         464
     """
-    validate(config, "qpa.")
-    if config.variant == "off":
-        raise InputError("qpa=off has no generator: use peft.get_peft_model itself.")
+    check_generator(config)
+    if not VARIANTS[config.variant].generates:
+        raise InputError(f"qpa={config.variant} has no generator: use peft.get_peft_model itself.")
     qpa = QPAModel(build_peft_model(model, peft_config, config.seed), config)
     qpa.generator.chunking.warn_if_oversized()
     return qpa
