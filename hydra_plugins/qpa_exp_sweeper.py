@@ -8,8 +8,6 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-import qpa_exp.sweeps.studies  # noqa: F401  makes the studies known to Hydra
-
 
 class StudySweeper(Sweeper):
     """Runs the parts of a study, or of the command line; see :mod:`qpa_exp.sweeps.sweep`."""

@@ -84,23 +84,18 @@ def side_by_side(scale: str, rest: list[str]) -> int:
         rest: what the user says about launchers holds.
     """
     named = any(argument.startswith(("hydra/launcher", "hydra.launcher")) for argument in rest)
-    there = importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is not None
+    there = importlib.util.find_spec("joblib") is not None
     if named or not there or not runs_side_by_side(scale):
         return 1
     return max(1, min(os.cpu_count() or 1, free_memory() // _BYTES_OF_A_RUN))
 
 
-def launcher(processes: int) -> list[str]:
-    """The launcher that takes so many runs at once, as overrides."""
-    if processes == 1:
-        return []
-    return ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={processes}"]
-
-
 def _sweep(studies: list[str], scale: str, out: Path, rest: list[str]) -> list[str]:
     """Those that failed."""
     places = [f"hydra.sweep.dir={out / 'runs'}", f"hydra.sweeper.records={out / 'studies'}"]
-    more = ["hydra.sweeper.keep_going=true", *places, *launcher(side_by_side(scale, rest))]
+    more = ["hydra.sweeper.keep_going=true", *places]
+    if (processes := side_by_side(scale, rest)) > 1:
+        more.append(f"hydra.sweeper.side_by_side={processes}")
     try:
         run_sweep([f"sweep={','.join(studies)}", f"scale={scale}", *more, *rest])
     except StudiesFailed as error:

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpa_exp.adapters.catalogue import METHODS, check_length, check_method
 from qpa_exp.config import Config, ModelConfig
-from qpa_exp.generator.chunking import Chunking
-from qpa_exp.generator.counting import count_generator
-from qpa_exp.generator.variants import VARIANTS
+from qpa_exp.generator.rules import VARIANTS, Chunking, count_generator
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -141,8 +139,7 @@ def _head_shape(model: ModelConfig) -> tuple[int, int, int] | None:
 def _by_building(config: Config, auto_class: str, task_type: str) -> _Sizes:
     import transformers
 
-    from qpa_exp.adapters.peft_config import make_peft_config
-    from qpa_exp.adapters.peft_model import build_for_sizes
+    from qpa_exp.adapters.peft_model import build_for_sizes, make_peft_config
     from qpa_exp.lm.loading import load_architecture, n_positions
 
     architecture = load_architecture(config.model)

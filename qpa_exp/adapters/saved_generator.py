@@ -28,9 +28,8 @@ from transformers import PreTrainedModel
 from qpa_exp.adapters.peft_model import build_for_sizes, trainable_tensors, whole_modules
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, first_line
-from qpa_exp.generator import Generator
-from qpa_exp.generator.check import check_generator
-from qpa_exp.generator.variants import VARIANTS
+from qpa_exp.generator.generator import Generator
+from qpa_exp.generator.rules import VARIANTS, check_generator
 
 WEIGHTS, CONFIG, WHOLE = "generator.safetensors", "qpa_config.json", "modules.safetensors"
 _FORMAT = 1

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,15 +14,15 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from qpa_exp.adapters import ClassicalModel, QPAModel, get_qpa_model
+from qpa_exp.adapters.adapted import AdaptedModel, ClassicalModel
 from qpa_exp.adapters.peft_model import build_peft_model
+from qpa_exp.adapters.qpa_model import get_qpa_model
 from qpa_exp.cli import compose_config
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
-from qpa_exp.fast_head.adapted_head import AdaptedHead, language_model
-from qpa_exp.fast_head.backbone import hidden_states
-from qpa_exp.fast_head.head import FinalLogits
-from qpa_exp.fast_head.packing import Packing
+from qpa_exp.fast_head.accelerator import AdaptedHead
+from qpa_exp.fast_head.backbone import Backbone
+from qpa_exp.fast_head.frozen_head import FinalLogits
 from qpa_exp.machine import stock_memory
 
 _SEED = 0
@@ -116,7 +115,7 @@ class Workload:
         self.base = make_model(shape)
         stream = torch.Generator().manual_seed(_SEED)
         self.ids = torch.randint(shape.vocab, (1, shape.tokens), generator=stream)
-        self.hidden = hidden_states(self.base, self.ids, torch.ones_like(self.ids))[:, :-1].clone()
+        self.hidden = self._computed(Backbone(self.base)).clone()
 
     @property
     def weight(self) -> Tensor:
@@ -181,20 +180,20 @@ class Workload:
             r=_RANK, lora_alpha=2 * _RANK, target_modules=["lm_head"], task_type="CAUSAL_LM"
         )
 
-    def lora(self) -> Any:
+    def lora(self) -> AdaptedModel:
         """PEFT's own LoRA of rank 4 on the head."""
         built = build_peft_model(self._fresh_base(), self._lora_config(), _SEED)
         return ClassicalModel(built).train()
 
-    def qpa(self, backend: str) -> QPAModel:
+    def qpa(self, backend: str) -> AdaptedModel:
         """The same, generated."""
         return self._generated(QPAConfig(n_mlp=self.shape.n_mlp, backend=backend))
 
-    def tuned(self) -> QPAModel:
+    def tuned(self) -> AdaptedModel:
         """The same by the bundled model's ``qpa=tuned``: small chunks that read many numbers."""
         return self._generated(compose_config([]).qpa)
 
-    def _generated(self, config: QPAConfig) -> QPAModel:
+    def _generated(self, config: QPAConfig) -> AdaptedModel:
         config = replace(config, seed=_SEED)
         return get_qpa_model(self._fresh_base(), self._lora_config(), config).train()
 
@@ -206,7 +205,7 @@ class Workload:
         out = torch.empty(len(weight), len(hidden))
         return lambda: torch.mm(weight, hidden.T, out=out)
 
-    def naive(self, model: Any) -> Callable[[], object]:
+    def naive(self, model: AdaptedModel) -> Callable[[], object]:
         """The whole model, its logits all at once, transformers' own loss, autograd.
 
         With memory as a process has it that knows nothing of this package.
@@ -222,26 +221,27 @@ class Workload:
         return step
 
     def fast(
-        self, model: Any, *, cached: bool = True, low: torch.dtype | None = None
+        self, model: AdaptedModel, *, cached: bool = True, low: torch.dtype | None = None
     ) -> Callable[[], object]:
         """As a run does it: hidden states from a table or the backbone, then the head's loss."""
         head, optimizer = AdaptedHead(model, self.final, low), _optimizer(model)
+        backbone = Backbone(model.language_model())
         targets = self.ids[:, 1:]
         weights = torch.full(targets.shape, 1 / targets.numel())
-        packing = Packing()
 
         def step() -> None:
             optimizer.zero_grad()
-            hidden = self.hidden if cached else self._computed(model, packing)
-            with _one_vector(model):
-                head.loss(hidden, targets, weights).loss.backward()
+            hidden = self.hidden if cached else self._computed(backbone)
+            model.begin_step()
+            model.refresh()
+            head.loss(hidden, targets, weights)[0].backward()
+            model.end_step()
             optimizer.step()
 
         return step
 
-    def _computed(self, model: Any, packing: Packing) -> Tensor:
-        lm = language_model(model)
-        return hidden_states(lm, self.ids, torch.ones_like(self.ids), packing)[:, :-1]
+    def _computed(self, backbone: Backbone) -> Tensor:
+        return backbone.hidden(self.ids, torch.ones_like(self.ids))[:, :-1]
 
     def bf16_perplexity(self) -> float:
         """The base model's perplexity with products in bfloat16, over that in float32, less 1."""
@@ -251,16 +251,9 @@ class Workload:
         model = self.lora()
         for low in (None, torch.bfloat16):
             with torch.no_grad(), model.disable_adapter():
-                nats.append(float(AdaptedHead(model, self.final, low).loss(
-                    self.hidden, targets, weights).loss))  # fmt: skip
+                head = AdaptedHead(model, self.final, low)
+                nats.append(float(head.loss(self.hidden, targets, weights)[0]))
         return math.exp(nats[1] - nats[0]) - 1
-
-
-@contextmanager
-def _one_vector(model: Any) -> Iterator[None]:
-    model.begin_step()
-    yield
-    model.end_step()
 
 
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:

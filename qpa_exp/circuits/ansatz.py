@@ -136,17 +136,12 @@ class Ansatz:
         copies = 1 if config.share_angles else config.n_circuits
         return layers * rotations * qubits * copies if self.trained else 0
 
-    def make(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:  # noqa: ARG002
-        """The module that gives at least ``n_chunks`` probabilities for each circuit.
+    def make(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:
+        """A control's module: it gives at least ``n_chunks`` numbers for each circuit.
 
         Draws its start from torch's global stream.
-
-        Raises:
-            InputError: what :class:`~qpa_exp.circuits.circuit.Circuit` refuses.
         """
-        from qpa_exp.circuits.circuit import Circuit
-
-        return Circuit(config, n_qubits)
+        raise NotImplementedError
 
 
 def side_by_side(config: QPAConfig, *shape: int) -> tuple[int, ...]:

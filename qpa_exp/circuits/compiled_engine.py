@@ -19,7 +19,7 @@ from qpa_exp.circuits import compiled_loops as loops
 from qpa_exp.circuits.ansatz import Ansatz, Gate
 from qpa_exp.circuits.gates import GATES
 from qpa_exp.circuits.permutations import inverse_of, order_of
-from qpa_exp.loops import share_out
+from qpa_exp.machine import share_out
 
 _WORTH_THREADS = 2**21
 """Amplitudes times angles of all circuits together, from which threads are started."""

@@ -7,13 +7,13 @@ torch differentiates, whatever is in it; the logits of a whole batch are never h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from qpa_exp.fast_head.low_rank_loss import with_gradients
 from qpa_exp.lm.losses import IGNORED
 
 CHUNK_BYTES = 64 * 2**20
@@ -48,7 +48,7 @@ def any_head_loss(
     sought = [t for t in trained if t.requires_grad] if torch.is_grad_enabled() else []
     gradients = [torch.zeros_like(t) for t in sought]
     nats = torch.zeros(targets.shape, device=hidden.device)
-    for part in rectangles(*targets.shape, most=max(1, chunk_bytes // (4 * vocab))):
+    for part in rectangles(targets.shape[0], targets.shape[1], max(1, chunk_bytes // (4 * vocab))):
         with torch.set_grad_enabled(bool(sought)):
             logits = head(hidden[part].detach()).flatten(0, 1).float()
             at = targets[part].flatten()
@@ -70,22 +70,3 @@ def rectangles(rows: int, tokens: int, most: int) -> Iterator[tuple[slice, slice
     for row in range(0, rows, tall):
         for token in range(0, tokens, wide):
             yield slice(row, min(row + tall, rows)), slice(token, min(token + wide, tokens))
-
-
-def with_gradients(
-    loss: Float[Tensor, ""], tensors: Sequence[Tensor], gradients: Sequence[Tensor]
-) -> Float[Tensor, ""]:
-    """A loss whose gradients are known: the backward pass scales them by the loss's own."""
-    found: Tensor = _WithGradients.apply(loss, gradients, *tensors)
-    return found
-
-
-class _WithGradients(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *_: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(gradient * grad for gradient in ctx.gradients)

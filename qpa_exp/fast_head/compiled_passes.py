@@ -1,6 +1,6 @@
 """The passes over a chunk's logits on a CPU, compiled by Numba.
 
-In torch's operations (:mod:`qpa_exp.fast_head.torch_passes`) they read and write the logits six
+In torch's operations (:mod:`qpa_exp.fast_head.frozen_head`) they read and write the logits six
 times; here it is twice, and what is added up in between stays in the nearest cache.
 """
 
@@ -11,13 +11,10 @@ from typing import Any, no_type_check
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from torch import Tensor
 
-from qpa_exp.fast_head.torch_passes import Terms
-from qpa_exp.loops import compiled, compiled_in_order, share_out
+from qpa_exp.fast_head.frozen_head import Terms
+from qpa_exp.machine import compiled, compiled_in_order, share_out
 
 _WORTH_THREADS = 2**18
 """Logits from which threads are started."""
@@ -44,16 +41,17 @@ def exponentiate(
     *,
     keep: bool = True,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, "r tokens"]]:
-    """As :func:`qpa_exp.fast_head.torch_passes.exponentiate`."""
+    """As :func:`qpa_exp.fast_head.frozen_head.exponentiate`."""
     at, raw = _bits(stored), _bits(stored[:0] if stored_raw is None else stored_raw)
     share = shift[:0] if terms.share is None else terms.share
-    left, right, share, away, b = map(_numpy, (terms.left, terms.right, share, shift, b))
+    given = (terms.left, terms.right, share, shift, b)
+    left, right, shares, away, factors = map(_numpy, given)
     cap = np.float32(terms.soft_cap or 0)
     parts = -(-len(at) // _SHARED_ROWS)
-    sums = np.zeros((parts, 1 + b.shape[1], len(away)))
+    sums = np.zeros((parts, 1 + factors.shape[1], len(away)))
     share_out(
         lambda first, last: _exponentiate(
-            at, raw, left, right, share, cap, away, b, keep, sums, first, last
+            at, raw, left, right, shares, cap, away, factors, keep, sums, first, last
         ),
         parts,
         threads=at.size >= _WORTH_THREADS,
@@ -83,10 +81,10 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 def _bits(stored: Tensor) -> np.ndarray:
     """Whole rows, those that are padded with their padding, so that they lie side by side.
 
-    NumPy has no bfloat16: its bits stand in for it.
+    As whole numbers: NumPy has no bfloat16.
     """
     rows = stored.detach().as_strided((len(stored), stored.stride(0)), (stored.stride(0), 1))
-    return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
+    return rows.view(torch.int16 if rows.dtype == torch.bfloat16 else torch.int32).numpy()
 
 
 # --- compiled ---------------------------------------------------------------------------------
@@ -111,8 +109,7 @@ def _exponentiate(
         for begin in range(part * _SHARED_ROWS, end, _SUMMED_ROWS):
             few[:] = 0
             for v in range(begin, min(begin + _SUMMED_ROWS, end)):
-                for t in range(n_tokens):
-                    row[t] = _as_float(stored[v, t])
+                _read(stored[v], row)
                 if stored_raw.shape[0] > 0:
                     for t in range(n_tokens):
                         raw[t] = row[t]
@@ -131,11 +128,11 @@ def _exponentiate(
                     for t in range(n_tokens):
                         row[t] *= slope[t]
                 _spread_row(b[v], row, few[1:])
-                for t in range(n_tokens):
-                    stored[v, t] = _as_stored(row[t], stored[v, t])
+                _write(row, stored[v])
                 if stored_raw.shape[0] > 0:
                     for t in range(n_tokens):
-                        stored_raw[v, t] = _as_stored(row[t] * raw[t], stored[v, t])
+                        raw[t] *= row[t]
+                    _write(raw, stored_raw[v])
             for j in range(few.shape[0]):
                 for t in range(n_tokens):
                     sums[part, j, t] += few[j, t]
@@ -145,10 +142,11 @@ def _exponentiate(
 @no_type_check
 def _bend(row: Any, slope: Any, cap: Any) -> None:
     """Row becomes cap tanh(row / cap)."""
-    per_cap = 1 / cap
+    one = np.float32(1)  # a plain 1 would make it all float64
+    per_cap = one / cap
     for t in range(row.shape[0]):
         bent = _tanh(row[t] * per_cap)
-        slope[t] = 1 - bent * bent
+        slope[t] = one - bent * bent
         row[t] = cap * bent
 
 
@@ -193,24 +191,25 @@ def _spread_row(factors: Any, row: Any, to: Any) -> None:
 def _add_product(stored: Any, rows: Any, to: Any, first: Any, last: Any) -> None:
     n = rows.shape[0]
     zero = np.float32(0)
+    row = np.empty(rows.shape[1], np.float32)
     for v in range(first, last):
+        _read(stored[v], row)
         for j in range(0, n - n % 4, 4):
             p, q, r, s = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
             a, b, c, d = zero, zero, zero, zero
-            for t in range(rows.shape[1]):
-                x = _as_float(stored[v, t])
-                a += x * p[t]
-                b += x * q[t]
-                c += x * r[t]
-                d += x * s[t]
+            for t in range(row.shape[0]):
+                a += row[t] * p[t]
+                b += row[t] * q[t]
+                c += row[t] * r[t]
+                d += row[t] * s[t]
             to[v, j] += a
             to[v, j + 1] += b
             to[v, j + 2] += c
             to[v, j + 3] += d
         for j in range(n - n % 4, n):
             p, a = rows[j], zero
-            for t in range(rows.shape[1]):
-                a += _as_float(stored[v, t]) * p[t]
+            for t in range(row.shape[0]):
+                a += row[t] * p[t]
             to[v, j] += a
 
 
@@ -218,6 +217,8 @@ _LOWEST, _HIGHEST = np.float32(-87), np.float32(88)
 _PER_LN_2 = np.float32(1.4426950408889634)
 # ln 2 in two parts, the first of few digits, so that its multiples are exact.
 _LN_2, _LN_2_REST = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_WHOLE = np.float32(1.5 * 2**23)
+"""Added to a number it leaves no room for its fraction: the sum's last bits are the whole number."""
 # 1 / n!
 _C0, _C2, _C3, _C4 = np.float32(1), np.float32(1 / 2), np.float32(1 / 6), np.float32(1 / 24)
 _C5, _C6, _C7 = np.float32(1 / 120), np.float32(1 / 720), np.float32(1 / 5040)
@@ -232,10 +233,12 @@ def _exp(z: Any) -> Any:
     """
     z = _HIGHEST if z > _HIGHEST else z
     z = _LOWEST if z < _LOWEST else z
-    n = _nearest(z * _PER_LN_2)
+    shifted = z * _PER_LN_2 + _WHOLE
+    n = shifted - _WHOLE
     f = (z - n * _LN_2) - n * _LN_2_REST
     tail = ((((_C7 * f + _C6) * f + _C5) * f + _C4) * f + _C3) * f + _C2
-    return (tail * (f * f) + f + _C0) * _two_to(n)
+    two_to_n = np.int32((np.float32(shifted).view(np.int32) + 127) << 23).view(np.float32)
+    return (tail * (f * f) + f + _C0) * two_to_n
 
 
 # tanh x = x + x^3 P(x^2) near 0 (Cephes); elsewhere from e^2x, which would lose digits there.
@@ -254,63 +257,27 @@ def _tanh(x: Any) -> Any:
     return near if abs(x) < _NEAR else far
 
 
-_I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
-
-
-@intrinsic
+@compiled
 @no_type_check
-def _nearest(_: Any, __: Any) -> Any:
-    """The whole number nearest to a float32 above -1024, as a float32."""
-
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        above = builder.fptosi(builder.fadd(arguments[0], ir.Constant(_F32, 1024.5)), _I32)
-        return builder.sitofp(builder.sub(above, ir.Constant(_I32, 1024)), _F32)
-
-    return types.float32(types.float32), generate
+def _read(stored: Any, row: Any) -> None:
+    """A row of float32's bits, or of bfloat16's, whose lower half is zero."""
+    missing = 32 - 8 * stored.itemsize
+    for t in range(row.shape[0]):
+        row[t] = np.int32(np.int32(stored[t]) << missing).view(np.float32)
 
 
-@intrinsic
+@compiled
 @no_type_check
-def _two_to(_: Any, __: Any) -> Any:
-    """2^n for a whole float32, by its bits."""
-
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        exponent = builder.add(builder.fptosi(arguments[0], _I32), ir.Constant(_I32, 127))
-        return builder.bitcast(builder.shl(exponent, ir.Constant(_I32, 23)), _F32)
-
-    return types.float32(types.float32), generate
-
-
-@intrinsic
-@no_type_check
-def _as_float(_: Any, x: Any) -> Any:
-    """A float32 itself; of a bfloat16's bits its value, whose lower half is zero."""
-    if x == types.float32:
-        return types.float32(types.float32), lambda _, __, ___, arguments: arguments[0]
-
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        bits = builder.shl(builder.zext(arguments[0], _I32), ir.Constant(_I32, 16))
-        return builder.bitcast(bits, _F32)
-
-    return types.float32(types.int16), generate
-
-
-@intrinsic
-@no_type_check
-def _as_stored(_: Any, __: Any, like: Any) -> Any:
-    """A float32 in the type of ``like``: itself, or the bits of the nearest bfloat16, half even.
+def _write(row: Any, stored: Any) -> None:
+    """A row's bits, or those of the nearest bfloat16, half even.
 
     A NaN may become an infinity; the sums have it as NaN.
     """
-    if like == types.float32:
-        return types.float32(types.float32, like), lambda _, __, ___, arguments: arguments[0]
-
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        bits = builder.bitcast(arguments[0], _I32)
-        upper = builder.lshr(bits, ir.Constant(_I32, 16))
-        odd = builder.and_(upper, ir.Constant(_I32, 1))
-        half = builder.add(odd, ir.Constant(_I32, 0x7FFF))
-        rounded = builder.lshr(builder.add(bits, half), ir.Constant(_I32, 16))
-        return builder.trunc(rounded, _I16)
-
-    return types.int16(types.float32, like), generate
+    if stored.itemsize == 4:
+        for t in range(row.shape[0]):
+            stored[t] = np.float32(row[t]).view(np.int32)
+        return
+    for t in range(row.shape[0]):
+        bits = np.uint32(np.float32(row[t]).view(np.int32))
+        odd = (bits >> np.uint32(16)) & np.uint32(1)
+        stored[t] = np.int16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))

@@ -17,6 +17,7 @@ are known when the gradients are taken.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,10 +26,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from qpa_exp.fast_head import compiled_passes, torch_passes
-from qpa_exp.fast_head.any_head_loss import with_gradients
-from qpa_exp.fast_head.frozen_head import FrozenHead
-from qpa_exp.fast_head.torch_passes import Terms
+from qpa_exp.fast_head import compiled_passes, frozen_head
+from qpa_exp.fast_head.frozen_head import FrozenHead, Terms
 from qpa_exp.lm.losses import IGNORED
 
 BUFFER_BYTES = 256 * 2**20
@@ -145,7 +144,7 @@ def _in_chunks(
     left = torch.cat([ones[:, None], b * ones[:, None], *bias], 1)
     scaled_b = left[:, 1 : 1 + rank].contiguous()
     compiled = rank <= _MOST_COMPILED and compiled_passes.takes(b.device, head.dtype)
-    passes: Any = compiled_passes if compiled else torch_passes
+    passes: Any = compiled_passes if compiled else frozen_head
 
     # B's gradient needs u in columns, and that of DoRA's share the offset beside it.
     columns = slice(1 if share is None else 0, 1 + rank)
@@ -158,11 +157,8 @@ def _in_chunks(
     nats = torch.empty(len(targets), device=hidden.device)
     for begin in range(0, len(targets), size):
         span = slice(begin, begin + size)
-        y, w, inputs = (
-            targets[span],
-            weights[span],
-            hidden if update.inputs is None else update.inputs,
-        )
+        y, w = targets[span], weights[span]
+        inputs = hidden if update.inputs is None else update.inputs
         x = inputs[span].float()
         u = (x @ a.T) * scaling
         right = torch.cat([u.new_zeros(1, len(u)), u.T, u.new_ones(len(bias), len(u))])
@@ -241,7 +237,7 @@ def _exponentials(
         terms.right[0] = 0.0 if offset is None else offset[:tokens]
         target_product = stored[targets, torch.arange(tokens, device=targets.device)].float()
         target, slope = terms.at(target_product, targets)
-        shift = torch.maximum(torch_passes.largest(stored, terms, blocks=blocks), target)
+        shift = torch.maximum(frozen_head.largest(stored, terms, blocks=blocks), target)
         sums, towards_u = passes.exponentiate(stored, stored_raw, terms, shift, b, keep=keep)
         if (sums < limit).all():
             break
@@ -275,3 +271,22 @@ def _adapted_norms(head: FrozenHead, a: Tensor, b: Tensor, scaling: float) -> Te
         rows = head.weight[cancelled].double() + scaling * b[cancelled].double() @ a.double()
         square[cancelled] = rows.square().sum(1).float()
     return square.sqrt()
+
+
+def with_gradients(
+    loss: Float[Tensor, ""], tensors: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> Float[Tensor, ""]:
+    """A loss whose gradients are known: the backward pass scales them by the loss's own."""
+    found: Tensor = _WithGradients.apply(loss, gradients, *tensors)
+    return found
+
+
+class _WithGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *_: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(gradient * grad for gradient in ctx.gradients)

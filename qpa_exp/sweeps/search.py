@@ -18,8 +18,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from qpa_exp.errors import InputError
-from qpa_exp.report.collect import validation_perplexity
-from qpa_exp.runs.directory import State, error_of
+from qpa_exp.runs.directory import State, error_of, last_of_curve
 from qpa_exp.sweeps.expand import expand, spell
 from qpa_exp.sweeps.manifest import record_directory, record_study
 from qpa_exp.sweeps.prepare import Job, Preparation
@@ -162,7 +161,7 @@ class Trials:
         if job.state is not State.complete:
             self._fail(trial, f"{job.label}: {error_of(job.run_dir) or 'ended without a result'}")
             return
-        validation = validation_perplexity(job.run_dir)
+        validation = last_of_curve(job.run_dir, "validation/perplexity")
         if validation is None:
             self._fail(trial, f"{job.label}: it ended before the validation split was looked at")
             return

@@ -13,8 +13,8 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from qpa_exp.adapters import QPAModel, get_qpa_model
-from qpa_exp.adapters.checkpointing import checkpoint_activations
+from qpa_exp.adapters.peft_model import checkpoint_activations
+from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.config import QPAConfig
 
 # A layer of the attention and one of the MLP, and the class of the blocks around them.
@@ -74,7 +74,7 @@ def test_checkpointing_lets_no_dropout_of_the_backbone_act(make_model: Any, toke
 
 
 def test_a_classical_run_checkpoints_too(make_model: Any, peft_config: Any, tokens: Tensor):
-    from qpa_exp.adapters import ClassicalModel
+    from qpa_exp.adapters.adapted import ClassicalModel
     from qpa_exp.adapters.peft_model import build_peft_model
 
     def trained(checkpointed: bool) -> list[Tensor]:

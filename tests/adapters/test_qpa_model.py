@@ -12,9 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.func import functional_call
 
-from qpa_exp.adapters import QPAModel, get_qpa_model
+from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.errors import InputError
-from qpa_exp.generator import Generator
+from qpa_exp.generator.generator import Generator
 
 # What PEFT and transformers remark on a plain LoRA, which is built here to compare with.
 pytestmark = [

@@ -18,7 +18,7 @@ from qpa_exp.circuits.probabilities import probabilities
 from qpa_exp.circuits.sampling import sample_frequencies
 from qpa_exp.config import QPAConfig, count_shots
 from qpa_exp.errors import InputError
-from qpa_exp.generator.check import check_generator
+from qpa_exp.generator.rules import check_generator
 
 WEIGHTS = torch.linspace(-1, 2, 8)
 

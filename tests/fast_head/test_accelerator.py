@@ -15,7 +15,7 @@ from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.fast_head import accelerator
 from qpa_exp.fast_head.backbone import Backbone
-from qpa_exp.generator import Generator
+from qpa_exp.generator.generator import Generator
 from qpa_exp.runs import train as run_module
 from qpa_exp.runs.directory import read_metrics
 from qpa_exp.runs.module import AdapterModule
@@ -105,7 +105,7 @@ def test_kept_hidden_states_serve_every_run(
         return proper(self, ids, mask)
 
     monkeypatch.setattr(Backbone, "hidden", hidden)
-    run(configure(own_cache, "qpa=off", "qpa.n_mlp=32", "seed=1"), tmp_path / "second")
+    run(configure(own_cache, "qpa=off", "seed=1"), tmp_path / "second")
     assert max(computed) == 1  # one token, for the shape
 
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qpa_exp.fast_head import compiled_passes, torch_passes
+from qpa_exp.fast_head import compiled_passes
+from qpa_exp.fast_head import frozen_head as torch_passes
 from qpa_exp.fast_head.any_head_loss import any_head_loss, rectangles
 from qpa_exp.fast_head.frozen_head import FinalLogits, FrozenHead
 from qpa_exp.fast_head.low_rank_loss import LowRank, low_rank_loss

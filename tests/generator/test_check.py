@@ -9,8 +9,7 @@ import pytest
 from qpa_exp.cli import conf_dir
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
-from qpa_exp.generator.check import REGISTRIES, check_generator
-from qpa_exp.generator.variants import VARIANTS
+from qpa_exp.generator.rules import REGISTRIES, VARIANTS, check_generator
 
 FIXED = [(name, key) for name in VARIANTS for key in VARIANTS[name].fixed]
 OTHER = {

@@ -24,8 +24,7 @@ from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.cli import compose_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
-from qpa_exp.runs.results import read_curve
-from qpa_exp.runs.train import run
+from qpa_exp.runs.train import read_curve, run
 from qpa_exp.runs.trained import GENERATOR, load_run
 
 pytestmark = pytest.mark.slow
