@@ -128,7 +128,7 @@ SMALL = {
         "model.architecture.intermediate_size=32",
         "model.architecture.num_hidden_layers=2",
         "model.architecture.head_dim=8",
-        "qpa.n_mlp=16",
+        "model.recipe.tuned.n_mlp=16",
     ],
 }
 NOT_REMARKED = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")

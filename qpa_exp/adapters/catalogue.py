@@ -64,8 +64,9 @@ _LABELS = {
     "lily": "Lily", "ln_tuning": "LN tuning", "loha": "LoHa", "lokr": "LoKr", "lora": "LoRA",
     "miss": "MiSS", "oft": "OFT", "p_tuning": "P-tuning", "peanut": "PEANuT",
     "prefix_tuning": "prefix tuning", "prompt_tuning": "prompt tuning", "psoft": "PSOFT",
-    "pvera": "PVeRA", "randlora": "RandLoRA", "road": "RoAd", "shira": "SHiRA", "tinylora": "TinyLoRA", "trainable_tokens": "trainable tokens",
-    "unilora": "Uni-LoRA", "vblora": "VB-LoRA", "vera": "VeRA", "waveft": "WaveFT",
+    "pvera": "PVeRA", "randlora": "RandLoRA", "road": "RoAd", "shira": "SHiRA",
+    "tinylora": "TinyLoRA", "trainable_tokens": "trainable tokens", "unilora": "Uni-LoRA",
+    "vblora": "VB-LoRA", "vera": "VeRA", "waveft": "WaveFT",
 }  # fmt: skip
 
 

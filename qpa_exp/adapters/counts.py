@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpa_exp.adapters.catalogue import METHODS, check_length, check_method
 from qpa_exp.config import Config, ModelConfig
+from qpa_exp.generator.rules import VARIANTS, Chunking, count_generator
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -66,12 +67,10 @@ def plan_counts(
         >>> plan_counts(compose_config(["model=gpt2", "qpa.n_mlp=2048"])).trainable_params
         106264
     """
-    from qpa_exp.generator.rules import Chunking, count_generator
-
     check_method(config)
     sizes = _by_formula(config) if auto_class == "AutoModelForCausalLM" else None
     sizes = sizes or _by_building(config, auto_class, task_type)
-    if config.qpa.variant == "off":
+    if not VARIANTS[config.qpa.variant].generates:
         return sizes.counts(sizes.m, None, None)
     Chunking(sizes.m, config.qpa.n_mlp).warn_if_oversized()
     made = count_generator(sizes.m, config.qpa)
@@ -128,11 +127,10 @@ def _head_shape(model: ModelConfig) -> tuple[int, int, int] | None:
     names = _HEADS.get(architecture.get("model_type", ""))
     if names is None:
         return None
-    shape: list[Any] = [architecture.get(name) for name in ("vocab_size", *names)]
-    if not all(type(size) is int and size > 0 for size in shape):
-        return None
-    vocabulary, width, positions = shape
-    return vocabulary, width, positions
+    match [architecture.get(name) for name in ("vocab_size", *names)]:
+        case [int(vocabulary), int(width), int(positions)] if min(vocabulary, width, positions) > 0:
+            return vocabulary, width, positions
+    return None
 
 
 # --- by building ------------------------------------------------------------------------------

@@ -202,9 +202,10 @@ def build_peft_model(model: PreTrainedModel, config: PeftConfig, seed: int) -> P
     """
     check_targets(model, config)
     check_rank(model, config)
-    if config.peft_type in _BEFORE_THE_TEXT and config.token_dim is None:
-        # PEFT takes the model's own width, which OPT has and its embeddings have not.
-        config.token_dim = model.get_input_embeddings().weight.shape[1]
+    if config.peft_type in _BEFORE_THE_TEXT and getattr(config, "token_dim", None) is None:
+        # PEFT would take the layers' width, which is not that of OPT's embeddings.
+        embedding: Any = model.get_input_embeddings()
+        config.token_dim = embedding.weight.shape[1]  # type: ignore[attr-defined]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # lm_head is tied to the embedding in most models: that concerns merging an adapter into
         # the weights. The others are PEFT's remarks on what it does by itself.

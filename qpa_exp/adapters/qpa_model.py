@@ -23,9 +23,10 @@ from qpa_exp.adapters.peft_model import (
     trainable_tensors,
     whole_modules,
 )
-from qpa_exp.config import Config, QPAConfig, validate
+from qpa_exp.config import Config, QPAConfig
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.generator.generator import Generator
+from qpa_exp.generator.rules import VARIANTS, check_generator
 
 
 class GeneratedVector:
@@ -283,7 +284,8 @@ class QPAModel(AdaptedModel):
         know_own_methods()
         saved = files.read(directory)
         saved.check_base(model)
-        loaded = get_qpa_model(model, saved.peft_config, saved.qpa_config)
+        seed = saved.qpa_config.seed
+        loaded = cls(build_peft_model(model, saved.peft_config, seed), saved.qpa_config)
         saved.load_into(loaded.generator, dict(whole_modules(loaded.peft_model)))
         return loaded.eval()
 
@@ -304,8 +306,8 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
         config: the generator; ``QPAConfig(n_mlp=2048)`` is the variant ``tuned``.
 
     Raises:
-        InputError: a target that does not exist, more qubits than the back end takes, or a value
-            of ``config`` that is out of range.
+        InputError: a target that does not exist, more qubits than the back end takes, or a
+            ``config`` that is out of range, names nothing, or contradicts itself.
 
     Example:
         >>> from peft import LoraConfig
@@ -315,9 +317,9 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
         >>> model.generator.chunking.m
         464
     """
-    validate(config, "qpa.")
-    if config.variant == "off":
-        raise InputError("qpa=off has no generator: use peft.get_peft_model itself.")
+    check_generator(config)
+    if not VARIANTS[config.variant].generates:
+        raise InputError(f"qpa={config.variant} has no generator: use peft.get_peft_model itself.")
     qpa = QPAModel(build_peft_model(model, peft_config, config.seed), config)
     qpa.generator.chunking.warn_if_oversized()
     return qpa
@@ -341,10 +343,10 @@ def adapt(
     """
     peft_config = make_peft_config(config.peft, task_type)
     adapted: AdaptedModel
-    if config.qpa.variant == "off":
-        adapted = ClassicalModel(build_peft_model(base_model, peft_config, config.qpa.seed))
-    else:
+    if VARIANTS[config.qpa.variant].generates:
         adapted = get_qpa_model(base_model, peft_config, config.qpa)
+    else:
+        adapted = ClassicalModel(build_peft_model(base_model, peft_config, config.qpa.seed))
     if config.trainer.gradient_checkpointing:
         checkpoint_activations(base_model)
     return adapted
@@ -358,5 +360,5 @@ def load_adapted(
     Raises:
         InputError: files that are missing, damaged, or were saved for another model.
     """
-    kind = ClassicalModel if config.qpa.variant == "off" else QPAModel
+    kind = QPAModel if VARIANTS[config.qpa.variant].generates else ClassicalModel
     return kind.from_pretrained(base_model, directory)

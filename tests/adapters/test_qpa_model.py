@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -66,6 +67,8 @@ def make_qpa(make_gpt2, qpa_config):
 
     def make(variant: str, *targets: str, dropout: float = 0.0, **fields) -> QPAModel:
         config = qpa_config(variant, **({"n_mlp": 16} | fields))
+        if "basis_order" in fields:  # a published variant with another order is ours
+            config = dataclasses.replace(config, variant="tuned")
         return get_qpa_model(make_gpt2(), lora(*targets, dropout=dropout), config).eval()
 
     return make

@@ -24,8 +24,9 @@ from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.cli import compose_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
-from qpa_exp.runs.train import read_curve, run
-from qpa_exp.runs.trained import GENERATOR, load_run
+from qpa_exp.runs import directory
+from qpa_exp.runs.train import run
+from qpa_exp.runs.trained import load_run
 
 pytestmark = pytest.mark.slow
 
@@ -183,7 +184,7 @@ def test_it_trains_and_leaves_what_others_load(
         matrix.cells[method, family] = "refused"
         return
     run(config, tmp_path / "run")
-    losses = read_curve(tmp_path / "run", "validation/loss")[1]
+    losses = directory.read_curve(tmp_path / "run", "validation/loss")[1]
     assert losses[-1] < losses[0]
 
     tokens = torch.randint(1, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(1))
@@ -200,7 +201,7 @@ def test_it_trains_and_leaves_what_others_load(
         torch.testing.assert_close(
             logits_of(load(base, place), tokens), trained, atol=1e-5, rtol=1e-5
         )
-    assert (tmp_path / "run" / GENERATOR).is_dir()
+    assert (tmp_path / "run" / directory.GENERATOR).is_dir()
     matrix.cells[method, family] = f"{losses[0]:.2f} → {losses[-1]:.2f}; {', '.join(loaders)}"
 
 
@@ -210,7 +211,7 @@ def test_attention_and_mlp_are_targets_too(
     targets = ",".join(ADAPTABLE[family])
     config = configure_cell("lora", family, f"peft.target_modules=[{targets}]")
     run(config, tmp_path / "run")
-    losses = read_curve(tmp_path / "run", "validation/loss")[1]
+    losses = directory.read_curve(tmp_path / "run", "validation/loss")[1]
     assert losses[-1] < losses[0]
 
 
@@ -227,7 +228,7 @@ def test_frozen_weights_of_16_bits(
     tmp_path: Path,
 ) -> None:
     run(configure_cell(method, "llama", f"model.dtype={dtype}"), tmp_path / "run")
-    losses = read_curve(tmp_path / "run", "validation/loss")[1]
+    losses = directory.read_curve(tmp_path / "run", "validation/loss")[1]
     assert losses[-1] < losses[0]
     tokens = torch.arange(1, 13)[None]
     trained = logits_of(load_run(tmp_path / "run").model, tokens)
