@@ -52,9 +52,12 @@ def prepare_search(
     base = _base(study, given)
     _check_space(study, base, preparation)
 
+    found = study.search
+    assert found is not None
+
     def search() -> None:
         if master.hydra.sweeper.only_plan:
-            say(f"Search {study.study}, scale {study.scale}: {study.search.n_trials} trials.")
+            say(f"Search {study.study}, scale {study.scale}: {found.n_trials} trials.")
             return
         directory = record_directory(master.hydra.sweeper.records, str(study.study), study.scale)
         with _alone(directory):
@@ -127,9 +130,7 @@ class Trials:
         config = preparation.job(base, "", study.study).config
         self._metric = TASKS[config.task].ranked_by()
         directions = ["minimize" if self._metric.smaller_is_better else "maximize", "minimize"]
-        self._trials = _open(
-            directory / STORAGE, str(study.study), self.options.seed, directions
-        )
+        self._trials = _open(directory / STORAGE, str(study.study), self.options.seed, directions)
         self._requeue()
 
     def _requeue(self) -> None:
@@ -209,7 +210,7 @@ def _label(values: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={spell(value)}" for key, value in values.items())
 
 
-def _open(path: Path, name: str, seed: int, directions: Sequence[str]) -> optuna.Study:
+def _open(path: Path, name: str, seed: int, directions: Sequence[Any]) -> optuna.Study:
     try:
         import optuna
     except ImportError as error:
