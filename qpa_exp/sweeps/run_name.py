@@ -1,8 +1,8 @@
 """A run's name follows from its content: the same name is the same run.
 
 It is a hash of what makes the run's result: the config's relevant keys, the text, the model's
-files, and the version that the computing code declares. So a run that is complete need not be made again,
-and never stands for another one.
+files, and the version that the computing code declares. So a run that is complete need not be made
+again, and never stands for another one.
 """
 
 from __future__ import annotations

@@ -178,8 +178,8 @@ class Trials:
         """The trials that no other beats in both, fewest parameters first, in words."""
         best = sorted(self._trials.best_trials, key=lambda trial: trial.values[1])
         return [
-            f"on the front: {_label(trial.params)}: validation {self._metric.name} {trial.values[0]:.4g}, "
-            f"{trial.values[1]:,.0f} trainable parameters"
+            f"on the front: {_label(trial.params)}: validation {self._metric.name} "
+            f"{trial.values[0]:.4g}, {trial.values[1]:,.0f} trainable parameters"
             for trial in best
         ]
 
