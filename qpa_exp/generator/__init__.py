@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qpa_exp.generator.chunking import Chunking
-    from qpa_exp.generator.generator import Generator
+    from qpa_exp.generator.whole_generator import Generator
 
-_HOMES = {"Chunking": "chunking", "Generator": "generator"}
+_HOMES = {"Chunking": "chunking", "Generator": "whole_generator"}
 __all__ = ["Chunking", "Generator"]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from qpa_exp.circuits.probabilities import probabilities
 from qpa_exp.generator.features import FEATURES
 from qpa_exp.generator.features.squashed import squash
-from qpa_exp.generator.generator import Generator, basis_bits
+from qpa_exp.generator.whole_generator import Generator, basis_bits
 from qpa_exp.generator.variants import VARIANTS
 
 GENERATED = [name for name in VARIANTS if VARIANTS[name].generates]

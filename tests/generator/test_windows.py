@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from qpa_exp.generator import windows
-from qpa_exp.generator.generator import basis_bits
+from qpa_exp.generator.whole_generator import basis_bits
 from qpa_exp.generator.windows import in_windows, linear_in_windows
 
 
