@@ -5,6 +5,7 @@ Nothing here needs torch, so that a circuit can be checked, counted and drawn wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,10 +69,10 @@ class Ansatz:
 
     Args:
         label: its name in figures.
-        moments: of one repetition, in the order in which they act; none for a control that has
-            no circuit, which says by methods of its own how it is made, counted and read.
-        trained: whether angles (or what takes their place) are trained.
+        moments: of one repetition, in the order in which they act; none without a circuit.
+        trained: whether angles are trained, or without a circuit one number a chunk.
         reads_feature: whether the mapping model reads what it gives through ``qpa.feature``.
+        control: makes the module that stands in the circuit's place, as :meth:`make` does.
 
     Example:
         >>> from qpa_exp.circuits.ansatz import CNOT_CHAIN, RY, Ansatz
@@ -83,6 +84,7 @@ class Ansatz:
     moments: tuple[Moment, ...] = ()
     trained: bool = True
     reads_feature: bool = True
+    control: Callable[[QPAConfig, int, int], nn.Module] | None = None
 
     @property
     def has_circuit(self) -> bool:
@@ -130,18 +132,22 @@ class Ansatz:
                 keys.append("qpa.share_angles")
         return keys
 
-    def count(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> int:  # noqa: ARG002
-        """How many numbers of the circuit are trained."""
-        layers, rotations, qubits = self.theta_shape(n_qubits, config.n_layers)
+    def count(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> int:
+        """How many numbers are trained, besides the mapping model's."""
+        if not self.trained:
+            return 0
+        if not self.has_circuit:
+            return n_chunks * config.n_circuits
         copies = 1 if config.share_angles else config.n_circuits
-        return layers * rotations * qubits * copies if self.trained else 0
+        return copies * math.prod(self.theta_shape(n_qubits, config.n_layers))
 
     def make(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:
         """A control's module: it gives at least ``n_chunks`` numbers for each circuit.
 
         Draws its start from torch's global stream.
         """
-        raise NotImplementedError
+        assert self.control is not None
+        return self.control(config, n_qubits, n_chunks)
 
 
 def side_by_side(config: QPAConfig, *shape: int) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ MOST_QUBITS = 30
 
 @dataclass(frozen=True)
 class Packages:
-    """What has to be installed: the packages by the names that pip knows, and how to get them."""
+    """What has to be installed, by the names that pip knows, and how to get it."""
 
     names: tuple[str, ...]
     install: str
