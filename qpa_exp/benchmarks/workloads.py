@@ -21,8 +21,8 @@ from qpa_exp.cli import compose_config
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 from qpa_exp.fast_head.accelerator import AdaptedHead
-from qpa_exp.fast_head.backbone import Backbone
-from qpa_exp.fast_head.frozen_head import FinalLogits
+from qpa_exp.fast_head.hidden_tables import Backbone
+from qpa_exp.fast_head.low_rank_loss import FinalLogits
 from qpa_exp.machine import stock_memory
 
 _SEED = 0

@@ -6,13 +6,15 @@ Nothing here needs torch, so that a circuit can be checked, counted and drawn wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import QPAConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Int32
     from torch import nn
 
 _H = 1 / math.sqrt(2)
@@ -219,3 +221,52 @@ class Ansatz:
 def side_by_side(config: QPAConfig, *shape: int) -> tuple[int, ...]:
     """``shape`` for each of ``config.n_circuits`` circuits; one alone has no axis for it."""
     return shape if config.n_circuits == 1 else (config.n_circuits, *shape)
+
+
+# --- gates that only move basis states: however many there are, they are one order --------------
+
+
+def order_of(gates: Iterable[Gate], n_qubits: int) -> Int32[np.ndarray, " states"]:
+    """Where to read the amplitudes: number y of the new state is number ``order[y]`` of the old.
+
+    Args:
+        gates: that permute (``GATES[name].permutes``), in the order in which they act.
+        n_qubits: of the state.
+
+    Example:
+        >>> order_of([Gate("cx", (0, 1))], n_qubits=2).tolist()
+        [0, 1, 3, 2]
+    """
+    import numpy as np
+
+    order = np.arange(2**n_qubits, dtype=np.int32)
+    for gate in reversed(list(gates)):
+        order = _before(gate, order, n_qubits)
+    return order
+
+
+def inverse_of(order: Int32[np.ndarray, " states"]) -> Int32[np.ndarray, " states"]:
+    """The order that undoes this one."""
+    import numpy as np
+
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order), dtype=order.dtype)
+    return inverse
+
+
+def _before(gate: Gate, states: np.ndarray, n_qubits: int) -> np.ndarray:
+    """Which basis states the gate takes to these."""
+    fixed = GATES[gate.name].fixed
+    assert fixed is not None
+    import numpy as np
+
+    comes_from = np.array([row.index(1) for row in fixed], dtype=np.int32)
+    places = [n_qubits - 1 - qubit for qubit in gate.qubits]  # the first is the highest bit
+    inside = np.zeros_like(states)
+    for place in places:
+        inside = 2 * inside + ((states >> place) & 1)
+    moved = inside ^ comes_from[inside]  # the bits that change
+    for place in reversed(places):
+        states = states ^ ((moved & 1) << place)
+        moved = moved >> 1
+    return states

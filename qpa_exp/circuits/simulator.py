@@ -138,7 +138,8 @@ def check_circuit(config: QPAConfig) -> None:
     if not ansatz.trains_circuit:
         return
     method = GRADIENTS[config.gradient]
-    method.check(config)
+    if method.check is not None:
+        method.check(config)
     if method.estimate is None and BACKENDS[config.backend].samples:
         others = [name for name in GRADIENTS if GRADIENTS[name].estimate is not None]
         raise InputError(

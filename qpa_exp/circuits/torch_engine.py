@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float, Int32, Shaped
 from torch import Tensor
 
-from qpa_exp.circuits.ansatz import GATES, Ansatz, Gate
-from qpa_exp.circuits.compiled_engine import inverse_of, order_of
+from qpa_exp.circuits.ansatz import GATES, Ansatz, Gate, inverse_of, order_of
 from qpa_exp.circuits.gate_matrices import gate_matrix, generator_matrix
 
 Angles = Float[Tensor, "batch layers rotations qubits"]

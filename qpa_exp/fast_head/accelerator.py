@@ -23,10 +23,21 @@ from qpa_exp.adapters.methods._input_layer import InputLayer
 from qpa_exp.data.datamodule import Batch, TextDataModule
 from qpa_exp.errors import InputError
 from qpa_exp.fast_head.any_head_loss import any_head_loss
-from qpa_exp.fast_head.backbone import Backbone, find_final_logits
-from qpa_exp.fast_head.frozen_head import FinalLogits, FrozenHead, multiplies_fast
-from qpa_exp.fast_head.hidden_tables import GIB, HiddenTable, TableDirectory, default_directory
-from qpa_exp.fast_head.low_rank_loss import LowRank, low_rank_loss
+from qpa_exp.fast_head.hidden_tables import (
+    GIB,
+    Backbone,
+    HiddenTable,
+    TableDirectory,
+    default_directory,
+    find_final_logits,
+)
+from qpa_exp.fast_head.low_rank_loss import (
+    FinalLogits,
+    FrozenHead,
+    LowRank,
+    low_rank_loss,
+    multiplies_fast,
+)
 from qpa_exp.lm.losses import IGNORED, TokenLosses
 from qpa_exp.task import Task
 from qpa_exp.tasks.causal_lm import CausalLM

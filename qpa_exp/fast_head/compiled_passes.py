@@ -1,20 +1,22 @@
 """The passes over a chunk's logits on a CPU, compiled by Numba.
 
-In torch's operations (:mod:`qpa_exp.fast_head.frozen_head`) they read and write the logits six
+In torch's operations (:mod:`qpa_exp.fast_head.low_rank_loss`) they read and write the logits six
 times; here it is twice, and what is added up in between stays in the nearest cache.
 """
 
 from __future__ import annotations
 
-from typing import Any, no_type_check
+from typing import TYPE_CHECKING, Any, no_type_check
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from qpa_exp.fast_head.frozen_head import Terms
 from qpa_exp.machine import compiled, compiled_in_order, share_out
+
+if TYPE_CHECKING:
+    from qpa_exp.fast_head.low_rank_loss import Terms
 
 _WORTH_THREADS = 2**18
 """Logits from which threads are started."""

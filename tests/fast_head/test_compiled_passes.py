@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from qpa_exp.fast_head import compiled_passes
 from qpa_exp.fast_head.compiled_passes import add_product, exponentiate
-from qpa_exp.fast_head.frozen_head import Terms
+from qpa_exp.fast_head.low_rank_loss import Terms
 
 WITHIN = st.floats(-80, 80, width=32)
 

@@ -9,10 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from qpa_exp.fast_head import compiled_passes
-from qpa_exp.fast_head import frozen_head as torch_passes
+from qpa_exp.fast_head import low_rank_loss as torch_passes
 from qpa_exp.fast_head.any_head_loss import any_head_loss, rectangles
-from qpa_exp.fast_head.frozen_head import FinalLogits, FrozenHead
-from qpa_exp.fast_head.low_rank_loss import LowRank, low_rank_loss
+from qpa_exp.fast_head.low_rank_loss import FinalLogits, FrozenHead, LowRank, low_rank_loss
 from qpa_exp.lm.losses import IGNORED
 
 KINDS = ("base", "lora", "dropout", "dora", "hidden")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from qpa_exp.circuits.probabilities import probabilities
+from qpa_exp.circuits.circuit import probabilities
 from qpa_exp.generator.features import FEATURES
 from qpa_exp.generator.features.squashed import squash
 from qpa_exp.generator.generator import Generator, basis_bits

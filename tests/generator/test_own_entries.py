@@ -28,7 +28,7 @@ ENTRY = Ansatz("a ring of CZs", (RX, RZ, Moment("cz", ring)))
 """,
     "backend": '''
 import torch
-from qpa_exp.circuits.probabilities import probabilities
+from qpa_exp.circuits.circuit import probabilities
 from qpa_exp.circuits.simulator import Packages, Simulator
 
 

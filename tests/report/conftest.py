@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qpa_exp.__main__ import run_hydra
-from qpa_exp.adapters.counts import Counts
+from qpa_exp.adapters.catalogue import Counts
 from qpa_exp.cli import compose_config
 from qpa_exp.runs import directory
 
