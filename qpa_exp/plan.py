@@ -22,7 +22,7 @@ from qpa_exp.cli import compose_config, run_command
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.generator.rules import VARIANTS
-from qpa_exp.runs.check import plan
+from qpa_exp.runs.check_config import plan
 
 FORMATS = ("table", "json")
 

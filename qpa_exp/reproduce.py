@@ -2,8 +2,8 @@
 
 ``python -m qpa_exp.reproduce studies=fig2,table2 scale=tiny``; ``studies=all`` is every file of
 ``sweeps/`` that has points at that scale. ``scale=paper`` is the scales at which the paper has a
-study. It is the sweep ``python -m qpa_exp -m sweep=<studies>``, in which runs that studies share are
-made once, and then a report for each; further Hydra overrides, of the runs or the launcher, are
+study. It is the sweep ``python -m qpa_exp -m sweep=<studies>``, in which runs that studies share
+are made once, and then a report for each; further Hydra overrides, of the runs or the launcher, are
 passed on. Where the scale says so, runs go side by side, one to a core, unless a launcher is named.
 """
 

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from qpa_exp.circuits.ansatz import side_by_side
 from qpa_exp.circuits.gradients import GRADIENTS, Estimate, Measure
-from qpa_exp.circuits.sampling import PassThrough, sample_frequencies
+from qpa_exp.circuits.sampling import pass_through, sample_frequencies
 from qpa_exp.circuits.simulator import check_circuit, make_simulator
 from qpa_exp.config import QPAConfig, count_shots
 from qpa_exp.errors import InputError
@@ -124,8 +124,7 @@ class Circuit(nn.Module):
         if shots is None:
             return probabilities
         frequencies = sample_frequencies(probabilities, shots, self._stream())
-        sampled: Tensor = PassThrough.apply(probabilities, frequencies)
-        return sampled
+        return pass_through(probabilities, frequencies)
 
     def _stream(self) -> torch.Generator | None:
         if self.training:

@@ -6,20 +6,59 @@ paper's. :mod:`~qpa_exp.circuits.torch_engine` does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int32, Shaped
 from torch import Tensor
 
 from qpa_exp.circuits import compiled_loops as loops
-from qpa_exp.circuits.ansatz import Ansatz, Gate
-from qpa_exp.circuits.gates import GATES
-from qpa_exp.circuits.permutations import inverse_of, order_of
+from qpa_exp.circuits.ansatz import GATES, Ansatz, Gate
 from qpa_exp.machine import share_out
+
+
+def order_of(gates: Iterable[Gate], n_qubits: int) -> Int32[np.ndarray, " states"]:
+    """Where to read the amplitudes: number y of the new state is number ``order[y]`` of the old.
+
+    Args:
+        gates: that permute (``GATES[name].permutes``), in the order in which they act.
+        n_qubits: of the state.
+
+    Example:
+        >>> order_of([Gate("cx", (0, 1))], n_qubits=2).tolist()
+        [0, 1, 3, 2]
+    """
+    order = np.arange(2**n_qubits, dtype=np.int32)
+    for gate in reversed(list(gates)):
+        order = _before(gate, order, n_qubits)
+    return order
+
+
+def inverse_of(order: Int32[np.ndarray, " states"]) -> Int32[np.ndarray, " states"]:
+    """The order that undoes this one."""
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order), dtype=order.dtype)
+    return inverse
+
+
+def _before(gate: Gate, states: np.ndarray, n_qubits: int) -> np.ndarray:
+    """Which basis states the gate takes to these."""
+    fixed = GATES[gate.name].fixed
+    assert fixed is not None
+    comes_from = np.array([row.index(1) for row in fixed], dtype=np.int32)
+    places = [n_qubits - 1 - qubit for qubit in gate.qubits]  # the first is the highest bit
+    inside = np.zeros_like(states)
+    for place in places:
+        inside = 2 * inside + ((states >> place) & 1)
+    moved = inside ^ comes_from[inside]  # the bits that change
+    for place in reversed(places):
+        states = states ^ ((moved & 1) << place)
+        moved = moved >> 1
+    return states
+
 
 _WORTH_THREADS = 2**21
 """Amplitudes times angles of all circuits together, from which threads are started."""
@@ -100,35 +139,29 @@ def _in_planes(states: Shaped[Tensor, "batch states"]) -> Float[np.ndarray, "bat
 # --- one repetition, as the loops take it -----------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Layer:
+class _Layer(NamedTuple):
     """The arguments of :mod:`~qpa_exp.circuits.compiled_loops` that do not change."""
 
-    axes: Int[np.ndarray, "moments qubits"]
-    places: Int[np.ndarray, "moments qubits"]
+    axes: np.ndarray
+    places: np.ndarray
     front: int
-    swap: Int[np.ndarray, " states"]
-    unswap: Int[np.ndarray, " states"]
-    then: Int[np.ndarray, "moments states"]
-    before: Int[np.ndarray, "moments states"]
+    swap: np.ndarray
+    unswap: np.ndarray
+    then: np.ndarray
+    before: np.ndarray
 
 
 @lru_cache(maxsize=32)
 def _layer(ansatz: Ansatz, n_qubits: int) -> _Layer:
     moments = _moments(ansatz, n_qubits)
+    axes = np.array([moment.axes for moment in moments], dtype=np.int8)
+    places = np.array([moment.places for moment in moments])
     front = n_qubits // 2
     states = np.arange(2**n_qubits, dtype=np.int32)
     swap, unswap = _exchange(states, n_qubits, front), _exchange(states, n_qubits, n_qubits - front)
     then = np.stack([unswap[order_of(moment.after, n_qubits)] for moment in moments])
-    return _Layer(
-        axes=np.array([moment.axes for moment in moments], dtype=np.int8),
-        places=np.array([moment.places for moment in moments]),
-        front=front,
-        swap=swap,
-        unswap=unswap,
-        then=then,
-        before=np.stack([inverse_of(order) for order in then]),
-    )
+    before = np.stack([inverse_of(order) for order in then])
+    return _Layer(axes, places, front, swap, unswap, then, before)
 
 
 class _Turns:

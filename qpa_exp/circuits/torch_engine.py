@@ -15,10 +15,9 @@ import torch
 from jaxtyping import Float, Int32, Shaped
 from torch import Tensor
 
-from qpa_exp.circuits.ansatz import Ansatz, Gate
+from qpa_exp.circuits.ansatz import GATES, Ansatz, Gate
+from qpa_exp.circuits.compiled_engine import inverse_of, order_of
 from qpa_exp.circuits.gate_matrices import gate_matrix, generator_matrix
-from qpa_exp.circuits.gates import GATES
-from qpa_exp.circuits.permutations import inverse_of, order_of
 
 Angles = Float[Tensor, "batch layers rotations qubits"]
 States = Shaped[Tensor, "batch states"]

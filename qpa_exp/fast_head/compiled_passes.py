@@ -218,7 +218,7 @@ _PER_LN_2 = np.float32(1.4426950408889634)
 # ln 2 in two parts, the first of few digits, so that its multiples are exact.
 _LN_2, _LN_2_REST = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _WHOLE = np.float32(1.5 * 2**23)
-"""Added to a number it leaves no room for its fraction: the sum's last bits are the whole number."""
+"""Added to a number it leaves no room for a fraction: the last bits are the whole number."""
 # 1 / n!
 _C0, _C2, _C3, _C4 = np.float32(1), np.float32(1 / 2), np.float32(1 / 6), np.float32(1 / 24)
 _C5, _C6, _C7 = np.float32(1 / 120), np.float32(1 / 720), np.float32(1 / 5040)

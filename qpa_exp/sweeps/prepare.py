@@ -22,7 +22,7 @@ from qpa_exp.cli import explain, to_config
 from qpa_exp.config import Config
 from qpa_exp.data.corpus import comes_from_the_hub
 from qpa_exp.errors import InputError
-from qpa_exp.runs.check import plan
+from qpa_exp.runs.check_config import plan
 from qpa_exp.runs.directory import State, state_of
 from qpa_exp.sweeps.expand import as_overrides, labels
 from qpa_exp.sweeps.run_name import run_name

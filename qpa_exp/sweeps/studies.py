@@ -42,7 +42,7 @@ class SweeperConfig:
     records: str = "outputs/studies"
     """Named studies keep the lists of their runs there, in ``<scale>/<study>``."""
     side_by_side: int | None = None
-    """So many runs at once, each in a process of this machine; null = as ``hydra/launcher`` does."""
+    """So many runs at once, each in a process of its own; null = as ``hydra/launcher`` does."""
     only_plan: bool = False
     """Say what would run and what it would cost, then stop."""
     keep_going: bool = False

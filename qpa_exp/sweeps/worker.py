@@ -108,7 +108,9 @@ def _record(make: Callable[[Path], Any] | None, run_dir: Path) -> None:
     try:
         with _output_to(run_dir / OUTPUT):
             if make is None:
-                from qpa_exp.runs.train import resume as make
+                from qpa_exp.runs.train import resume
+
+                make = resume
             make(run_dir)
     except Exception as error:  # whatever it is, the other runs of the sweep go on
         if not state_of(run_dir).is_final:  # a divergence has been recorded by the run itself

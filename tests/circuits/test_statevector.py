@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from qpa_exp.circuits import compiled_engine, torch_engine
 from qpa_exp.circuits.ansatz import Ansatz, Moment, every_qubit, neighbours
 from qpa_exp.circuits.ansatze import ANSATZE
-from qpa_exp.circuits.permutations import inverse_of, order_of
+from qpa_exp.circuits.compiled_engine import inverse_of, order_of
 from qpa_exp.circuits.probabilities import probabilities
 
 ANGLES = st.floats(-2 * math.pi, 2 * math.pi)

@@ -19,10 +19,9 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from qpa_exp.circuits.ansatz import Ansatz
+from qpa_exp.circuits.ansatz import GATES, Ansatz
 from qpa_exp.circuits.ansatze import ANSATZE
 from qpa_exp.circuits.gate_matrices import gate_matrix, pauli_matrix
-from qpa_exp.circuits.gates import GATES
 from qpa_exp.circuits.recorded_devices import NOISES, NoiseOfGates, noise_model, record_of, snapshot
 from qpa_exp.circuits.simulator import Packages, Simulator
 from qpa_exp.circuits.to_qiskit import QISKIT, angle_places, measured_circuit, transpile_for
