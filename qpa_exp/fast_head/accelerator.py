@@ -52,10 +52,10 @@ def adapts_head_alone(model: AdaptedModel) -> bool:
     if model.peft_model.active_peft_config.is_prompt_learning:
         return False
     lm = model.language_model()
-    head = lm.get_output_embeddings()
+    head: Any = lm.get_output_embeddings()
     if not isinstance(head, BaseTunerLayer) or not _is_plain(head.get_base_layer()):
         return False
-    within = set(nn.Module.modules(head))
+    within = set(nn.Module.modules(head))  # type: ignore[arg-type]
     return not any(
         isinstance(module, BaseTunerLayer)
         or is_parametrized(module)
@@ -180,7 +180,8 @@ def any_head_loss(
     sought = [t for t in trained if t.requires_grad] if torch.is_grad_enabled() else []
     gradients = [torch.zeros_like(t) for t in sought]
     nats = torch.zeros(targets.shape, device=hidden.device)
-    for part in rectangles(*targets.shape, max(1, chunk_bytes // (4 * vocab))):
+    most = max(1, chunk_bytes // (4 * vocab))
+    for part in rectangles(targets.shape[0], targets.shape[1], most):
         with torch.set_grad_enabled(bool(sought)):
             logits = head(hidden[part].detach()).flatten(0, 1).float()
             at = targets[part].flatten()

@@ -182,9 +182,9 @@ def add_product(
         for rows in _blocks(stored):
             to[rows].addmm_(stored[rows].float(), columns)
         return
-    at, rows, out = _bits(stored), _numpy(columns.T), to.numpy()
+    at, factors, out = _bits(stored), _numpy(columns.T), to.numpy()
     share_out(
-        lambda first, last: _add_product(at, rows, out, first, last),
+        lambda first, last: _add_product(at, factors, out, first, last),
         len(at),
         threads=at.size >= _WORTH_THREADS,
     )
