@@ -8,8 +8,6 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-import qpa_exp.sweeps.studies  # noqa: F401  makes the studies known to Hydra
-
 
 class StudySweeper(Sweeper):
     """Runs the parts of a study, or of the command line; see :mod:`qpa_exp.sweeps.sweep`."""
@@ -18,7 +16,11 @@ class StudySweeper(Sweeper):
         """``options`` are what :class:`qpa_exp.sweeps.studies.SweeperConfig` describes."""
 
     def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+        self,
+        *,
+        hydra_context: HydraContext,
+        task_function: TaskFunction,  # noqa: ARG002
+        config: DictConfig,
     ) -> None:
         """Keep what Hydra hands over; the task is :func:`qpa_exp.sweeps.worker.work`."""
         self.hydra_context = hydra_context

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qpa_exp.adapters import QPAModel, get_qpa_model
+    from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
     from qpa_exp.config import QPAConfig
     from qpa_exp.errors import InputError
 
@@ -31,8 +31,8 @@ if sys.argv[:1] == ["-m"] and find_spec("hydra") is None:
 
 _HOMES = {
     "QPAConfig": "qpa_exp.config",
-    "QPAModel": "qpa_exp.adapters",
-    "get_qpa_model": "qpa_exp.adapters",
+    "QPAModel": "qpa_exp.adapters.qpa_model",
+    "get_qpa_model": "qpa_exp.adapters.qpa_model",
     "InputError": "qpa_exp.errors",
 }
 __all__ = ["InputError", "QPAConfig", "QPAModel", "get_qpa_model"]

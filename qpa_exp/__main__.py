@@ -1,7 +1,7 @@
 """``python -m qpa_exp``: train and test a run, or continue one with ``resume=<directory>``.
 
 Takes Hydra's overrides and flags: ``qpa.n_mlp=128``, ``-m`` for a sweep (``-m sweep=fig2`` for one
-of ``sweeps/``), ``--cfg job`` to see the config, ``--help``.
+of ``sweeps/``), ``--cfg job`` to see the config, ``--hydra-help`` for the rest of Hydra's.
 """
 
 from __future__ import annotations
@@ -9,16 +9,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
-import hydra
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from qpa_exp.cli import compose_config, conf_dir, register_schema, run_command, to_config
+from qpa_exp.adapters.catalogue import METHODS
+from qpa_exp.cli import (
+    compose_config,
+    conf_dir,
+    known_keys,
+    register_schema,
+    run_command,
+    to_config,
+)
 from qpa_exp.errors import InputError
+
+MULTIRUN = {"-m", "--multirun"}
 
 
 def main(arguments: list[str]) -> None:
@@ -35,11 +42,33 @@ def main(arguments: list[str]) -> None:
             refusal = started.run("config", one_run, arguments).return_value
         if refusal is not None:
             raise refusal
-    elif flags <= {"-m", "--multirun"}:
+    elif flags & {"-h", "--help"}:
+        print(help_page(), end="")
+    elif flags <= MULTIRUN:
         run_sweep([argument for argument in arguments if argument not in flags])
     else:  # one of Hydra's own, which reads the shell's arguments itself
+        import hydra
+
         register_schema()
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(one_run)()
+        name = "multirun" if flags & MULTIRUN else "config"
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(one_run)()
+
+
+def help_page() -> str:
+    """What the command takes: this file's own words, and every group with its options.
+
+    Hydra would compose a config for its page, which takes two seconds.
+    """
+    options: dict[str, set[str]] = {"peft": set(METHODS)}
+    for file in conf_dir().glob("*/*.yaml"):
+        if not file.stem.startswith("_"):
+            options.setdefault(file.parent.name, set()).add(file.stem)
+    lines = [f"  {group}={'|'.join(sorted(names))}" for group, names in sorted(options.items())]
+    groups = "\n".join(
+        fill(line, 100, subsequent_indent="    ", break_on_hyphens=False) for line in lines
+    )
+    keys = fill(", ".join(known_keys()), 100, initial_indent="  ", subsequent_indent="  ")
+    return f"{__doc__}\nGroups and their options:\n{groups}\n\nKeys:\n{keys}\n"
 
 
 def one_run(composed: DictConfig) -> InputError | None:
@@ -48,6 +77,8 @@ def one_run(composed: DictConfig) -> InputError | None:
     Returns:
         A refusal: if it were raised, Hydra would print a line of its own about it.
     """
+    from hydra.core.hydra_config import HydraConfig
+
     from qpa_exp.runs.directory import discard
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -69,12 +100,15 @@ def run_sweep(arguments: list[str]) -> None:
     from qpa_exp.sweeps.worker import work
 
     with hydra_of(conf_dir()) as started:
-        started.multirun("config", work, name_scales(arguments))
+        started.multirun("multirun", work, name_scales(arguments))
 
 
 @contextlib.contextmanager
 def hydra_of(directory: Path) -> Iterator[Any]:
     """Hydra with this config tree: ``hydra.main`` takes its arguments from the shell alone."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
     register_schema()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(directory), version_base="1.3", job_name="qpa_exp"):

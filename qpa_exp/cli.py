@@ -16,7 +16,7 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 from qpa_exp.adapters.catalogue import option_nodes, unknown_method
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError, first_line, nearest
-from qpa_exp.runs.check import check
+from qpa_exp.runs.check_config import check
 
 USAGE_ERROR = 2
 

@@ -1,12 +1,62 @@
-"""This machine's memory: how much is free, and what the C library does with what torch frees."""
+"""This machine: loops compiled for its processor, their threads, and its memory.
+
+A loop that is to be compiled is ``@compiled``, and beneath it ``@no_type_check``: the checks of
+types that the tests put into every function cannot be compiled.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, TypeVar
 
-import psutil
+T = TypeVar("T")
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile at the first call, and keep that for the next process where there is a place for it.
+
+    Sums may be taken in any order, so that they are taken many at a time; NaN and infinity stay.
+    """
+    return _njit(function, fastmath={"reassoc", "contract", "nsz", "arcp"})
+
+
+def compiled_in_order(function: Callable[..., Any]) -> Any:
+    """The same for arithmetic that is to be done as it is written."""
+    return _njit(function, fastmath={"contract"})
+
+
+def _njit(function: Callable[..., Any], fastmath: set[str]) -> Any:
+    import numba
+
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # neither beside the source nor in the user's cache may be written
+        return numba.njit(**options)(function)
+
+
+def share_out(do: Callable[[int, int], T], n: int, *, threads: bool) -> list[T]:
+    """``do(first, last)`` for ranges that make up ``range(n)``, and what they return.
+
+    Args:
+        do: releases the interpreter's lock, as compiled loops do.
+        n: how much there is to do.
+        threads: whether it is worth it to start some; then there are as torch has.
+    """
+    import torch
+
+    parts = max(1, min(n, torch.get_num_threads() if threads else 1))
+    if parts == 1:
+        return [do(0, n)]
+    bounds = [n * part // parts for part in range(parts + 1)]
+    with ThreadPoolExecutor(parts - 1) as pool:  # one for each call: a fork would not keep it
+        others = [pool.submit(do, *span) for span in pairwise(bounds[1:])]
+        return [do(*bounds[:2]), *(other.result() for other in others)]
+
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -15,13 +65,15 @@ _MIB = 2**20
 
 def free_memory() -> int:
     """Bytes that are free on this machine."""
+    import psutil
+
     return int(psutil.virtual_memory().available)
 
 
 def keep_freed_memory() -> bool:
     """Let the C library keep the blocks that torch frees on a CPU; whether that was possible.
 
-    glibc gives a large block back to the system as soon as it is freed, and the next step pays
+    glibc gives a large block back to the system as it is freed, and the next step pays
     for each of its pages again: half the time of a step, where the logits take tens of MB. Other
     C libraries (macOS, musl, Windows) have no such switch, and nothing is done there.
     """

@@ -2,8 +2,8 @@
 
 ``python -m qpa_exp.reproduce studies=fig2,table2 scale=tiny``; ``studies=all`` is every file of
 ``sweeps/`` that has points at that scale. ``scale=paper`` is the scales at which the paper has a
-study. It is the sweep ``python -m qpa_exp -m sweep=<studies>``, in which runs that studies share are
-made once, and then a report for each; further Hydra overrides, of the runs or the launcher, are
+study. It is the sweep ``python -m qpa_exp -m sweep=<studies>``, in which runs that studies share
+are made once, and then a report for each; further Hydra overrides, of the runs or the launcher, are
 passed on. Where the scale says so, runs go side by side, one to a core, unless a launcher is named.
 """
 
@@ -77,30 +77,25 @@ def scales(study: str, scale: str) -> list[str]:
 
 
 def side_by_side(scale: str, rest: list[str]) -> int:
-    """How many runs at once: as many as there are cores and memory for, where that is faster.
+    """How many runs at once: as there are cores and memory for, where that is faster.
 
     Args:
         scale: says whether it is.
         rest: what the user says about launchers holds.
     """
     named = any(argument.startswith(("hydra/launcher", "hydra.launcher")) for argument in rest)
-    there = importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is not None
+    there = importlib.util.find_spec("joblib") is not None
     if named or not there or not runs_side_by_side(scale):
         return 1
     return max(1, min(os.cpu_count() or 1, free_memory() // _BYTES_OF_A_RUN))
 
 
-def launcher(processes: int) -> list[str]:
-    """The launcher that takes so many runs at once, as overrides."""
-    if processes == 1:
-        return []
-    return ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={processes}"]
-
-
 def _sweep(studies: list[str], scale: str, out: Path, rest: list[str]) -> list[str]:
     """Those that failed."""
     places = [f"hydra.sweep.dir={out / 'runs'}", f"hydra.sweeper.records={out / 'studies'}"]
-    more = ["hydra.sweeper.keep_going=true", *places, *launcher(side_by_side(scale, rest))]
+    more = ["hydra.sweeper.keep_going=true", *places]
+    if (processes := side_by_side(scale, rest)) > 1:
+        more.append(f"hydra.sweeper.side_by_side={processes}")
     try:
         run_sweep([f"sweep={','.join(studies)}", f"scale={scale}", *more, *rest])
     except StudiesFailed as error:

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "qpa_exp"
@@ -29,11 +31,21 @@ def run_program(program: str, directory: Path, *arguments: str) -> str:
 
 
 def test_a_name_means_one_thing() -> None:
-    """No two modules share a name, whichever rooms they are in."""
+    """No two modules share a name; an entry's name is the user's word, which two keys may share."""
     modules = [file for file in PACKAGE.rglob("*.py") if not file.stem.startswith("__")]
     packages = [file.parent for file in PACKAGE.rglob("__init__.py")]
-    named = Counter(path.stem for path in (*modules, *packages))
+    modules = [file for file in modules if file.stem != file.parent.name]  # a room's chief file
+    entries = [file for file in modules if "\nENTRY = " in file.read_text(encoding="utf-8")]
+    named = Counter(path.stem for path in {*modules, *packages} - set(entries))
+    named.update({file.stem for file in entries})
     assert [name for name, times in named.items() if times > 1] == []
+
+
+def test_no_module_imports_in_a_circle() -> None:
+    """Inside functions, too; what is imported for types alone is not."""
+    graph = grimp.build_graph("qpa_exp", exclude_type_checking_imports=True, cache_dir=None)
+    modules = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    TopologicalSorter(modules).prepare()
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from qpa_exp import plan as command
-from qpa_exp.adapters.build import adapt
-from qpa_exp.adapters.counts import count
+from qpa_exp.adapters.catalogue import count
+from qpa_exp.adapters.qpa_model import adapt
 from qpa_exp.cli import compose_config
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import load_architecture
@@ -128,7 +128,7 @@ SMALL = {
         "model.architecture.intermediate_size=32",
         "model.architecture.num_hidden_layers=2",
         "model.architecture.head_dim=8",
-        "qpa.n_mlp=16",
+        "model.recipe.tuned.n_mlp=16",
     ],
 }
 NOT_REMARKED = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
@@ -203,7 +203,7 @@ def test_an_oversized_chunk_is_warned_of(caplog):
     [
         (["peft.target_modules=[lm_hed]"], "lm_hed is no module .*lm_head"),
         (["data.max_length=1025"], r"data\.max_length=1025 .*at most 1024"),
-        (["qpa.ansatz=other"], r"qpa\.ansatz=other is unknown: give one of ry, "),
+        (["qpa.ansatz=other"], r"qpa\.ansatz=other is unknown: give one of classical, frozen, "),
     ],
 )
 def test_what_could_not_run_is_refused(overrides, sentence):

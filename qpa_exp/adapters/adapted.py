@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qpa_exp.adapters.catalogue import METHODS
-from qpa_exp.adapters.checkpointing import checkpoint_activations
-from qpa_exp.adapters.peft_model import train_adapter_only
+from qpa_exp.adapters.peft_model import checkpoint_activations, train_adapter_only
 from qpa_exp.errors import InputError, one_line
 
 if TYPE_CHECKING:
-    from qpa_exp.generator import Generator
+    from qpa_exp.generator.generator import Generator
 
 
 Adapted = TypeVar("Adapted", bound="AdaptedModel")
@@ -89,7 +88,10 @@ class AdaptedModel(nn.Module):
     @property
     def circuit_evaluations(self) -> Tensor | None:
         """How often a circuit has been evaluated in this process; None without a generator."""
-        return None if self.generator is None else self.generator.circuit.evaluations
+        if self.generator is None:
+            return None
+        evaluations: Any = self.generator.circuit.evaluations
+        return torch.as_tensor(evaluations)
 
     def compile_generator(self) -> None:
         """Make the generator faster, where there is one."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import types
+import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,9 +16,160 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from qpa_exp.adapters.checkpointing import mark_checkpointed
+from qpa_exp.adapters.catalogue import METHODS, Method
+from qpa_exp.config import PeftMethodConfig
 from qpa_exp.errors import InputError, nearest, sentence_end
+
+
+def checkpoint_activations(model: PreTrainedModel, **options: Any) -> None:
+    """Let every layer keep its input alone, and compute the rest again in the backward pass.
+
+    Args:
+        model: the frozen language model, with or without PEFT's layers in it.
+        options: what the model's own ``activation_checkpointing_enable`` takes.
+    """
+    model.activation_checkpointing_enable(**options)
+    for layer in _checkpointed(model):
+        layer._gradient_checkpointing_func = _in_evaluation(layer)
+
+
+def mark_checkpointed(model: nn.Module, mode: bool) -> None:
+    """Give the checkpointed layers, and nothing within them, the mark of training."""
+    for layer in _checkpointed(model):
+        layer.training = mode
+
+
+def _checkpointed(model: nn.Module) -> Iterator[Any]:
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            yield module
+
+
+def _in_evaluation(layer: Any) -> Callable[..., Any]:
+    """The layer's checkpointing function, with the mark of training taken off while it computes."""
+    checkpoint = layer._gradient_checkpointing_func
+
+    def checkpoint_in_evaluation(compute: Callable[..., Any], *inputs: Any) -> Any:
+        def frozen(*inputs: Any) -> Any:
+            marked, layer.training = layer.training, False
+            try:
+                return compute(*inputs)
+            finally:
+                layer.training = marked
+
+        return checkpoint(frozen, *inputs)
+
+    return checkpoint_in_evaluation
+
+
+_KEYS = ("r", "lora_alpha", "lora_dropout", "target_modules")
+"""Our typed keys; what is a method's alone is in ``peft.options``, under PEFT's own names."""
+
+# What a run decides, or what would train the language model's own weights.
+_NO_OPTIONS = {item.name for item in fields(PeftConfig)} | {
+    "bias", "modules_to_save", "num_layers", "num_attention_heads", "token_dim",
+    "num_transformer_submodules",
+}  # fmt: skip
+
+_ALL_LINEAR = "all-linear"
+"""As the only target: every linear layer but the output head."""
+
+
+def make_peft_config(config: PeftMethodConfig, task_type: str = "CAUSAL_LM") -> PeftConfig:
+    """PEFT's config for the method that ours names.
+
+    A key that is null is left to PEFT's own default. A method that targets no modules by name
+    leaves the schema's default, ``[lm_head]``, unread.
+
+    Raises:
+        InputError: a key or an option that the method does not have, or a value that it refuses.
+    """
+    name = config.method
+    method = METHODS[name]
+    has = {f.name for f in fields(method.config_class())}
+    values = {key: getattr(config, key) for key in _KEYS if getattr(config, key) is not None}
+    if "target_modules" not in has and config.target_modules == PeftMethodConfig().target_modules:
+        del values["target_modules"]
+    for key, value in values.items():
+        if key not in has:
+            own = ", ".join([*(f"peft.{k}" for k in _KEYS if k in has), "peft.options"])
+            raise InputError(f"peft.{key}={value} is no key of peft={name}: it takes {own}.")
+    for option, value in config.options.items():
+        _check_option(name, method, option, value)
+    if values.get("target_modules") == [_ALL_LINEAR]:  # PEFT takes this word by itself
+        values["target_modules"] = _ALL_LINEAR
+    try:
+        return method.config_class()(
+            task_type=task_type, **values, **method.fixed, **config.options
+        )
+    except (ValueError, TypeError, AssertionError) as error:
+        raise InputError(
+            f"peft={name} refuses this configuration: {sentence_end(error)}"
+        ) from error
+
+
+def options_of(method: Method) -> dict[str, Any]:
+    """What ``peft.options`` may hold, with the types that PEFT states."""
+    config_class = method.config_class()
+    hints = typing.get_type_hints(config_class)
+    taken = {*_NO_OPTIONS, *_KEYS, *method.fixed}
+    own = [item for item in fields(config_class) if item.name not in taken]
+    return {f.name: hints[f.name] | None if f.default is None else hints[f.name] for f in own}
+
+
+def _check_option(name: str, method: Method, option: str, value: object) -> None:
+    options = options_of(method)
+    if option in _KEYS:
+        raise InputError(f"peft.options.{option} is a key of its own: write peft.{option}={value}.")
+    if option not in options:
+        close = nearest(option, options) or sorted(options)
+        raise InputError(
+            f"peft.options.{option} is no option of peft={name}: did you mean {' or '.join(close)}?"
+        )
+    if not _fits(value, options[option]):
+        raise InputError(
+            f"peft.options.{option}={value} has the wrong type: give {_words(options[option])}."
+        )
+
+
+_WORDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "text",
+    list: "a list", dict: "a table", types.NoneType: "null",
+}  # fmt: skip
+
+
+def _choices(hint: Any) -> list[Any]:
+    """The types that a hint allows, or the values."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return [choice for part in typing.get_args(hint) for choice in _choices(part)]
+    if origin is typing.Literal:
+        return list(typing.get_args(hint))
+    return [origin or hint]
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value from a config is of a hint's type; of one of PEFT's own, PEFT decides."""
+    for choice in _choices(hint):
+        if not isinstance(choice, type):
+            fits = value == choice
+        elif choice not in _WORDS:
+            fits = True
+        elif isinstance(value, bool):
+            fits = choice is bool
+        else:
+            fits = isinstance(value, int | float if choice is float else choice)
+        if fits:
+            return True
+    return False
+
+
+def _words(hint: Any) -> str:
+    choices = [_WORDS.get(c, c) if isinstance(c, type) else c for c in _choices(hint)]
+    return " or ".join(dict.fromkeys(map(str, choices)))
+
 
 # Within a layer the generated vector holds B first, then A: the released code's order. DoRA's
 # magnitudes come last. Other methods keep PEFT's order.
@@ -25,6 +179,9 @@ _TENSOR_ORDER = ("lora_B", "lora_A", "lora_magnitude_vector")
 _RANKED = {
     PeftType.LORA, PeftType.VBLORA, PeftType.TINYLORA, PeftType.UNILORA, PeftType.RANDLORA,
 }  # fmt: skip
+
+# Methods whose tensors are embeddings.
+_BEFORE_THE_TEXT = {PeftType.PROMPT_TUNING, PeftType.P_TUNING}
 
 # What PEFT, and torch within it, raise for a value or a layer that they cannot use.
 _REFUSALS = (
@@ -45,6 +202,10 @@ def build_peft_model(model: PreTrainedModel, config: PeftConfig, seed: int) -> P
     """
     check_targets(model, config)
     check_rank(model, config)
+    if config.peft_type in _BEFORE_THE_TEXT and getattr(config, "token_dim", None) is None:
+        # PEFT would take the layers' width, which is not that of OPT's embeddings.
+        embedding: Any = model.get_input_embeddings()
+        config.token_dim = embedding.weight.shape[1]  # type: ignore[attr-defined]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # lm_head is tied to the embedding in most models: that concerns merging an adapter into
         # the weights. The others are PEFT's remarks on what it does by itself.

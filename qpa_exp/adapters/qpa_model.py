@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,12 +15,132 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from qpa_exp.adapters import saved_generator as files
-from qpa_exp.adapters.adapted import AdaptedModel, know_own_methods
-from qpa_exp.adapters.generated_vector import GeneratedVector, Slice
-from qpa_exp.adapters.peft_model import build_peft_model, trainable_tensors, whole_modules
-from qpa_exp.config import QPAConfig, validate
+from qpa_exp.adapters.adapted import AdaptedModel, ClassicalModel, know_own_methods
+from qpa_exp.adapters.catalogue import check_length, check_method
+from qpa_exp.adapters.peft_model import (
+    build_peft_model,
+    checkpoint_activations,
+    make_peft_config,
+    trainable_tensors,
+    whole_modules,
+)
+from qpa_exp.config import Config, QPAConfig
 from qpa_exp.errors import InputError, one_line
-from qpa_exp.generator import Generator
+from qpa_exp.generator.generator import Generator
+from qpa_exp.generator.rules import VARIANTS, check_generator
+from qpa_exp.lm.loading import n_positions
+
+
+class GeneratedVector:
+    """The vector that the tensors are cut from, made anew for each forward pass that is trained.
+
+    Without gradients it is kept, and made again only when a parameter has changed. A loop that
+    knows where an optimizer step begins and ends can have it made once for each: see
+    :meth:`begin_step`.
+
+    Attributes:
+        sizes: of the tensors, in their order.
+        make: gives the vector: the generator, or the same compiled.
+        value: the vector as it is now, and ``pieces`` what it is cut into.
+    """
+
+    value: Float[Tensor, " m"]
+    pieces: Sequence[Float[Tensor, " size"]]
+
+    def __init__(self, generator: Generator, sizes: Sequence[int]) -> None:
+        self.generator, self.sizes = generator, list(sizes)
+        self.make: Callable[[], Tensor] = generator
+        self._step: tuple[Tensor, Tensor] | None = None
+        """While a step is open: the vector as it was generated, and the leaf that stands for it."""
+        self._kept_for: tuple[bool, list[Tensor]] | None = None
+        """The mode and the parameters that ``value`` is kept for; None for any other value."""
+        self.settle()
+
+    def begin_step(self) -> None:
+        """Make the vector, unless a step is open already.
+
+        Until :meth:`end_step` every backward pass ends at it, and its gradients add up.
+        """
+        if self._step is None:
+            generated = self.make()
+            self._step = generated, generated.detach().clone().requires_grad_()
+        self._set(self._step[1])
+
+    def end_step(self) -> None:
+        """Take what has added up through the generator, to the gradients of its parameters."""
+        if self._step is None:
+            return
+        (generated, leaf), self._step = self._step, None
+        if leaf.grad is not None:
+            generated.backward(leaf.grad)
+        self._set(leaf.detach())
+
+    def compile(self, mode: str) -> None:
+        """Compile the generator and try it; it stays as it was where that fails."""
+        training = self.generator.training
+        self.make = torch.compile(self.generator.train(), mode=mode)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                self.begin_step()
+                self.value.sum().backward()
+                self.end_step()
+        except Exception:
+            self.make, self._step = self.generator, None
+            raise
+        finally:
+            self.generator.zero_grad(set_to_none=True)
+            self.generator.train(training)
+            self.settle()
+
+    def settle(self) -> None:
+        """Make ``value`` that of evaluation, whatever the mode: a random order's one sample."""
+        mode = self.generator.training
+        self.generator.eval()
+        try:
+            with torch.no_grad():
+                self._set(self.make())
+        finally:
+            self.generator.train(mode)
+
+    def refresh(self) -> None:
+        """Bring ``value`` up to date with the generator's parameters."""
+        if torch.is_grad_enabled():
+            self._set(self.make() if self._step is None else self._step[1])
+            return
+        mode = self.generator.training
+        parameters: list[Tensor] = list(self.generator.parameters())
+        if self._kept_for is None or not _same(self._kept_for, (mode, parameters)):
+            self._set(self.make())
+            self._kept_for = mode, [p.detach().clone() for p in parameters]
+
+    def _set(self, value: Float[Tensor, " m"]) -> None:
+        """Cut at once, so that the gradients of all pieces are put together at once, too."""
+        with torch.set_grad_enabled(value.requires_grad):
+            self.value, self.pieces = value, value.split(self.sizes)
+        self._kept_for = None
+
+
+def _same(one: tuple[bool, list[Tensor]], other: tuple[bool, list[Tensor]]) -> bool:
+    pairs = zip(one[1], other[1], strict=True)
+    return one[0] == other[0] and all(a.device == b.device and torch.equal(a, b) for a, b in pairs)
+
+
+class Slice(nn.Module):
+    """A parametrization: one tensor of the method, read from the generated vector.
+
+    Under an anchor the tensor that PEFT itself initialised is added: init + G(theta) - G(theta_0).
+    """
+
+    def __init__(self, vector: GeneratedVector, place: int, shape: torch.Size) -> None:
+        super().__init__()
+        self.vector, self.place, self.shape = vector, place, shape
+
+    def forward(self, initial: Tensor) -> Tensor:
+        """``initial`` is PEFT's own tensor; the result has its shape and type."""
+        piece = self.vector.pieces[self.place].view(self.shape)
+        if self.vector.generator.config.anchor:
+            return initial + piece.to(initial.dtype)
+        return piece.to(initial.dtype)
 
 
 class QPAModel(AdaptedModel):
@@ -166,7 +286,8 @@ class QPAModel(AdaptedModel):
         know_own_methods()
         saved = files.read(directory)
         saved.check_base(model)
-        loaded = get_qpa_model(model, saved.peft_config, saved.qpa_config)
+        seed = saved.qpa_config.seed
+        loaded = cls(build_peft_model(model, saved.peft_config, seed), saved.qpa_config)
         saved.load_into(loaded.generator, dict(whole_modules(loaded.peft_model)))
         return loaded.eval()
 
@@ -187,8 +308,8 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
         config: the generator; ``QPAConfig(n_mlp=2048)`` is the variant ``tuned``.
 
     Raises:
-        InputError: a target that does not exist, more qubits than the back end takes, or a value
-            of ``config`` that is out of range.
+        InputError: a target that does not exist, more qubits than the back end takes, or a
+            ``config`` that is out of range, names nothing, or contradicts itself.
 
     Example:
         >>> from peft import LoraConfig
@@ -198,9 +319,51 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
         >>> model.generator.chunking.m
         464
     """
-    validate(config, "qpa.")
-    if config.variant == "off":
-        raise InputError("qpa=off has no generator: use peft.get_peft_model itself.")
+    check_generator(config)
+    if not VARIANTS[config.variant].generates:
+        raise InputError(f"qpa={config.variant} has no generator: use peft.get_peft_model itself.")
     qpa = QPAModel(build_peft_model(model, peft_config, config.seed), config)
     qpa.generator.chunking.warn_if_oversized()
     return qpa
+
+
+# --- either kind, from a config -----------------------------------------------------------------
+
+
+def adapt(
+    base_model: PreTrainedModel, config: Config, task_type: str = "CAUSAL_LM"
+) -> AdaptedModel:
+    """The method on the language model: generated, or under ``qpa=off`` trained itself.
+
+    Args:
+        base_model: it is changed in place.
+        config: of the run.
+        task_type: PEFT's name for what the model does: ``CAUSAL_LM`` or ``SEQ_CLS``.
+
+    Raises:
+        InputError: a target that does not exist, examples longer than the model's positions, or
+            more qubits than the back end takes.
+    """
+    check_method(config)
+    check_length(config, n_positions(base_model.config))
+    peft_config = make_peft_config(config.peft, task_type)
+    adapted: AdaptedModel
+    if VARIANTS[config.qpa.variant].generates:
+        adapted = get_qpa_model(base_model, peft_config, config.qpa)
+    else:
+        adapted = ClassicalModel(build_peft_model(base_model, peft_config, config.qpa.seed))
+    if config.trainer.gradient_checkpointing:
+        checkpoint_activations(base_model)
+    return adapted
+
+
+def load_adapted(
+    base_model: PreTrainedModel, directory: str | Path, config: Config
+) -> AdaptedModel:
+    """What a run's :meth:`~AdaptedModel.save_pretrained` wrote, on its language model; evaluating.
+
+    Raises:
+        InputError: files that are missing, damaged, or were saved for another model.
+    """
+    kind = QPAModel if VARIANTS[config.qpa.variant].generates else ClassicalModel
+    return kind.from_pretrained(base_model, directory)

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qpa_exp.adapters.peft_model import build_for_sizes, trainable_tensors, whole_modules
-from qpa_exp.config import QPAConfig, validate
+from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, first_line
-from qpa_exp.generator import Generator
+from qpa_exp.generator.generator import Generator
+from qpa_exp.generator.rules import VARIANTS, check_generator
 
 WEIGHTS, CONFIG, WHOLE = "generator.safetensors", "qpa_config.json", "modules.safetensors"
 _FORMAT = 1
@@ -148,7 +149,9 @@ def _read_config(source: Path) -> SavedGenerator:
         raise ValueError(f"its format is {record['format']}, this version reads {_FORMAT}")
     merged = OmegaConf.merge(OmegaConf.structured(QPAConfig), record["qpa_config"])
     qpa_config: Any = OmegaConf.to_object(merged)
-    validate(qpa_config, "qpa.")
+    check_generator(qpa_config, saved=True)
+    if not VARIANTS[qpa_config.variant].generates:
+        raise ValueError(f"qpa={qpa_config.variant} has no generator")
     shapes = {str(name): [int(n) for n in shape] for name, shape in record["shapes"].items()}
     peft_config = PeftConfig.from_peft_type(**record["peft_config"])
     targets = getattr(peft_config, "target_modules", None)

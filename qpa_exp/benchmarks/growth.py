@@ -9,7 +9,7 @@ from typing import Any
 from qpa_exp.benchmarks.measuring import Seconds, fit_exponent, side_by_side
 from qpa_exp.benchmarks.workloads import Shape, Workload
 from qpa_exp.config import QPAConfig
-from qpa_exp.generator import Generator
+from qpa_exp.generator.generator import Generator
 
 _SMALL = Shape("growth", "gpt2", vocab=16384, width=256, tokens=256, n_mlp=256)
 

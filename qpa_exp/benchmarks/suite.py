@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qpa_exp.benchmarks.circuits import CircuitTimes, measure_circuits
+from qpa_exp.benchmarks.circuit_times import CircuitTimes, measure_circuits
 from qpa_exp.benchmarks.growth import Growth, measure_growth
 from qpa_exp.benchmarks.measuring import Machine, Seconds, side_by_side
 from qpa_exp.benchmarks.peak_memory import can_measure, measure_memory

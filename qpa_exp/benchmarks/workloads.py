@@ -15,14 +15,15 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from qpa_exp.adapters import ClassicalModel, QPAModel, get_qpa_model
+from qpa_exp.adapters.adapted import ClassicalModel
 from qpa_exp.adapters.peft_model import build_peft_model
+from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.cli import compose_config
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
-from qpa_exp.fast_head.adapted_head import AdaptedHead
-from qpa_exp.fast_head.backbone import Backbone
-from qpa_exp.fast_head.frozen_head import FinalLogits
+from qpa_exp.fast_head.accelerator import AdaptedHead
+from qpa_exp.fast_head.hidden_tables import Backbone
+from qpa_exp.fast_head.low_rank_loss import FinalLogits
 from qpa_exp.machine import stock_memory
 
 _SEED = 0

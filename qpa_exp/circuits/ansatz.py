@@ -5,15 +5,84 @@ Nothing here needs torch, so that a circuit can be checked, counted and drawn wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qpa_exp.circuits.gates import GATES
 from qpa_exp.config import QPAConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Int32
     from torch import nn
+
+_H = 1 / math.sqrt(2)
+
+
+@dataclass(frozen=True)
+class GateKind:
+    """What a gate's name stands for: a rotation by its Pauli string, or a fixed matrix."""
+
+    pauli: str | None = None
+    controlled: bool = False
+    fixed: tuple[tuple[complex, ...], ...] | None = None
+
+    @property
+    def has_angle(self) -> bool:
+        """Whether it turns by an angle."""
+        return self.pauli is not None
+
+    @property
+    def shifts(self) -> bool:
+        """Whether two evaluations at angle +- pi/2 give its slope: half-angle Pauli rotations."""
+        return self.has_angle and not self.controlled
+
+    @property
+    def permutes(self) -> bool:
+        """Whether all that it does is to move basis states."""
+        return self.fixed is not None and all(
+            entry in (0, 1) for row in self.fixed for entry in row
+        )
+
+    @property
+    def is_real(self) -> bool:
+        """Whether its matrix has real entries at every angle."""
+        if self.pauli is not None:
+            return self.pauli.count("Y") % 2 == 1
+        assert self.fixed is not None
+        return all(entry.imag == 0 for row in self.fixed for entry in row)
+
+
+def _rows(*rows: tuple[complex | float | int, ...]) -> tuple[tuple[complex, ...], ...]:
+    return tuple(tuple(complex(entry) for entry in row) for row in rows)
+
+
+def _permutation(*images: int) -> tuple[tuple[complex, ...], ...]:
+    return tuple(tuple(complex(j == image) for j in range(len(images))) for image in images)
+
+
+GATES: dict[str, GateKind] = {
+    "rx": GateKind("X"),
+    "ry": GateKind("Y"),
+    "rz": GateKind("Z"),
+    "rxx": GateKind("XX"),
+    "ryy": GateKind("YY"),
+    "rzz": GateKind("ZZ"),
+    "crx": GateKind("X", controlled=True),
+    "cry": GateKind("Y", controlled=True),
+    "crz": GateKind("Z", controlled=True),
+    "id": GateKind(fixed=_permutation(0, 1)),
+    "x": GateKind(fixed=_permutation(1, 0)),
+    "z": GateKind(fixed=_rows((1, 0), (0, -1))),
+    "h": GateKind(fixed=_rows((_H, _H), (_H, -_H))),
+    "s": GateKind(fixed=_rows((1, 0), (0, 1j))),
+    "sx": GateKind(fixed=_rows((0.5 + 0.5j, 0.5 - 0.5j), (0.5 - 0.5j, 0.5 + 0.5j))),
+    "cx": GateKind(fixed=_permutation(0, 1, 3, 2)),
+    "cz": GateKind(fixed=_rows((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, -1))),
+    "swap": GateKind(fixed=_permutation(0, 2, 1, 3)),
+}
+"""By the names of OpenQASM and Qiskit."""
 
 
 def every_qubit(n_qubits: int) -> list[tuple[int, ...]]:
@@ -68,10 +137,10 @@ class Ansatz:
 
     Args:
         label: its name in figures.
-        moments: of one repetition, in the order in which they act; none for a control that has
-            no circuit, which says by methods of its own how it is made, counted and read.
-        trained: whether angles (or what takes their place) are trained.
+        moments: of one repetition, in the order in which they act; none without a circuit.
+        trained: whether angles are trained, or without a circuit one number a chunk.
         reads_feature: whether the mapping model reads what it gives through ``qpa.feature``.
+        control: makes the module that stands in the circuit's place, as :meth:`make` does.
 
     Example:
         >>> from qpa_exp.circuits.ansatz import CNOT_CHAIN, RY, Ansatz
@@ -83,6 +152,7 @@ class Ansatz:
     moments: tuple[Moment, ...] = ()
     trained: bool = True
     reads_feature: bool = True
+    control: Callable[[QPAConfig, int, int], nn.Module] | None = None
 
     @property
     def has_circuit(self) -> bool:
@@ -130,25 +200,73 @@ class Ansatz:
                 keys.append("qpa.share_angles")
         return keys
 
-    def count(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> int:  # noqa: ARG002
-        """How many numbers of the circuit are trained."""
-        layers, rotations, qubits = self.theta_shape(n_qubits, config.n_layers)
+    def count(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> int:
+        """How many numbers are trained, besides the mapping model's."""
+        if not self.trained:
+            return 0
+        if not self.has_circuit:
+            return n_chunks * config.n_circuits
         copies = 1 if config.share_angles else config.n_circuits
-        return layers * rotations * qubits * copies if self.trained else 0
+        return copies * math.prod(self.theta_shape(n_qubits, config.n_layers))
 
-    def make(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:  # noqa: ARG002
-        """The module that gives at least ``n_chunks`` probabilities for each circuit.
+    def make(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:
+        """A control's module: it gives at least ``n_chunks`` numbers for each circuit.
 
         Draws its start from torch's global stream.
-
-        Raises:
-            InputError: what :class:`~qpa_exp.circuits.circuit.Circuit` refuses.
         """
-        from qpa_exp.circuits.circuit import Circuit
-
-        return Circuit(config, n_qubits)
+        assert self.control is not None
+        return self.control(config, n_qubits, n_chunks)
 
 
 def side_by_side(config: QPAConfig, *shape: int) -> tuple[int, ...]:
     """``shape`` for each of ``config.n_circuits`` circuits; one alone has no axis for it."""
     return shape if config.n_circuits == 1 else (config.n_circuits, *shape)
+
+
+# --- gates that only move basis states: however many there are, they are one order --------------
+
+
+def order_of(gates: Iterable[Gate], n_qubits: int) -> Int32[np.ndarray, " states"]:
+    """Where to read the amplitudes: number y of the new state is number ``order[y]`` of the old.
+
+    Args:
+        gates: that permute (``GATES[name].permutes``), in the order in which they act.
+        n_qubits: of the state.
+
+    Example:
+        >>> order_of([Gate("cx", (0, 1))], n_qubits=2).tolist()
+        [0, 1, 3, 2]
+    """
+    import numpy as np
+
+    order = np.arange(2**n_qubits, dtype=np.int32)
+    for gate in reversed(list(gates)):
+        order = _before(gate, order, n_qubits)
+    return order
+
+
+def inverse_of(order: Int32[np.ndarray, " states"]) -> Int32[np.ndarray, " states"]:
+    """The order that undoes this one."""
+    import numpy as np
+
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order), dtype=order.dtype)
+    return inverse
+
+
+def _before(gate: Gate, states: np.ndarray, n_qubits: int) -> np.ndarray:
+    """Which basis states the gate takes to these."""
+    fixed = GATES[gate.name].fixed
+    assert fixed is not None
+    import numpy as np
+
+    comes_from = np.array([row.index(1) for row in fixed], dtype=np.int32)
+    places = [n_qubits - 1 - qubit for qubit in gate.qubits]  # the first is the highest bit
+    inside = np.zeros_like(states)
+    for place in places:
+        inside = 2 * inside + ((states >> place) & 1)
+    moved = inside ^ comes_from[inside]  # the bits that change
+    for place in reversed(places):
+        states = states ^ ((moved & 1) << place)
+        moved = moved >> 1
+    return states

@@ -7,19 +7,17 @@ paper's. :mod:`~qpa_exp.circuits.torch_engine` does the rest.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from qpa_exp.circuits import compiled_loops as loops
-from qpa_exp.circuits.ansatz import Ansatz, Gate
-from qpa_exp.circuits.gates import GATES
-from qpa_exp.circuits.permutations import inverse_of, order_of
-from qpa_exp.loops import share_out
+from qpa_exp.circuits.ansatz import GATES, Ansatz, Gate, inverse_of, order_of
+from qpa_exp.machine import share_out
 
 _WORTH_THREADS = 2**21
 """Amplitudes times angles of all circuits together, from which threads are started."""
@@ -100,35 +98,29 @@ def _in_planes(states: Shaped[Tensor, "batch states"]) -> Float[np.ndarray, "bat
 # --- one repetition, as the loops take it -----------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Layer:
+class _Layer(NamedTuple):
     """The arguments of :mod:`~qpa_exp.circuits.compiled_loops` that do not change."""
 
-    axes: Int[np.ndarray, "moments qubits"]
-    places: Int[np.ndarray, "moments qubits"]
+    axes: np.ndarray
+    places: np.ndarray
     front: int
-    swap: Int[np.ndarray, " states"]
-    unswap: Int[np.ndarray, " states"]
-    then: Int[np.ndarray, "moments states"]
-    before: Int[np.ndarray, "moments states"]
+    swap: np.ndarray
+    unswap: np.ndarray
+    then: np.ndarray
+    before: np.ndarray
 
 
 @lru_cache(maxsize=32)
 def _layer(ansatz: Ansatz, n_qubits: int) -> _Layer:
     moments = _moments(ansatz, n_qubits)
+    axes = np.array([moment.axes for moment in moments], dtype=np.int8)
+    places = np.array([moment.places for moment in moments])
     front = n_qubits // 2
     states = np.arange(2**n_qubits, dtype=np.int32)
     swap, unswap = _exchange(states, n_qubits, front), _exchange(states, n_qubits, n_qubits - front)
     then = np.stack([unswap[order_of(moment.after, n_qubits)] for moment in moments])
-    return _Layer(
-        axes=np.array([moment.axes for moment in moments], dtype=np.int8),
-        places=np.array([moment.places for moment in moments]),
-        front=front,
-        swap=swap,
-        unswap=unswap,
-        then=then,
-        before=np.stack([inverse_of(order) for order in then]),
-    )
+    before = np.stack([inverse_of(order) for order in then])
+    return _Layer(axes, places, front, swap, unswap, then, before)
 
 
 class _Turns:

@@ -24,9 +24,19 @@ from typing import Any, no_type_check
 
 import numpy as np
 
-from qpa_exp.loops import compiled
+from qpa_exp.machine import compiled
 
 IDLE, X, Y, Z = 0, 1, 2, 3
+
+_PAIRS = np.array([
+    [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
+    [[0, 0, 1, 1, -1], [1, 0, 0, 1, 1]],
+    [[0, 0, 0, 1, 1], [1, 0, 1, 1, 1]],
+    [[0, 0, 1, 0, -1], [0, 1, 1, 1, 1]],
+])  # fmt: skip
+"""By axis: what it turns against what, twice over: of the one its plane and its qubit's value, of
+the other the same; and the sign of the sine. X turns real parts against the partners' imaginary
+parts, Y parts of one kind, Z the parts of one amplitude."""
 
 
 @compiled
@@ -117,27 +127,20 @@ def _turn(states: Any, axes: Any, turn: Any, first: Any, last: Any) -> None:
     for qubit in range(first, last):
         stride //= 2
         if axes[qubit] != IDLE:
-            c, s = turn[0, qubit], turn[1, qubit]
             for start in range(0, states.shape[1], 2 * stride):
-                middle, stop = start + stride, start + 2 * stride
-                if axes[qubit] == Y:
-                    for plane in range(states.shape[0]):
-                        _turn_pairs(states[plane, start:middle], states[plane, middle:stop], c, s)
-                elif axes[qubit] == X:
-                    _turn_pairs(states[0, start:middle], states[1, middle:stop], c, -s)
-                    _turn_pairs(states[1, start:middle], states[0, middle:stop], c, s)
-                else:
-                    _turn_pairs(states[0, start:middle], states[1, start:middle], c, -s)
-                    _turn_pairs(states[0, middle:stop], states[1, middle:stop], c, s)
+                for plane in range(states.shape[0]):
+                    one, at, other, there, sign = _PAIRS[axes[qubit], plane]
+                    a, b = start + at * stride, start + there * stride
+                    _turn_pairs(
+                        states[one, a : a + stride], states[other, b : b + stride],
+                        turn[0, qubit], turn[1, qubit] if sign > 0 else -turn[1, qubit],
+                    )  # fmt: skip
 
 
 @compiled
 @no_type_check
 def _turn_pairs(a: Any, b: Any, c: Any, s: Any) -> None:
-    """(a, b) -> (c a - s b, s a + c b).
-
-    X turns real parts against the partners' imaginary parts, Z those of the same amplitude.
-    """
+    """(a, b) -> (c a - s b, s a + c b)."""
     for i in range(a.shape[0]):
         u, v = a[i], b[i]
         a[i] = c * u - s * v
@@ -155,34 +158,17 @@ def _turn_back(
     for qubit in range(first, last):
         stride //= 2
         if axes[qubit] != IDLE:
-            c, s = turn[0, qubit], turn[1, qubit]
-            slope = 0 * c
+            slope = 0 * turn[0, qubit]
             for start in range(0, states.shape[1], 2 * stride):
-                middle, stop = start + stride, start + 2 * stride
-                if axes[qubit] == Y:
-                    for plane in range(states.shape[0]):
-                        slope += _turn_pairs_back(
-                            states[plane, start:middle], states[plane, middle:stop],
-                            towards[plane, start:middle], towards[plane, middle:stop], c, s,
-                        )  # fmt: skip
-                elif axes[qubit] == X:
-                    slope -= _turn_pairs_back(
-                        states[0, start:middle], states[1, middle:stop],
-                        towards[0, start:middle], towards[1, middle:stop], c, -s,
+                for plane in range(states.shape[0]):
+                    one, at, other, there, sign = _PAIRS[axes[qubit], plane]
+                    a, b = start + at * stride, start + there * stride
+                    found = _turn_pairs_back(
+                        states[one, a : a + stride], states[other, b : b + stride],
+                        towards[one, a : a + stride], towards[other, b : b + stride],
+                        turn[0, qubit], turn[1, qubit] if sign > 0 else -turn[1, qubit],
                     )  # fmt: skip
-                    slope += _turn_pairs_back(
-                        states[1, start:middle], states[0, middle:stop],
-                        towards[1, start:middle], towards[0, middle:stop], c, s,
-                    )  # fmt: skip
-                else:
-                    slope -= _turn_pairs_back(
-                        states[0, start:middle], states[1, start:middle],
-                        towards[0, start:middle], towards[1, start:middle], c, -s,
-                    )  # fmt: skip
-                    slope += _turn_pairs_back(
-                        states[0, middle:stop], states[1, middle:stop],
-                        towards[0, middle:stop], towards[1, middle:stop], c, s,
-                    )  # fmt: skip
+                    slope += found if sign > 0 else -found
             slopes[places[qubit]] += slope / 2
 
 

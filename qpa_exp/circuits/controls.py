@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,9 +12,8 @@ class FixedNumbers(nn.Module):
     numbers: Tensor
     evaluations = 0
 
-    def __init__(self, numbers: Float[Tensor, "*circuits numbers"], n_qubits: int) -> None:
+    def __init__(self, numbers: Float[Tensor, "*circuits numbers"]) -> None:
         super().__init__()
-        self.n_qubits = n_qubits
         self.register_buffer("numbers", numbers, persistent=False)
 
     def forward(self) -> Float[Tensor, "*circuits numbers"]:
@@ -24,19 +22,14 @@ class FixedNumbers(nn.Module):
 
 
 class FreeLogits(nn.Module):
-    """A softmax of trained logits, one for each chunk.
-
-    Attributes:
-        logits: normally distributed at the start, about as uneven as a random circuit.
-    """
+    """A softmax of trained logits, one for each chunk; no other basis state has a probability."""
 
     evaluations = 0
 
-    def __init__(self, shape: tuple[int, ...], n_qubits: int) -> None:
+    def __init__(self, logits: Float[Tensor, "*circuits chunks"]) -> None:
         super().__init__()
-        self.n_qubits = n_qubits
-        self.logits = nn.Parameter(torch.randn(shape))
+        self.logits = nn.Parameter(logits)
 
     def forward(self) -> Float[Tensor, "*circuits chunks"]:
-        """The chunks' probabilities; no other basis state has any."""
+        """The chunks' probabilities."""
         return self.logits.softmax(-1)

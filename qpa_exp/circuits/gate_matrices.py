@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from qpa_exp.circuits.gates import GATES
+from qpa_exp.circuits.ansatz import GATES
 
 _PAULIS: dict[str, list[list[complex]]] = {
     "I": [[1, 0], [0, 1]],

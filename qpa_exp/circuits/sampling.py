@@ -33,24 +33,13 @@ def sample_frequencies(
     return (counts / shots).to(probabilities)
 
 
-class PassThrough(torch.autograd.Function):
+def pass_through(
+    probabilities: Float[Tensor, "*batch states"], frequencies: Float[Tensor, "*batch states"]
+) -> Float[Tensor, "*batch states"]:
     """The sampled frequencies, with the slope of the exact probabilities.
 
     A sample has no slope. Its expectation is the exact distribution, so what arrives at the
     frequencies is handed on to the probabilities unchanged (a straight-through estimator): the
     backward is that of the exact circuit, at the point where the sample was taken.
     """
-
-    @staticmethod
-    def forward(probabilities: Tensor, frequencies: Tensor) -> Tensor:  # noqa: ARG004
-        """The frequencies; ``probabilities`` counts in the backward only."""
-        return frequencies.clone()
-
-    @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        """Nothing needs to be kept."""
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
-        """Handed on to the probabilities."""
-        return grad, None
+    return probabilities + (frequencies - probabilities).detach()

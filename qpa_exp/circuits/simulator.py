@@ -28,7 +28,7 @@ MOST_QUBITS = 30
 
 @dataclass(frozen=True)
 class Packages:
-    """What has to be installed: the packages by the names that pip knows, and how to get them."""
+    """What has to be installed, by the names that pip knows, and how to get it."""
 
     names: tuple[str, ...]
     install: str
@@ -135,8 +135,17 @@ def check_circuit(config: QPAConfig) -> None:
     ansatz = ANSATZE[config.ansatz]
     if ansatz.has_circuit:
         BACKENDS[config.backend].check(config)
-    if ansatz.trains_circuit:
-        GRADIENTS[config.gradient].check(config)
+    if not ansatz.trains_circuit:
+        return
+    method = GRADIENTS[config.gradient]
+    if method.check is not None:
+        method.check(config)
+    if method.estimate is None and BACKENDS[config.backend].samples:
+        others = [name for name in GRADIENTS if GRADIENTS[name].estimate is not None]
+        raise InputError(
+            f"qpa.gradient={config.gradient} needs a simulation to differentiate, which "
+            f"qpa.backend={config.backend} is not: give qpa.gradient={' or '.join(others)}."
+        )
 
 
 def check_size(config: QPAConfig, n_qubits: int) -> None:

@@ -41,10 +41,11 @@ def measured_circuit(ansatz: Ansatz, n_qubits: int, n_layers: int) -> QuantumCir
     return circuit
 
 
-def angle_places(ansatz: Ansatz, n_qubits: int, n_layers: int) -> dict[str, tuple[int, int, int]]:
-    """From the name of a parameter to its place in theta, in the order of the gates."""
+def angle_places(ansatz: Ansatz, n_qubits: int, n_layers: int) -> dict[str, int]:
+    """From the name of a parameter to its place in theta, flattened."""
+    _, rotations, _ = ansatz.theta_shape(n_qubits, n_layers)
     turned = [gate.angle for gate in ansatz.gates(n_qubits, n_layers) if gate.angle is not None]
-    return {_name(angle): angle for angle in turned}
+    return {_name((x, y, z)): (x * rotations + y) * n_qubits + z for x, y, z in turned}
 
 
 def _name(angle: tuple[int, int, int]) -> str:

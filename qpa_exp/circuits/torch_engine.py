@@ -15,10 +15,8 @@ import torch
 from jaxtyping import Float, Int32, Shaped
 from torch import Tensor
 
-from qpa_exp.circuits.ansatz import Ansatz, Gate
+from qpa_exp.circuits.ansatz import GATES, Ansatz, Gate, inverse_of, order_of
 from qpa_exp.circuits.gate_matrices import gate_matrix, generator_matrix
-from qpa_exp.circuits.gates import GATES
-from qpa_exp.circuits.permutations import inverse_of, order_of
 
 Angles = Float[Tensor, "batch layers rotations qubits"]
 States = Shaped[Tensor, "batch states"]
@@ -44,8 +42,8 @@ def amplitudes(theta: Angles, ansatz: Ansatz) -> States:
             if isinstance(step, _Permutation):
                 states = states.index_select(1, step.order)
             else:
-                moved = matrices[place][layer] @ _lead(states, step.qubits)
-                states = _follow(moved, step.qubits)
+                moved = matrices[place][layer] @ lead(states, step.qubits)
+                states = follow(moved, step.qubits)
     return states
 
 
@@ -71,10 +69,10 @@ def slopes(
             if isinstance(step, _Permutation):
                 pair = pair.index_select(1, step.inverse)
                 continue
-            after = _lead(pair, step.qubits)
+            after = lead(pair, step.qubits)
             if step.angle is not None:
                 overlaps[place].insert(0, after[batch:] @ after[:batch].mT)
-            pair = _follow(undo[place][layer] @ after, step.qubits)
+            pair = follow(undo[place][layer] @ after, step.qubits)
     found = torch.zeros_like(theta)
     for place, of_layers in overlaps.items():
         gate = steps[place]
@@ -125,17 +123,27 @@ def _dtype(theta: Tensor, ansatz: Ansatz) -> torch.dtype:
     return theta.dtype if ansatz.is_real else theta.dtype.to_complex()
 
 
-def _lead(states: States, qubits: tuple[int, ...]) -> Shaped[Tensor, "batch d rest"]:
-    """The states with these qubits as their first axis."""
-    n_qubits = states.shape[1].bit_length() - 1
-    tensor = states.view(len(states), *[2] * n_qubits)
-    front = tensor.movedim([1 + q for q in qubits], list(range(1, 1 + len(qubits))))
-    return front.reshape(len(states), 2 ** len(qubits), -1)
+def lead(
+    states: Shaped[Tensor, "batch states"], qubits: tuple[int, ...], base: int = 2
+) -> Shaped[Tensor, "batch d rest"]:
+    """The states with these qubits, of ``base`` levels each, as their first axis."""
+    tensor = _apart(states, base).movedim([1 + q for q in qubits], _first(qubits))
+    return tensor.reshape(len(states), base ** len(qubits), -1)
 
 
-def _follow(leading: Shaped[Tensor, "batch d rest"], qubits: tuple[int, ...]) -> States:
-    """The inverse of :func:`_lead`."""
-    n_qubits = leading.shape[1:].numel().bit_length() - 1
-    tensor = leading.view(len(leading), *[2] * n_qubits)
-    back = tensor.movedim(list(range(1, 1 + len(qubits))), [1 + q for q in qubits])
-    return back.reshape(len(leading), -1)
+def follow(
+    leading: Shaped[Tensor, "batch d rest"], qubits: tuple[int, ...], base: int = 2
+) -> States:
+    """The inverse of :func:`lead`."""
+    tensor = _apart(leading.flatten(1), base).movedim(_first(qubits), [1 + q for q in qubits])
+    return tensor.reshape(len(leading), -1)
+
+
+def _apart(states: States, base: int) -> Tensor:
+    """An axis for each qubit."""
+    n_qubits = (states.shape[1].bit_length() - 1) // (base.bit_length() - 1)
+    return states.unflatten(1, [base] * n_qubits)
+
+
+def _first(qubits: tuple[int, ...]) -> list[int]:
+    return list(range(1, 1 + len(qubits)))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from qpa_exp.loops import compiled, compiled_in_order, share_out
+from qpa_exp.machine import compiled, compiled_in_order, share_out
 
 _MOST_COMPILED = 6
 """The largest rank whose products the compiled passes do; torch is faster at those of more."""

@@ -4,19 +4,62 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.circuit import Circuit
 from qpa_exp.config import QPAConfig
-from qpa_exp.generator.chunking import Chunking
-from qpa_exp.generator.counting import fit_to_states, layer_widths
-from qpa_exp.generator.features import FEATURES, feature_name
+from qpa_exp.generator.features import FEATURES
 from qpa_exp.generator.mapping import MappingModel
-from qpa_exp.generator.order import RandomOrder
-from qpa_exp.generator.variants import VARIANTS
+from qpa_exp.generator.rules import VARIANTS, Chunking, feature_name, fit_to_states, layer_widths
+
+
+class RandomOrder(nn.Module):
+    """Puts ``m`` numbers into an order that is drawn once, from torch's global stream.
+
+    Attributes:
+        places: where each number of the result comes from.
+        back: where each number goes; behind them, zeros for numbers that are not read.
+    """
+
+    places: Int[Tensor, " m"]
+    back: Int[Tensor, " at_least_m"]
+
+    def __init__(self, m: int) -> None:
+        super().__init__()
+        places = torch.randperm(m)
+        self.register_buffer("places", places.int(), persistent=False)
+        self.register_buffer("back", torch.argsort(places).int(), persistent=False)
+
+    def forward(self, numbers: Float[Tensor, " at_least_m"]) -> Float[Tensor, " m"]:
+        """The first m of ``numbers`` in this order."""
+        if len(self.back) < len(numbers):
+            self.back = pad(self.back, (0, len(numbers) - len(self.back)))
+        ordered: Tensor = _Ordered.apply(numbers, self.places, self.back)
+        return ordered
+
+
+class _Ordered(torch.autograd.Function):
+    """Read in an order. The gradient is read in the opposite one: faster than being added up."""
+
+    @staticmethod
+    def forward(ctx: Any, numbers: Tensor, places: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return numbers.index_select(0, places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (back,) = ctx.saved_tensors
+        found = grad.index_select(0, back)
+        found[len(grad) :] = 0  # numbers that were not read
+        return found, None, None
 
 
 class Generator(nn.Module):
@@ -40,6 +83,7 @@ class Generator(nn.Module):
         chunking: m, n_mlp, n_chunks and n_qubits.
     """
 
+    circuit: nn.Module
     states: Tensor
     bits: Tensor
 
@@ -56,7 +100,10 @@ class Generator(nn.Module):
         states = torch.arange(self.chunking.n_chunks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.circuit = ansatz.make(config, n_qubits, self.chunking.n_chunks)
+            if ansatz.has_circuit:
+                self.circuit = Circuit(config, n_qubits)
+            else:
+                self.circuit = ansatz.make(config, n_qubits, self.chunking.n_chunks)
             # Draw as many numbers as ``ry`` has angles: a seed gives the same mapping model beside
             # every ansatz and control.
             torch.manual_seed(config.seed)

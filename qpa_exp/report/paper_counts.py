@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from qpa_exp.adapters.counts import Counts, plan_counts
+from qpa_exp.adapters.catalogue import Counts, plan_counts
 from qpa_exp.cli import compose_config
 from qpa_exp.report.paper_values import Reported, reported
 from qpa_exp.report.tables import method_of, setting_of

@@ -53,7 +53,7 @@ def _parameters(metrics: list[str]) -> Section:
 
     names = {metric: metric for metric in metrics}
     names |= {"qubits": "n_qubits", "seconds of training": "train_seconds"}
-    panels = [
+    panels: list[Any] = [
         ScatterPlot(
             title=f"{title} against trainable parameters",
             x=SummaryMetric(_SIZE), y=SummaryMetric(name), log_x=True,

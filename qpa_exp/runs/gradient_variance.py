@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from qpa_exp.generator import Generator
+from qpa_exp.generator.generator import Generator
 
 if TYPE_CHECKING:
     from qpa_exp.runs.module import AdapterModule

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,11 +14,11 @@ from torchmetrics import Metric
 from transformers import get_scheduler
 
 from qpa_exp.adapters.adapted import AdaptedModel
-from qpa_exp.config import Config
+from qpa_exp.config import Config, OptimConfig
 from qpa_exp.data.datamodule import Batch
 from qpa_exp.errors import InputError
 from qpa_exp.runs.callbacks import Stopwatch
-from qpa_exp.runs.make_optimizer import make_optimizer
+from qpa_exp.runs.optimizers import OPTIMIZERS
 from qpa_exp.task import Measured, Task
 
 _SCHEDULERS = {"linear": "linear", "constant": "constant_with_warmup"}
@@ -239,6 +240,37 @@ class AdapterModule(LightningModule):
         if {name: value.shape for name, value in checkpoint["state_dict"].items()} != own:
             raise InputError("The checkpoint's trained parameters are not those of this run.")
         self._evaluations_before = checkpoint.get("circuit_evaluations") or 0
+
+
+def make_optimizer(
+    trained: dict[str, nn.Parameter], config: OptimConfig, loss: Callable[[], float]
+) -> torch.optim.Optimizer:
+    """The configured optimizer of these parameters, given by name.
+
+    Args:
+        trained: angles have the circuit in their names.
+        config: which optimizer, and its rates.
+        loss: of the step's batch with the parameters as they are now, without a gradient.
+
+    Raises:
+        InputError: a search over angles that the model does not have, or over too much.
+    """
+    angles = [p for name, p in trained.items() if "generator.circuit." in name]
+    others = [p for name, p in trained.items() if "generator.circuit." not in name]
+    if OPTIMIZERS[config.name].search is not None:
+        from qpa_exp.runs.alternating_search import search_beside_adamw
+
+        return search_beside_adamw(angles, others, config, loss)
+    groups: list[dict[str, Any]] = [{"params": [*angles, *others]}]
+    if config.theta_lr is not None:
+        groups = [{"params": angles, "lr": config.theta_lr}, {"params": others}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
 
 
 def _require_numbers(values: dict[str, float]) -> None:

@@ -6,27 +6,32 @@ import dataclasses
 import importlib.util
 import logging
 import os
+import platform
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
+from rich.table import Table
 
 from qpa_exp.adapters.adapted import AdaptedModel
-from qpa_exp.adapters.build import adapt
-from qpa_exp.adapters.counts import count, describe
+from qpa_exp.adapters.catalogue import count, describe
+from qpa_exp.adapters.qpa_model import adapt
 from qpa_exp.circuits.simulator import record_versions
 from qpa_exp.config import Config
 from qpa_exp.data.datamodule import TextDataModule
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.lm.loading import load_tokenizer, loaded_revision
 from qpa_exp.machine import keep_freed_memory
-from qpa_exp.runs import directory, results
+from qpa_exp.runs import directory
 from qpa_exp.runs.callbacks import (
     PlainBar,
     SayHowToResume,
@@ -35,7 +40,7 @@ from qpa_exp.runs.callbacks import (
     TerminalBar,
     checkpoints,
 )
-from qpa_exp.runs.directory import Metrics
+from qpa_exp.runs.directory import CURVES, Metrics, read_curve
 from qpa_exp.runs.gradient_variance import GradientVariance
 from qpa_exp.runs.loggers import LOGGERS
 from qpa_exp.runs.module import AdapterModule, Divergence
@@ -267,7 +272,7 @@ def _metrics(
         "time_split": parts.stopwatch.split(times.batch_seconds),
         "seed": parts.config.seed,
         "circuit_evaluations": module.circuit_evaluations,
-        "versions": results.versions() | record_versions(parts.config.qpa),
+        "versions": versions() | record_versions(parts.config.qpa),
         "model_revision": loaded_revision(parts.model.language_model()),
         "data_sha256": parts.data.corpus.sha256,
         **({"class_names": names} if (names := parts.data.corpus.class_names) else {}),
@@ -281,7 +286,7 @@ def _record_divergence(
     kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was due"
     error.args = (f"{str(error).rstrip('.')}; {kept}.",)
     if first:
-        results.draw_curves(run_dir)
+        draw_curves(run_dir)
         failed = {"status": "diverged", "error": str(error)}
         directory.write_metrics(run_dir, metrics() | failed)
 
@@ -290,11 +295,75 @@ def _finish(parts: RunParts, trainer: Trainer, run_dir: Path, metrics: Metrics) 
     """Write the results, last of all ``metrics.json``, and show them."""
     if summarize := LOGGERS[parts.config.logger.name].summarize:
         summarize(trainer.loggers[-1], metrics)
-    results.draw_curves(run_dir)
+    draw_curves(run_dir)
     directory.write_metrics(run_dir, metrics)
     sizes = describe(parts.config, count(parts.model))
-    Console().print(results.summary(parts.task, sizes, metrics))
+    Console().print(summary(parts.task, sizes, metrics))
     log.info("Written to %s", run_dir)
+
+
+# Blue and vermilion of Okabe and Ito: told apart by colour-blind readers and in grey.
+_BLUE, _ORANGE = "#0072B2", "#D55E00"
+
+_PACKAGES = ("torch", "transformers", "peft", "pytorch-lightning", "datasets", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Of Python, this package, and the libraries that numbers depend on."""
+    found = {"python": platform.python_version(), "qpa_exp": version("qpa-exp")}
+    return found | {package: version(package) for package in _PACKAGES}
+
+
+def draw_curves(run_dir: Path) -> Path:
+    """Draw training and validation loss against steps as ``curves.png``; return its path.
+
+    The training loss of single batches is drawn faint, and its running mean over it.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    steps, values = read_curve(run_dir, "train/loss")
+    window = max(1, len(values) // 20)
+    axes.plot(steps, values, color=_BLUE, alpha=0.35, linewidth=0.8)
+    mean = np.full(window, 1 / window)
+    smooth = np.convolve(values, mean, "valid") if values else np.empty(0)
+    axes.plot(steps[window - 1 :], smooth, color=_BLUE, label="training, running mean")
+    steps, values = read_curve(run_dir, "validation/loss")
+    axes.plot(steps, values, color=_ORANGE, marker="o", markersize=4, label="validation")
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel("loss (nats a token)")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    path = run_dir / CURVES
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def summary(task: Task, lines: dict[str, str], metrics: Metrics) -> Table:
+    """The table that a person reads at the end: the task's metrics first, then what they took."""
+    table = Table(title="Result on the test split", show_header=True)
+    table.add_column("")
+    table.add_column("base model", justify="right")
+    table.add_column("adapted", justify="right")
+    table.add_column("change", justify="right")
+    for metric in task.metrics:
+        base, adapted = metrics[f"base_{metric.name}"], metrics[metric.name]
+        if adapted is not None:
+            change = f"{100 * (adapted / base - 1):+.1f} %" if base else ""
+            table.add_row(metric.name, f"{base:.3f}", f"{adapted:.3f}", change)
+    table.add_section()
+    for label, value in lines.items():
+        table.add_row(label, "", value, "")
+    table.add_row("steps", "", f"{metrics['steps']:,} ({metrics['epochs']:g} epochs)", "")
+    table.add_row("seconds of training", "", f"{metrics['train_seconds']:.1f}", "")
+    if metrics["step_seconds_median"] is not None:
+        table.add_row("seconds a step, median", "", f"{metrics['step_seconds_median']:.4f}", "")
+    if metrics["tokens_per_second"] is not None:
+        table.add_row("tokens a second", "", f"{metrics['tokens_per_second']:,.0f}", "")
+        total = sum(metrics["time_split"].values()) or 1.0
+        for name, seconds in metrics["time_split"].items():
+            table.add_row(f"  time in the {name}", "", f"{100 * seconds / total:.1f} %", "")
+    return table
 
 
 def _quiet() -> None:

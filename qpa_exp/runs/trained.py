@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpa_exp.adapters.adapted import AdaptedModel
-from qpa_exp.adapters.build import load_adapted
+from qpa_exp.adapters.qpa_model import load_adapted
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import load_tokenizer

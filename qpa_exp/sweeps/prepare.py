@@ -17,12 +17,12 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from qpa_exp.adapters.counts import Counts
+from qpa_exp.adapters.catalogue import Counts
 from qpa_exp.cli import explain, to_config
 from qpa_exp.config import Config
 from qpa_exp.data.corpus import comes_from_the_hub
 from qpa_exp.errors import InputError
-from qpa_exp.runs.check import plan
+from qpa_exp.runs.check_config import plan
 from qpa_exp.runs.directory import State, state_of
 from qpa_exp.sweeps.expand import as_overrides, labels
 from qpa_exp.sweeps.run_name import run_name

@@ -1,8 +1,8 @@
 """A run's name follows from its content: the same name is the same run.
 
-It is a hash of what makes the run's result: the config's relevant keys, the text, the model's files,
-and the version that the computing code declares. So a run that is complete need not be made again,
-and never stands for another one.
+It is a hash of what makes the run's result: the config's relevant keys, the text, the model's
+files, and the version that the computing code declares. So a run that is complete need not be made
+again, and never stands for another one.
 """
 
 from __future__ import annotations
@@ -104,6 +104,6 @@ def model_files(name_or_path: str) -> list[tuple[str, str]]:
 
 
 @functools.cache
-def _sha256(file: Path, changed: int) -> str:
+def _sha256(file: Path, changed: int) -> str:  # noqa: ARG001 - asked anew after a change
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

@@ -17,7 +17,7 @@ from qpa_exp.errors import InputError
 from qpa_exp.runs.directory import State, error_of
 from qpa_exp.sweeps.prepare import Job
 from qpa_exp.sweeps.progress import Progress, say
-from qpa_exp.sweeps.worker import hand_over, is_busy, work
+from qpa_exp.sweeps.worker import attempt_all, hand_over, is_busy, work
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _LONGEST_TABLE = 80
@@ -28,7 +28,7 @@ class SweepFailed(InputError):
 
 
 class Runner:
-    """Gives jobs to Hydra's launcher until each has ended.
+    """Gives jobs to processes of its own, or to Hydra's launcher, until each has ended.
 
     Args:
         context: Hydra's.
@@ -36,6 +36,7 @@ class Runner:
     """
 
     def __init__(self, context: HydraContext, master: DictConfig) -> None:
+        self._side_by_side: int | None = master.hydra.sweeper.side_by_side
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=work, config=master
         )
@@ -58,6 +59,9 @@ class Runner:
     def _launch(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             hand_over(job.run_dir, job.config)
+        if self._side_by_side is not None:
+            attempt_all([job.run_dir for job in jobs], self._side_by_side)
+            return
         overrides = [[f"hydra.sweep.subdir={job.run_dir.name}"] for job in jobs]
         self._launcher.launch(overrides, initial_job_idx=self._launched)
         self._launched += len(jobs)

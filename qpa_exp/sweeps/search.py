@@ -1,9 +1,9 @@
-"""A search by Optuna: perplexity and trainable parameters are minimised together.
+"""A search by Optuna: for the best metric of the task with the fewest trainable parameters.
 
 Hydra's own Optuna sweeper needs Optuna 2, whose storage does not work with today's SQLAlchemy, so
 this asks Optuna itself. Trials are kept in a file beside the study's record: a search that was
-stopped goes on, and the run that it was at is resumed. What is minimised is the validation
-perplexity; the test split is only reported.
+stopped goes on, and the run that it was at is resumed. What counts is the metric of the validation
+split; the test split is only reported.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from qpa_exp.errors import InputError
-from qpa_exp.report.collect import validation_perplexity
-from qpa_exp.runs.directory import State, error_of
+from qpa_exp.runs.directory import State, error_of, last_of_curve
 from qpa_exp.sweeps.expand import expand, spell
 from qpa_exp.sweeps.manifest import record_directory, record_study
 from qpa_exp.sweeps.prepare import Job, Preparation
 from qpa_exp.sweeps.progress import say
 from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, unique
 from qpa_exp.sweeps.studies import Study
+from qpa_exp.task import TASKS
 
 if TYPE_CHECKING:
     import optuna
@@ -52,9 +52,12 @@ def prepare_search(
     base = _base(study, given)
     _check_space(study, base, preparation)
 
+    found = study.search
+    assert found is not None
+
     def search() -> None:
         if master.hydra.sweeper.only_plan:
-            say(f"Search {study.study}, scale {study.scale}: {study.search.n_trials} trials.")
+            say(f"Search {study.study}, scale {study.scale}: {found.n_trials} trials.")
             return
         directory = record_directory(master.hydra.sweeper.records, str(study.study), study.scale)
         with _alone(directory):
@@ -124,7 +127,10 @@ class Trials:
         self.study, self.options = study, study.search
         self._base, self._preparation = base, preparation
         self._failures: list[str] = []
-        self._trials = _open(directory / STORAGE, str(study.study), self.options.seed)
+        config = preparation.job(base, "", study.study).config
+        self._metric = TASKS[config.task].ranked_by()
+        directions = ["minimize" if self._metric.smaller_is_better else "maximize", "minimize"]
+        self._trials = _open(directory / STORAGE, str(study.study), self.options.seed, directions)
         self._requeue()
 
     def _requeue(self) -> None:
@@ -162,7 +168,7 @@ class Trials:
         if job.state is not State.complete:
             self._fail(trial, f"{job.label}: {error_of(job.run_dir) or 'ended without a result'}")
             return
-        validation = validation_perplexity(job.run_dir)
+        validation = last_of_curve(job.run_dir, f"validation/{self._metric.name}")
         if validation is None:
             self._fail(trial, f"{job.label}: it ended before the validation split was looked at")
             return
@@ -172,8 +178,8 @@ class Trials:
         """The trials that no other beats in both, fewest parameters first, in words."""
         best = sorted(self._trials.best_trials, key=lambda trial: trial.values[1])
         return [
-            f"on the front: {_label(trial.params)}: validation perplexity {trial.values[0]:.4g}, "
-            f"{trial.values[1]:,.0f} trainable parameters"
+            f"on the front: {_label(trial.params)}: validation {self._metric.name} "
+            f"{trial.values[0]:.4g}, {trial.values[1]:,.0f} trainable parameters"
             for trial in best
         ]
 
@@ -204,7 +210,7 @@ def _label(values: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={spell(value)}" for key, value in values.items())
 
 
-def _open(path: Path, name: str, seed: int) -> optuna.Study:
+def _open(path: Path, name: str, seed: int, directions: Sequence[Any]) -> optuna.Study:
     try:
         import optuna
     except ImportError as error:
@@ -213,7 +219,7 @@ def _open(path: Path, name: str, seed: int) -> optuna.Study:
     study = optuna.create_study(
         storage=f"sqlite:///{path}",
         study_name=name,
-        directions=["minimize", "minimize"],
+        directions=directions,
         load_if_exists=True,
     )
     # A search that goes on must not draw again what it drew at its start.

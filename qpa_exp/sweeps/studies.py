@@ -5,8 +5,6 @@ list of them. The parts run one after another; ``fixed`` and the command line ho
 ``points`` it has a block for each scale at which it exists, and ``${points.ranks}`` is the value
 of the chosen scale's block; ``as: tiny`` takes over another block. A file of ``sweeps/scale/`` says
 what all studies share there, and ``${scale.seeds}`` refers to it.
-
-Imported whenever Hydra starts, so it must stay light.
 """
 
 from __future__ import annotations
@@ -43,6 +41,8 @@ class SweeperConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     records: str = "outputs/studies"
     """Named studies keep the lists of their runs there, in ``<scale>/<study>``."""
+    side_by_side: int | None = None
+    """So many runs at once, each in a process of its own; null = as ``hydra/launcher`` does."""
     only_plan: bool = False
     """Say what would run and what it would cost, then stop."""
     keep_going: bool = False
@@ -223,6 +223,3 @@ def name_scales(arguments: list[str]) -> list[str]:
         for scale in scale_names()
     }
     return [word for argument in arguments for word in both.get(argument, [argument])]
-
-
-register_studies(sweeps_dir())

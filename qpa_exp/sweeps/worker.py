@@ -1,4 +1,4 @@
-"""What a launcher calls for each run of a sweep, in whichever process it likes.
+"""What is called for each run of a sweep, in whichever process of whichever machine.
 
 The run's directory says all: the sweep has written ``config.yaml`` there, and this makes the run.
 """
@@ -9,7 +9,7 @@ import contextlib
 import gc
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from qpa_exp.errors import InputError
 from qpa_exp.machine import release_freed_memory
 from qpa_exp.runs.directory import CONFIG, FAILED, claim, read_config, record_failure, state_of
 from qpa_exp.sweeps.run_name import relevant
+from qpa_exp.sweeps.studies import register_studies, sweeps_dir
 
 LOCK, OUTPUT = ".lock", "output.log"
 
 # A process of a launcher imports this module to find the task, and composes before it calls it: the
-# schema must be known by then.
+# schema and the studies must be known by then.
 register_schema()
+register_studies(sweeps_dir())
 
 
 def work(composed: DictConfig) -> None:
@@ -37,8 +39,20 @@ def work(composed: DictConfig) -> None:
     run_dir = Path(hydra.runtime.output_dir)
     if "records" not in hydra.sweeper:  # another sweeper than ours: the config is Hydra's
         hand_over(run_dir, to_config(composed), same=True)
-    os.environ.setdefault("WANDB_JOB_TYPE", "sweep")
     attempt(run_dir)
+
+
+def attempt_all(run_dirs: Sequence[Path], processes: int) -> None:
+    """:func:`attempt` each, so many at once."""
+    if processes == 1:
+        for run_dir in run_dirs:
+            attempt(run_dir)
+        return
+    try:
+        from joblib import Parallel, delayed
+    except ImportError as error:
+        raise InputError("Runs side by side need joblib: pip install 'qpa-exp[sweeps]'.") from error
+    Parallel(n_jobs=processes, batch_size=1)(delayed(attempt)(run_dir) for run_dir in run_dirs)
 
 
 def hand_over(run_dir: Path, config: Config, *, same: bool = False) -> None:
@@ -74,6 +88,7 @@ def attempt(run_dir: Path, make: Callable[[Path], Any] | None = None) -> None:
         make: what is called; :func:`qpa_exp.runs.train.resume` where it is left out.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("WANDB_JOB_TYPE", "sweep")
     try:
         with FileLock(run_dir / LOCK, timeout=0):
             if state_of(run_dir).is_final:
@@ -93,7 +108,9 @@ def _record(make: Callable[[Path], Any] | None, run_dir: Path) -> None:
     try:
         with _output_to(run_dir / OUTPUT):
             if make is None:
-                from qpa_exp.runs.train import resume as make
+                from qpa_exp.runs.train import resume
+
+                make = resume
             make(run_dir)
     except Exception as error:  # whatever it is, the other runs of the sweep go on
         if not state_of(run_dir).is_final:  # a divergence has been recorded by the run itself
@@ -115,12 +132,14 @@ def is_busy(run_dir: Path) -> bool:
 def _output_to(path: Path) -> Iterator[None]:
     """What a run prints and logs goes to a file: the terminal is the sweep's."""
     root = logging.getLogger()
-    before = list(root.handlers)
+    before, level = list(root.handlers), root.level
     with path.open("a", encoding="utf-8") as file:
         root.handlers = [h for h in before if type(h) is not logging.StreamHandler]
         root.handlers.append(logging.StreamHandler(file))
+        root.setLevel(logging.INFO)
         try:
             with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
                 yield
         finally:
             root.handlers = before
+            root.setLevel(level)

@@ -57,8 +57,8 @@ class CausalLM(Task):
         losses = self.token_losses(model, batch)
         nats = losses.nats.double()
         return {
-            "text": (nats[losses.is_text].sum(), losses.text_count),
-            "padded": (nats.sum(), losses.text_count.new_tensor(nats.numel())),
+            "text": (nats[losses.is_text].sum(), losses.is_text.sum()),
+            "padded": (nats.sum(), nats.new_tensor(nats.numel())),
         }
 
     def figures(self, means: Mapping[str, float]) -> dict[str, float]:

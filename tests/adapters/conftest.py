@@ -41,7 +41,7 @@ def architectures_by_name() -> dict[str, PretrainedConfig]:
 @pytest.fixture(scope="session")
 def peft_config(run_config: Callable[..., Any]) -> Callable[..., object]:
     """``peft_config("dora", "peft.r=2")``: PEFT's config, at the small models' size."""
-    from qpa_exp.adapters import make_peft_config
+    from qpa_exp.adapters.peft_model import make_peft_config
 
     return lambda *asked: make_peft_config(run_config(*asked).peft)
 

@@ -13,8 +13,8 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from qpa_exp.adapters import QPAModel, get_qpa_model
-from qpa_exp.adapters.checkpointing import checkpoint_activations
+from qpa_exp.adapters.peft_model import checkpoint_activations
+from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.config import QPAConfig
 
 # A layer of the attention and one of the MLP, and the class of the blocks around them.
@@ -74,7 +74,7 @@ def test_checkpointing_lets_no_dropout_of_the_backbone_act(make_model: Any, toke
 
 
 def test_a_classical_run_checkpoints_too(make_model: Any, peft_config: Any, tokens: Tensor):
-    from qpa_exp.adapters import ClassicalModel
+    from qpa_exp.adapters.adapted import ClassicalModel
     from qpa_exp.adapters.peft_model import build_peft_model
 
     def trained(checkpointed: bool) -> list[Tensor]:
@@ -154,7 +154,7 @@ def gradient(wrap, tokens):
     base = AutoModelForCausalLM.from_pretrained({base!r})
     lora = LoraConfig(r=2, target_modules=["c_attn", "lm_head"])
     model = get_qpa_model(base, lora, QPAConfig(n_mlp=16)).train()
-    wrapped = wrap(model)  # its hooks last as long as it does
+    wrapped = wrap(model)  # its hooks last as it does
     wrapped(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
     return torch.cat([p.grad.flatten() for p in model.generator.parameters()])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -11,9 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.func import functional_call
 
-from qpa_exp.adapters import QPAModel, get_qpa_model
+from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.errors import InputError
-from qpa_exp.generator import Generator
+from qpa_exp.generator.generator import Generator
 
 # What PEFT and transformers remark on a plain LoRA, which is built here to compare with.
 pytestmark = [
@@ -66,6 +67,8 @@ def make_qpa(make_gpt2, qpa_config):
 
     def make(variant: str, *targets: str, dropout: float = 0.0, **fields) -> QPAModel:
         config = qpa_config(variant, **({"n_mlp": 16} | fields))
+        if "basis_order" in fields:  # a published variant with another order is ours
+            config = dataclasses.replace(config, variant="tuned")
         return get_qpa_model(make_gpt2(), lora(*targets, dropout=dropout), config).eval()
 
     return make

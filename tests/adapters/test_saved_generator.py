@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from qpa_exp.adapters import QPAModel, get_qpa_model
 from qpa_exp.adapters import saved_generator as files
+from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.errors import InputError
-from qpa_exp.generator import Generator
+from qpa_exp.generator.generator import Generator
 
 VARIANTS = ["paper", "released", "tuned"]
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["lm_head"]}

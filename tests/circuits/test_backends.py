@@ -113,7 +113,7 @@ def bound(simulator, theta: np.ndarray):
     transpiled = simulator.transpiled()
     places = angle_places(simulator.ansatz, simulator.n_qubits, len(theta))
     return transpiled.assign_parameters(
-        {p: float(theta[places[p.name]]) for p in transpiled.parameters}
+        {p: float(theta.flat[places[p.name]]) for p in transpiled.parameters}
     )
 
 
@@ -198,9 +198,10 @@ def test_any_noise_model_of_aer_is_taken_gate_by_gate(random_theta):
     theta = random_theta("ry", 3)
     circuit = measured_circuit(ANSATZE["ry"], 3, 2)
     places = angle_places(ANSATZE["ry"], 3, 2)
-    flat = {n: int(np.ravel_multi_index(p, theta.shape)) for n, p in places.items()}
-    ours = run(noisy_program(circuit, model, flat), torch.from_numpy(theta).reshape(1, -1))[0]
-    at = circuit.assign_parameters({p: float(theta[places[p.name]]) for p in circuit.parameters})
+    ours = run(noisy_program(circuit, model, places), torch.from_numpy(theta).reshape(1, -1))[0]
+    at = circuit.assign_parameters(
+        {p: float(theta.flat[places[p.name]]) for p in circuit.parameters}
+    )
     counts = AerSimulator(noise_model=model, method="density_matrix", seed_simulator=1)
     shots = 200_000
     found = counts.run(at, shots=shots).result().get_counts()

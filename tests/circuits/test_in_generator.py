@@ -10,7 +10,7 @@ import torch
 from qpa_exp import plan as command
 from qpa_exp.cli import compose_config
 from qpa_exp.errors import InputError
-from qpa_exp.generator import Generator
+from qpa_exp.generator.generator import Generator
 from qpa_exp.plan import as_record, plan
 
 M, N_MLP = 200, 16  # 13 chunks on 4 qubits
@@ -102,8 +102,8 @@ def test_plan_counts_what_each_circuit_trains(keys, angles):
 def test_a_generator_saved_before_these_keys_still_loads(make_gpt2, qpa_config, batch, tmp_path):
     from peft import LoraConfig
 
-    from qpa_exp.adapters import QPAModel, get_qpa_model
     from qpa_exp.adapters import saved_generator as files
+    from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 
     lora = LoraConfig(r=2, lora_alpha=4, target_modules=["lm_head"])
     model = get_qpa_model(make_gpt2(), lora, qpa_config("tuned", n_mlp=16)).eval()

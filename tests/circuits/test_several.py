@@ -9,8 +9,7 @@ from qiskit import QuantumCircuit
 from qiskit.quantum_info import Operator
 
 from qpa_exp.circuits.ansatze import ANSATZE
-from qpa_exp.circuits.circuit import Circuit
-from qpa_exp.circuits.probabilities import probabilities
+from qpa_exp.circuits.circuit import Circuit, probabilities
 from qpa_exp.errors import InputError
 
 COTANGENTS = torch.linspace(-1, 2, 24).view(3, 8).sin()

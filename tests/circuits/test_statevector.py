@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from qpa_exp.circuits import compiled_engine, torch_engine
-from qpa_exp.circuits.ansatz import Ansatz, Moment, every_qubit, neighbours
+from qpa_exp.circuits.ansatz import Ansatz, Moment, every_qubit, inverse_of, neighbours, order_of
 from qpa_exp.circuits.ansatze import ANSATZE
-from qpa_exp.circuits.permutations import inverse_of, order_of
-from qpa_exp.circuits.probabilities import probabilities
+from qpa_exp.circuits.circuit import probabilities
 
 ANGLES = st.floats(-2 * math.pi, 2 * math.pi)
 ANSATZ = ["ry", "rx", "rx_rz", "ry_rz", "product", "of_a_user"]
@@ -178,7 +177,7 @@ def test_mixed_precision_around_it_leaves_the_amplitudes_alone(ansatz, random_th
 _COMPILED = """
 import torch
 from qpa_exp.circuits.ansatze import ANSATZE
-from qpa_exp.circuits.probabilities import probabilities
+from qpa_exp.circuits.circuit import probabilities
 def caller(angles):
     return (probabilities(angles, "rx") * torch.arange(16)).sum()
 theta = torch.randn(ANSATZE["rx"].theta_shape(4, 2), generator=torch.Generator().manual_seed(0))
@@ -204,7 +203,7 @@ def test_a_compiled_caller_gets_the_same():
 _PEAK = """
 import resource, sys, torch
 from qpa_exp.circuits.ansatze import ANSATZE
-from qpa_exp.circuits.probabilities import probabilities
+from qpa_exp.circuits.circuit import probabilities
 ansatz = sys.argv[1]
 torch.set_num_threads(1)
 small = torch.ones(ANSATZE[ansatz].theta_shape(4, 2), requires_grad=True)

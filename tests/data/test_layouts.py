@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from qpa_exp.data.layouts import lay_out
+from qpa_exp.data.datamodule import lay_out
 from qpa_exp.errors import InputError
 
 # Any text but lone surrogates, which no file can hold.

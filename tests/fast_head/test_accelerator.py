@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.fast_head import accelerator
-from qpa_exp.fast_head.backbone import Backbone
-from qpa_exp.generator import Generator
+from qpa_exp.fast_head.hidden_tables import Backbone
+from qpa_exp.generator.generator import Generator
 from qpa_exp.runs import train as run_module
 from qpa_exp.runs.directory import read_metrics
 from qpa_exp.runs.module import AdapterModule
@@ -212,8 +212,8 @@ def test_batches_are_gathered_before_they_go_through_the_generator(
     ]  # fmt: skip
     config = configure(*gathered)
     with monkeypatch.context() as patch:  # as a bare loop would have it: a vector for each batch
-        patch.setattr("qpa_exp.adapters.QPAModel.begin_step", lambda self: None)
-        patch.setattr("qpa_exp.adapters.QPAModel.end_step", lambda self: None)
+        patch.setattr("qpa_exp.adapters.qpa_model.QPAModel.begin_step", lambda self: None)
+        patch.setattr("qpa_exp.adapters.qpa_model.QPAModel.end_step", lambda self: None)
         the_long_way(config, tmp_path / "each")
     calls = []
     proper = Generator.forward

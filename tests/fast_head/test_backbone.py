@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qpa_exp.fast_head.backbone import Backbone, find_final_logits
-from qpa_exp.fast_head.frozen_head import FinalLogits
+from qpa_exp.fast_head.hidden_tables import Backbone, find_final_logits
+from qpa_exp.fast_head.low_rank_loss import FinalLogits
 
 SMALL = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,

@@ -10,8 +10,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from qpa_exp.fast_head.backbone import Backbone
-from qpa_exp.fast_head.hidden_tables import HiddenTable, TableDirectory, default_directory
+from qpa_exp.fast_head.hidden_tables import Backbone, HiddenTable, TableDirectory, default_directory
 
 
 def track(parts, total):

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from qpa_exp.fast_head import logit_passes
 from qpa_exp.fast_head import low_rank_loss as module
-from qpa_exp.fast_head.adapted_head import any_head_loss
-from qpa_exp.fast_head.frozen_head import FinalLogits, FrozenHead
-from qpa_exp.fast_head.low_rank_loss import LowRank, low_rank_loss
+from qpa_exp.fast_head.accelerator import any_head_loss
+from qpa_exp.fast_head.low_rank_loss import FinalLogits, FrozenHead, LowRank, low_rank_loss
 from qpa_exp.lm.losses import IGNORED
 
 KINDS = ("base", "lora", "dropout", "dora", "hidden")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qpa_exp.fast_head import backbone as module
-from qpa_exp.fast_head.backbone import Backbone, Packing
+from qpa_exp.fast_head import hidden_tables as module
+from qpa_exp.fast_head.hidden_tables import Backbone, Packing
 
 LLAMA = {
     "hidden_size": 512, "intermediate_size": 520, "num_hidden_layers": 2,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from qpa_exp.cli import compose_config
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
-from qpa_exp.generator import Chunking, Generator
+from qpa_exp.generator.generator import Generator
+from qpa_exp.generator.rules import Chunking
 
 GPT2_LORA = 4 * (50257 + 768)
 GPT2_PREFIX = 512 * 768

@@ -10,8 +10,8 @@ import pytest
 from qpa_exp.circuits.ansatze import ANSATZE
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
-from qpa_exp.generator import Generator
-from qpa_exp.generator.counting import count_generator
+from qpa_exp.generator.generator import Generator
+from qpa_exp.generator.rules import count_generator
 
 M = 200
 
@@ -52,8 +52,8 @@ def test_checking_and_counting_the_default_imports_nothing_heavy():
 import sys
 from qpa_exp.config import QPAConfig
 from qpa_exp.circuits.simulator import record_versions
-from qpa_exp.generator.check import check_generator
-from qpa_exp.generator.counting import count_generator
+from qpa_exp.generator.rules import check_generator
+from qpa_exp.generator.rules import count_generator
 for config in (QPAConfig(), QPAConfig(feature="normal"), QPAConfig(ansatz="gaussian")):
     check_generator(config)
     count_generator(1000, config)

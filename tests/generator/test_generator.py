@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from qpa_exp.circuits.probabilities import probabilities
+from qpa_exp.circuits.circuit import probabilities
 from qpa_exp.generator.features import FEATURES
 from qpa_exp.generator.features.squashed import squash
 from qpa_exp.generator.generator import Generator, basis_bits
-from qpa_exp.generator.variants import VARIANTS
+from qpa_exp.generator.rules import VARIANTS
 
 GENERATED = [name for name in VARIANTS if VARIANTS[name].generates]
 M, N_MLP = 200, 16  # 13 chunks on 4 qubits: one chunk is cut short, three states are spare

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qpa_exp.generator.order import RandomOrder
+from qpa_exp.generator.generator import RandomOrder
 
 
 @pytest.mark.parametrize("more", [0, 3])

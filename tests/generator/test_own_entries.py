@@ -11,9 +11,8 @@ import torch
 from qpa_exp.circuits.simulator import record_versions
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
-from qpa_exp.generator import Generator
-from qpa_exp.generator.check import check_generator
-from qpa_exp.generator.counting import count_generator
+from qpa_exp.generator.generator import Generator
+from qpa_exp.generator.rules import check_generator, count_generator
 
 ROOMS = {
     "ansatz": "qpa_exp.circuits.ansatze",
@@ -29,7 +28,7 @@ ENTRY = Ansatz("a ring of CZs", (RX, RZ, Moment("cz", ring)))
 """,
     "backend": '''
 import torch
-from qpa_exp.circuits.probabilities import probabilities
+from qpa_exp.circuits.circuit import probabilities
 from qpa_exp.circuits.simulator import Packages, Simulator
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qpa_exp.config import QPAConfig
-from qpa_exp.generator import Generator
+from qpa_exp.generator.generator import Generator
 
 PUBLISHED = {"anchor": False, "activation": "relu", "mapping_init": "default", "scale": 1.0}
 SEARCHED = {

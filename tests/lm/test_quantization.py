@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from qpa_exp.adapters import QPAModel, get_qpa_model
-from qpa_exp.adapters.counts import count
+from qpa_exp.adapters.catalogue import count
 from qpa_exp.adapters.formats import export
+from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.config import ModelConfig, QPAConfig
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import load_model

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from qpa_exp.config import Config, QPAConfig
-from qpa_exp.generator import Generator
+from qpa_exp.generator.generator import Generator
 from qpa_exp.runs import directory
 from qpa_exp.runs.gradient_variance import variance
 from qpa_exp.runs.train import run

@@ -1,6 +1,6 @@
 """Every PEFT method on every family of language models: train, export, load, compare.
 
-``pytest tests/training/test_matrix.py --matrix FILE`` tries every pair and writes what it found as
+``pytest tests/runs/test_matrix.py --matrix FILE`` tries every pair and writes what it found as
 a table; without it, a part of them is tried.
 """
 
@@ -20,12 +20,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from qpa_exp import QPAModel, export
+from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.cli import compose_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
-from qpa_exp.runs.results import read_curve
+from qpa_exp.runs import directory
 from qpa_exp.runs.train import run
-from qpa_exp.runs.trained import GENERATOR, load_run
+from qpa_exp.runs.trained import load_run
 
 pytestmark = pytest.mark.slow
 
@@ -37,20 +38,26 @@ loss before and after one epoch, and the forms that were exported, loaded again 
 and gave equal logits (to 1e-5). The models are random and a few thousand weights small, and the
 text is made up: the table shows that it works, not how well. It is written by
 
-    python -m pytest tests/training/test_matrix.py --matrix docs/matrix.md
+    python -m pytest tests/runs/test_matrix.py --matrix docs/matrix.md
 
 `prefix` and `ffa` are layers of this package, for which neither PEFT nor a plain model has a place.
-`prefix_tuning` cannot be merged, and needs attention.
+What acts on the attention or before the text cannot be merged into weights. Where a cell says
+`refused`, the run ends with a sentence that says why, before anything is written.
 
 """
+# conf/model has a smaller rate for them, too.
+MANY_DIRECTIONS = {"randlora"}
 VOCABULARY, WIDTH, POSITIONS = 64, 16, 32  # the tokenizer has 61 words of these
-METHOD_NAMES = [method.value for method in str]
+METHOD_NAMES = ["lora", "dora", *(name for name in METHODS if name not in ("lora", "dora"))]
 FAMILIES = list(ADAPTABLE)
-# Layers of this package, which a plain transformers or PEFT model has no place for.
-OWN_LAYERS = {"prefix", "ffa"}
-# PEFT merges no prefix into weights; a prefix of keys and values needs a cache of those.
-NEVER_MERGED = {"prefix_tuning"}
-NEEDS_ATTENTION = {"prefix_tuning"}
+# What PEFT does not merge: tokens before the text, and layers that are no change of a weight.
+NEVER_MERGED = {
+    "prefix_tuning", "prompt_tuning", "p_tuning", "cartridge", "adaption_prompt", "lily", "beft",
+}  # fmt: skip
+REFUSED = {
+    *((method, "mamba") for method in ("prefix_tuning", "cartridge", "adaption_prompt")),
+}
+"""No attention, or no place that PEFT knows of."""
 
 
 class Matrix:
@@ -118,10 +125,10 @@ def configure_cell(
     """One epoch of a method on a family."""
 
     def configure(method: str, family: str, *more: str) -> Config:
-        lr = 1e-3 if method == "randlora" else 1e-2  # its directions are many: conf/model too
+        lr = 1e-3 if method in MANY_DIRECTIONS else 1e-2
         return compose_config([
             "model=hf", f"model.name_or_path={family_directory(family)}", f"peft={method}",
-            *method_overrides[method], "data=text", f"data.path={word_text}",
+            *method_overrides.get(method, []), "data=text", f"data.path={word_text}",
             "data.max_length=16", "data.batch_size=4", "qpa.n_mlp=8", "qpa.scale=0.1",
             f"optim.lr={lr}", "trainer.max_epochs=1", "trainer.progress_bar=false", *more,
         ])  # fmt: skip
@@ -136,7 +143,7 @@ def logits_of(model: Any, tokens: Tensor) -> Tensor:
 
 CELLS = list(itertools.product(METHOD_NAMES, FAMILIES))
 # LoRA on every third family, the paper's methods and some more on one; every other method on one is
-# long, and the rest is for --matrix.
+# long, and the rest is for --matrix. tests/adapters has each of them in the default suite.
 SOME_FAMILIES = FAMILIES[::3]
 SOME_METHODS = {"lora", "dora", "prefix", "ffa", "prefix_tuning", "ia3", "unilora"}
 ONE_OF_EACH = [
@@ -171,19 +178,19 @@ def test_it_trains_and_leaves_what_others_load(
     tmp_path: Path,
 ) -> None:
     config = configure_cell(method, family)
-    if method in NEEDS_ATTENTION and family == "mamba":
+    if (method, family) in REFUSED:
         with pytest.raises(InputError):
             run(config, tmp_path / "run")
-        matrix.cells[method, family] = "refused: no attention"
+        matrix.cells[method, family] = "refused"
         return
     run(config, tmp_path / "run")
-    losses = read_curve(tmp_path / "run", "validation/loss")[1]
+    losses = directory.read_curve(tmp_path / "run", "validation/loss")[1]
     assert losses[-1] < losses[0]
 
     tokens = torch.randint(1, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(1))
     trained = logits_of(load_run(tmp_path / "run").model, tokens)
     loaders = {"qpa": lambda base, place: QPAModel.from_pretrained(base, place)}
-    if method not in OWN_LAYERS:
+    if method not in METHODS.own:
         loaders["peft"] = PeftModel.from_pretrained
         if method not in NEVER_MERGED:
             loaders["merged"] = lambda base, place: AutoModelForCausalLM.from_pretrained(place)
@@ -194,7 +201,7 @@ def test_it_trains_and_leaves_what_others_load(
         torch.testing.assert_close(
             logits_of(load(base, place), tokens), trained, atol=1e-5, rtol=1e-5
         )
-    assert (tmp_path / "run" / GENERATOR).is_dir()
+    assert (tmp_path / "run" / directory.GENERATOR).is_dir()
     matrix.cells[method, family] = f"{losses[0]:.2f} → {losses[-1]:.2f}; {', '.join(loaders)}"
 
 
@@ -204,7 +211,7 @@ def test_attention_and_mlp_are_targets_too(
     targets = ",".join(ADAPTABLE[family])
     config = configure_cell("lora", family, f"peft.target_modules=[{targets}]")
     run(config, tmp_path / "run")
-    losses = read_curve(tmp_path / "run", "validation/loss")[1]
+    losses = directory.read_curve(tmp_path / "run", "validation/loss")[1]
     assert losses[-1] < losses[0]
 
 
@@ -221,7 +228,7 @@ def test_frozen_weights_of_16_bits(
     tmp_path: Path,
 ) -> None:
     run(configure_cell(method, "llama", f"model.dtype={dtype}"), tmp_path / "run")
-    losses = read_curve(tmp_path / "run", "validation/loss")[1]
+    losses = directory.read_curve(tmp_path / "run", "validation/loss")[1]
     assert losses[-1] < losses[0]
     tokens = torch.arange(1, 13)[None]
     trained = logits_of(load_run(tmp_path / "run").model, tokens)

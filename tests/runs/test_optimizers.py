@@ -14,8 +14,8 @@ from torch import nn
 
 from qpa_exp.config import Config, OptimConfig
 from qpa_exp.errors import InputError
-from qpa_exp.runs.make_optimizer import AlternatingSearch, make_optimizer
-from qpa_exp.runs.module import AdapterModule
+from qpa_exp.runs.alternating_search import AlternatingSearch
+from qpa_exp.runs.module import AdapterModule, make_optimizer
 from qpa_exp.runs.optimizers import OPTIMIZERS
 from qpa_exp.runs.train import resume, run
 

@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
-from qpa_exp.adapters import QPAModel
+from qpa_exp.adapters.qpa_model import QPAModel
 from qpa_exp.config import Config
 from qpa_exp.data.datamodule import TextDataModule
 from qpa_exp.errors import InputError

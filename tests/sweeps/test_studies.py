@@ -102,7 +102,9 @@ def test_every_other_pair_is_refused_by_name(study: str, scale: str) -> None:
 
 
 RUNS = {
-    "tiny": "39 28 69 42 24 54 69 24 33 12 27 108 60 54 54 54 84 72 3 30 63 16 93 12 36 36 40 30 42",
+    "tiny": (
+        "39 28 69 42 24 54 69 24 33 12 27 108 60 54 54 54 84 72 3 30 63 16 93 12 36 36 40 30 42"
+    ),
     "tiny_ptb": (
         "39 28 69 42 24 51 63 24 33 12 27 102 60 51 51 51 84 72 3 30 63 16 87 12 33 33 40 30 42"
     ),
@@ -114,7 +116,7 @@ RUNS = {
     "gpt2_xl": "- 21 84 42 24 18 23 14 11 6 9 78 35 30 30 42 48 72 1 30 48 10 37 4 12 12 30 30 42",
     "gemma": "- - 84 42 24 24 23 13 11 6 9 78 34 30 30 18 57 72 1 30 57 10 36 4 12 12 30 30 42",
 }
-"""How many runs each study has, in alphabetical order; of a search, the settings that it starts at."""
+"""How many runs each study has, in alphabetical order; of a search, where it starts."""
 
 
 @pytest.mark.parametrize("scale", RUNS)

@@ -1,8 +1,7 @@
-"""A control: a softmax of free logits, one for each chunk."""
+"""A control: a softmax of free logits, one a chunk, about as a random circuit."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from qpa_exp.circuits.ansatz import Ansatz, side_by_side
@@ -12,14 +11,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class _Classical(Ansatz):
-    def count(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> int:  # noqa: ARG002
-        return math.prod(side_by_side(config, n_chunks))
+def _make(config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:  # noqa: ARG001
+    import torch
 
-    def make(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:
-        from qpa_exp.circuits.controls import FreeLogits
+    from qpa_exp.circuits.controls import FreeLogits
 
-        return FreeLogits(side_by_side(config, n_chunks), n_qubits)
+    return FreeLogits(torch.randn(side_by_side(config, n_chunks)))
 
 
-ENTRY = _Classical("free logits")
+ENTRY = Ansatz("free logits", control=_make)

@@ -11,13 +11,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class _Gaussian(Ansatz):
-    def make(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:
-        import torch
+def _make(config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:  # noqa: ARG001
+    import torch
 
-        from qpa_exp.circuits.controls import FixedNumbers
+    from qpa_exp.circuits.controls import FixedNumbers
 
-        return FixedNumbers(torch.randn(side_by_side(config, n_chunks)), n_qubits)
+    return FixedNumbers(torch.randn(side_by_side(config, n_chunks)))
 
 
-ENTRY = _Gaussian("fixed normal numbers", trained=False, reads_feature=False)
+ENTRY = Ansatz("fixed normal numbers", trained=False, reads_feature=False, control=_make)

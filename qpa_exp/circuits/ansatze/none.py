@@ -11,14 +11,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class _Uniform(Ansatz):
-    def make(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:  # noqa: ARG002
-        import torch
+def _make(config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:  # noqa: ARG001
+    import torch
 
-        from qpa_exp.circuits.controls import FixedNumbers
+    from qpa_exp.circuits.controls import FixedNumbers
 
-        shape = side_by_side(config, 2**n_qubits)
-        return FixedNumbers(torch.full(shape, 0.5**n_qubits), n_qubits)
+    return FixedNumbers(torch.full(side_by_side(config, 2**n_qubits), 0.5**n_qubits))
 
 
-ENTRY = _Uniform("uniform probabilities", trained=False)
+ENTRY = Ansatz("uniform probabilities", trained=False, control=_make)

@@ -1,38 +1,36 @@
 """Exact probabilities of a noisy device, differentiable in the angles.
 
 The circuit is transpiled once for the device. Every gate becomes a channel, followed by the noise
-model's error of that gate on those qubits; a readout error becomes a confusion matrix. Channels
-are real matrices over Pauli strings (:mod:`qpa_exp.circuits.channels`): what acts on one qubit is
-multiplied together first, so only the two-qubit gates pass over the whole state of 4^N values.
+model's error of that gate on those qubits; a readout error becomes a confusion matrix. A state of n
+qubits is the vector of tr(P rho) over the 4^n Pauli strings P (the first qubit the most significant
+digit, I X Y Z its values), and a channel a real matrix on it. What acts on one qubit is multiplied
+together first, so only the two-qubit gates pass over the whole state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
-from qpa_exp.circuits.ansatz import Ansatz
+from qpa_exp.circuits.ansatz import GATES, Ansatz
 from qpa_exp.circuits.ansatze import ANSATZE
-from qpa_exp.circuits.channels import DeviceNoise, unitary_channel
-from qpa_exp.circuits.gate_matrices import gate_matrix
-from qpa_exp.circuits.gates import GATES
-from qpa_exp.circuits.recorded_devices import NOISES, noise_model, record_of, snapshot
+from qpa_exp.circuits.gate_matrices import gate_matrix, pauli_matrix
+from qpa_exp.circuits.recorded_devices import NOISES, NoiseOfGates, noise_model, record_of, snapshot
 from qpa_exp.circuits.simulator import Packages, Simulator
 from qpa_exp.circuits.to_qiskit import QISKIT, angle_places, measured_circuit, transpile_for
+from qpa_exp.circuits.torch_engine import follow, lead
 from qpa_exp.config import QPAConfig
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
     from qiskit_aer.noise import NoiseModel
-
-# Half the sum and half the difference of tr(I rho) and tr(Z rho): the outcomes 0 and 1.
-_READ = torch.tensor([[0.5, 0.0, 0.0, 0.5], [0.5, 0.0, 0.0, -0.5]], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ class Step:
 
     name: str
     qubits: tuple[int, ...]
-    angle: Angle | None
-    noise: Tensor | None
+    angle: Angle | None = None
+    noise: Tensor | None = None
 
 
 @dataclass
@@ -80,7 +78,8 @@ class DensityMatrix(Simulator):
         device = NOISES[self.config.noise]
         if device is None:
             return ideal_program(self.ansatz, self.n_qubits, self.config.n_layers)
-        return noisy_program(self.transpiled(), noise_model(device), self._places())
+        places = angle_places(self.ansatz, self.n_qubits, self.config.n_layers)
+        return noisy_program(self.transpiled(), noise_model(device), places)
 
     @classmethod
     def packages(cls, config: QPAConfig) -> Packages | None:
@@ -105,12 +104,6 @@ class DensityMatrix(Simulator):
         circuit = measured_circuit(self.ansatz, self.n_qubits, self.config.n_layers)
         return transpile_for(circuit, snapshot(str(NOISES[self.config.noise])))
 
-    def _places(self) -> dict[str, int]:
-        """From the name of a parameter to its place in theta, flattened."""
-        _, rotations, qubits = self.ansatz.theta_shape(self.n_qubits, self.config.n_layers)
-        places = angle_places(self.ansatz, self.n_qubits, self.config.n_layers)
-        return {n: (layer * rotations + r) * qubits + q for n, (layer, r, q) in places.items()}
-
     def __call__(
         self, theta: Float[Tensor, "*batch layers rotations qubits"]
     ) -> Float[Tensor, "*batch states"]:
@@ -134,7 +127,7 @@ def ideal_program(ansatz: Ansatz, n_qubits: int, n_layers: int) -> NoisyProgram:
         if gate.angle is not None:
             layer, rotation, qubit = gate.angle
             angle = Angle(0.0, {(layer * rotations + rotation) * n_qubits + qubit: 1.0})
-        steps.append(Step(gate.name, gate.qubits, angle, None))
+        steps.append(Step(gate.name, gate.qubits, angle))
     ideal = torch.eye(2, dtype=torch.float64)
     return NoisyProgram(n_qubits, steps, [(qubit, ideal) for qubit in range(n_qubits)])
 
@@ -149,7 +142,8 @@ def noisy_program(
         model: any of Qiskit Aer's with errors on one and two qubits.
         places: from the name of a parameter to its place in theta, flattened.
     """
-    noise = DeviceNoise(model)
+    noise = NoiseOfGates(model)
+    after = cache(noise.after)
     steps: list[Step] = []
     reading: dict[int, tuple[int, Tensor]] = {}
     simulated: dict[int, int] = {}
@@ -162,9 +156,9 @@ def noisy_program(
         if name == "measure":
             bit = circuit.find_bit(instruction.clbits[0]).index
             reading[bit] = (qubits[0], noise.confusion(device[0]))
-            continue
-        angle = _angle(instruction.operation.params, places)
-        steps.append(Step(name, qubits, angle, noise.after(name, device)))
+        else:
+            angle = _angle(instruction.operation.params, places)
+            steps.append(Step(name, qubits, angle, after(name, device)))
     return NoisyProgram(len(simulated), steps, [reading[bit] for bit in sorted(reading)[::-1]])
 
 
@@ -185,10 +179,30 @@ def _angle(params: list[Any], places: dict[str, int]) -> Angle | None:
 
 def run(program: NoisyProgram, theta: Float[Tensor, "batch angles"]) -> Float[Tensor, "batch _"]:
     """The probabilities of all outcomes."""
-    state = _State(program.n_active, theta)
+    zero = theta.new_tensor([1.0, 0.0, 0.0, 1.0])
+    state = theta.new_ones(1)
+    for _ in range(program.n_active):
+        state = torch.kron(state, zero)
+    state = state.expand(len(theta), -1)
     for qubits, channel in _fused(program, theta):
-        state.apply(qubits, channel)
-    return state.read(program.reading)
+        state = follow(channel @ lead(state, qubits, base=4), qubits, base=4)
+    return _read(state, program)
+
+
+def _read(
+    state: Float[Tensor, "batch strings"], program: NoisyProgram
+) -> Float[Tensor, "batch outcomes"]:
+    """Measure the qubits, the first into the highest bit; the others are traced out."""
+    measured = [qubit for qubit, _ in program.reading]
+    others = [qubit for qubit in range(program.n_active) if qubit not in measured]
+    values = lead(state, (*others, *measured), base=4)
+    values = values.reshape(len(state), 4 ** len(others), -1)[:, 0]  # I on what is traced out
+    # Half the sum and half the difference of tr(I rho) and tr(Z rho): the outcomes 0 and 1.
+    outcomes = state.new_tensor([[0.5, 0.0, 0.0, 0.5], [0.5, 0.0, 0.0, -0.5]])
+    for _, confusion in program.reading:  # the leading axis is read, and moves to the end
+        read = confusion.to(state) @ outcomes
+        values = (values.reshape(len(state), 4, -1).mT @ read.mT).reshape(len(state), -1)
+    return values
 
 
 def _fused(
@@ -197,45 +211,49 @@ def _fused(
     """The two-qubit channels, each with the one-qubit channels before it; then what is left."""
     waiting: dict[int, Tensor] = {}
     idle = torch.eye(4, dtype=theta.dtype, device=theta.device)
-    for step, channel in zip(program.steps, _channels(program, theta), strict=True):
+    for step, channel in zip(program.steps, _channels(program.steps, theta), strict=True):
         if len(step.qubits) == 1:
             (qubit,) = step.qubits
             waiting[qubit] = channel @ waiting[qubit] if qubit in waiting else channel
             continue
         first, second = (waiting.pop(qubit, idle) for qubit in step.qubits)
-        yield step.qubits, channel @ _outer(first, second)
+        both = first[..., :, None, :, None] * second[..., None, :, None, :]
+        yield step.qubits, channel @ both.reshape(*both.shape[:-4], 16, 16)
     for qubit, channel in waiting.items():
         yield (qubit,), channel
 
 
-def _outer(first: Tensor, second: Tensor) -> Tensor:
-    spread = first[..., :, None, :, None] * second[..., None, :, None, :]
-    return spread.reshape(*spread.shape[:-4], 16, 16)
-
-
-def _channels(program: NoisyProgram, theta: Float[Tensor, "batch angles"]) -> list[Tensor]:
+def _channels(steps: Sequence[Step], theta: Float[Tensor, "batch angles"]) -> list[Tensor]:
     """Each step's channel with its noise, (16 or 4 squared), batched where theta enters it."""
-    channels: list[Tensor] = [theta] * len(program.steps)
-    for name in {step.name for step in program.steps}:
-        of_name = [place for place, step in enumerate(program.steps) if step.name == name]
-        if not GATES[name].has_angle:
-            fixed = unitary_channel(gate_matrix(name, theta.new_zeros(())))
-            for place in of_name:
-                channels[place] = fixed
-            continue
-        angles = _angles([program.steps[place].angle for place in of_name], theta)
-        turned = unitary_channel(gate_matrix(name, angles)).unbind(1)
+    channels: list[Tensor] = [theta] * len(steps)
+    for name in {step.name for step in steps}:
+        of_name = [place for place, step in enumerate(steps) if step.name == name]
+        if GATES[name].has_angle:
+            angles = _angles([steps[place].angle for place in of_name], theta)
+            turned: Sequence[Tensor] = unitary_channel(gate_matrix(name, angles)).unbind(1)
+        else:
+            turned = [unitary_channel(gate_matrix(name, theta.new_zeros(())))] * len(of_name)
         for place, channel in zip(of_name, turned, strict=True):
-            channels[place] = channel
-    return [_with_noise(c, step.noise) for c, step in zip(channels, program.steps, strict=True)]
+            noise = steps[place].noise
+            channels[place] = channel if noise is None else noise.to(channel) @ channel
+    return channels
 
 
-def _with_noise(channel: Tensor, noise: Tensor | None) -> Tensor:
-    return channel if noise is None else noise.to(channel) @ channel
+def unitary_channel(matrix: Complex[Tensor, "*batch d d"]) -> Float[Tensor, "*batch _ _"]:
+    """Of rho -> U rho U^dagger: entry (i, j) is tr(P_i U P_j U^dagger) / d. Differentiable."""
+    strings = _pauli_strings(matrix.shape[-1].bit_length() - 1).to(matrix.device, matrix.dtype)
+    moved = matrix.unsqueeze(-3) @ strings @ matrix.mH.unsqueeze(-3)
+    return torch.einsum("iab,...jba->...ij", strings, moved).real / matrix.shape[-1]
+
+
+@cache
+def _pauli_strings(n_qubits: int) -> Complex[Tensor, "strings d d"]:
+    """All Pauli strings of n qubits, in order."""
+    return torch.stack([pauli_matrix("".join(p)) for p in product("IXYZ", repeat=n_qubits)])
 
 
 def _angles(
-    angles: Iterable[Angle | None], theta: Float[Tensor, "batch angles"]
+    angles: Sequence[Angle | None], theta: Float[Tensor, "batch angles"]
 ) -> Float[Tensor, "batch gates"]:
     """The gates' angles: linear in theta."""
     known = [angle for angle in angles if angle is not None]
@@ -243,45 +261,5 @@ def _angles(
     for column, angle in enumerate(known):
         for place, slope in angle.slopes.items():
             table[place, column] = slope
-    offsets = torch.tensor([angle.offset for angle in known], dtype=theta.dtype)
-    return offsets.to(theta.device) + theta @ table.to(theta.device)
-
-
-class _State:
-    """tr(P rho) of every Pauli string P, (batch, 4^n), with its qubits in some order."""
-
-    def __init__(self, n_qubits: int, theta: Float[Tensor, "batch angles"]) -> None:
-        one = theta.new_tensor([1.0, 0.0, 0.0, 1.0])
-        state = theta.new_ones(1)
-        for _ in range(n_qubits):
-            state = torch.outer(state, one).flatten()
-        self.values = state.expand(len(theta), -1)
-        self.order = list(range(n_qubits))
-
-    def apply(self, qubits: tuple[int, ...], channel: Tensor) -> None:
-        """Apply a channel to one or two qubits, which lead afterwards."""
-        self._lead(list(qubits))
-        batch, size = len(self.values), channel.shape[-1]
-        leading = self.values.reshape(batch, size, -1)
-        self.values = (channel @ leading).reshape(batch, -1)
-
-    def read(self, reading: list[tuple[int, Tensor]]) -> Float[Tensor, "batch outcomes"]:
-        """Measure the listed qubits, the first into the highest bit; the others are traced out."""
-        measured = [qubit for qubit, _ in reading]
-        others = [qubit for qubit in self.order if qubit not in measured]
-        self._lead(others + measured)
-        batch = len(self.values)
-        values = self.values.reshape(batch, 4 ** len(others), -1)[:, 0]  # I on what is traced out
-        for _, confusion in reading:  # the leading axis is read, and moves to the end
-            read = (confusion @ _READ).to(values)
-            values = (values.reshape(batch, 4, -1).mT @ read.mT).reshape(batch, -1)
-        return values
-
-    def _lead(self, qubits: list[int]) -> None:
-        order = qubits + [qubit for qubit in self.order if qubit not in qubits]
-        if order == self.order:
-            return
-        axes = [1 + self.order.index(qubit) for qubit in order]
-        tensor = self.values.reshape(len(self.values), *[4] * len(order))
-        self.values = tensor.permute(0, *axes).reshape(len(self.values), -1)
-        self.order = order
+    offsets = theta.new_tensor([angle.offset for angle in known])
+    return offsets + theta @ table.to(theta.device)

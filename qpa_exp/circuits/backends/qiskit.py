@@ -130,7 +130,8 @@ class QiskitSampler(Simulator):
         if self.config.device in ("aer", *RECORDED):
             sampler.options.simulator.seed_simulator = seed
         places = angle_places(self.ansatz, self.n_qubits, self.config.n_layers)
-        columns = [angles[:, *places[p.name]] for p in self._transpiled.parameters]
+        flat = angles.reshape(len(angles), -1)
+        columns = [flat[:, places[p.name]] for p in self._transpiled.parameters]
         job = sampler.run([(self._transpiled, np.stack(columns, axis=-1))], shots=shots)
         outcome = job.result()[0].data.outcome
         return [outcome.get_int_counts(place) for place in range(len(angles))]

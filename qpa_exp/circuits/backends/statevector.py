@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Statevector(Simulator):
-    """The state of N qubits as 2^N amplitudes: see :mod:`~qpa_exp.circuits.probabilities`."""
+    """The state of N qubits as 2^N amplitudes: see :mod:`~qpa_exp.circuits.circuit`."""
 
     label = "state vector"
 
@@ -28,7 +28,7 @@ class Statevector(Simulator):
         self, theta: Float[Tensor, "*batch layers rotations qubits"]
     ) -> Float[Tensor, "*batch states"]:
         """|<i|psi(theta)>|^2 for every basis state i."""
-        from qpa_exp.circuits.probabilities import probabilities
+        from qpa_exp.circuits.circuit import probabilities
 
         return probabilities(theta, self.ansatz)
 

@@ -23,13 +23,13 @@ class GradientMethod:
         label: its name in figures.
         estimate: from the config, and how many circuits go in one batch, to the estimate of the
             slopes; None where the back end's own backward gives them.
-        check: refuses a config that it does not go with, in one sentence.
+        check: refuses a config that it does not go with, in one sentence; None refuses none.
         reads: the config keys that have an effect under it alone.
     """
 
     label: str
     estimate: Callable[[QPAConfig, int], Estimate] | None = None
-    check: Callable[[QPAConfig], None] = lambda config: None  # noqa: ARG005
+    check: Callable[[QPAConfig], None] | None = None
     reads: tuple[str, ...] = ()
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qpa_exp.config import QPAConfig
 from qpa_exp.registry import Registry
 
 if TYPE_CHECKING:
@@ -28,8 +27,3 @@ class Feature:
 
 
 FEATURES: Registry[Feature] = Registry("qpa.feature", "qpa_exp.generator.features")
-
-
-def feature_name(config: QPAConfig) -> str:
-    """The feature that is read: ``qpa.squash`` is the short name of one."""
-    return "squashed" if config.squash else config.feature

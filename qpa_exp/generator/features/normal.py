@@ -11,12 +11,10 @@ if TYPE_CHECKING:
 
 
 def _read(probabilities: Tensor, n_qubits: int) -> Tensor:
-    from torch.nn.functional import layer_norm
+    import torch
 
-    from qpa_exp.generator.features.log import logarithm
-
-    found = logarithm(probabilities, n_qubits)
-    return layer_norm(found, found.shape[-1:])
+    logarithm = torch.log1p(probabilities * 2**n_qubits)
+    return torch.nn.functional.layer_norm(logarithm, logarithm.shape[-1:])
 
 
 ENTRY = Feature("normalised log(1 + 2^N p)", _read)

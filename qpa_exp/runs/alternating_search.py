@@ -1,4 +1,4 @@
-"""The optimizers: AdamW for everything, or a search without gradients for the circuit's angles.
+"""A search without gradients for the circuit's angles, in turn with AdamW for the rest.
 
 The paper names COBYLA, Nelder-Mead and SPSA as alternatives for training the circuit. Here they
 take turns with AdamW: every step AdamW moves what has a gradient to follow (the mapping model),
@@ -25,44 +25,18 @@ Loss = Callable[[], float]
 _MOST_SEARCHED = 1_000
 """COBYLA and Nelder-Mead keep a simplex of as many points as parameters, each of that size."""
 
-_CIRCUIT = "generator.circuit."
 
-
-def make_optimizer(
-    trained: dict[str, nn.Parameter], config: OptimConfig, loss: Loss
-) -> torch.optim.Optimizer:
-    """The configured optimizer of these parameters, given by name.
+def search_beside_adamw(
+    angles: list[nn.Parameter], others: list[nn.Parameter], config: OptimConfig, loss: Loss
+) -> AlternatingSearch:
+    """The configured search over the angles, or over everything, and AdamW on the rest.
 
     Raises:
         InputError: a search over angles that the model does not have, or over too much.
     """
-    angles = [p for name, p in trained.items() if _CIRCUIT in name]
-    others = [p for name, p in trained.items() if _CIRCUIT not in name]
-    if OPTIMIZERS[config.name].search is None:
-        return _adamw(_groups(angles, others, config), config)
     searched, stepped = (angles, others) if config.over == "theta" else ([*angles, *others], [])
     _check_search(searched, config)
     return AlternatingSearch(searched, stepped, config, loss)
-
-
-def _groups(
-    angles: list[nn.Parameter], others: list[nn.Parameter], config: OptimConfig
-) -> list[dict[str, Any]]:
-    """One group of all where the angles have no learning rate of their own."""
-    if config.theta_lr is None:
-        return [{"params": [*angles, *others]}]
-    groups: list[dict[str, Any]] = [{"params": angles, "lr": config.theta_lr}, {"params": others}]
-    return [group for group in groups if group["params"]]
-
-
-def _adamw(parameters: Any, config: OptimConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        parameters,
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )
 
 
 def _check_search(searched: list[nn.Parameter], config: OptimConfig) -> None:
@@ -85,6 +59,16 @@ def _check_search(searched: list[nn.Parameter], config: OptimConfig) -> None:
             f"optim.max_evaluations={config.max_evaluations} is too small for the {n} parameters "
             f"that optim={config.name} searches: give at least {least}."
         )
+
+
+def _adamw(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
 
 
 class AlternatingSearch(torch.optim.Optimizer):

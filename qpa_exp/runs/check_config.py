@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from qpa_exp.adapters.catalogue import METHODS
-from qpa_exp.adapters.counts import Counts, plan_counts
+from qpa_exp.adapters.catalogue import METHODS, Counts, plan_counts
 from qpa_exp.config import Config, validate
 from qpa_exp.data.corpus import CORPORA
 from qpa_exp.errors import InputError
-from qpa_exp.generator.check import REGISTRIES as OF_THE_GENERATOR
-from qpa_exp.generator.check import check_generator
+from qpa_exp.generator.rules import REGISTRIES as OF_THE_GENERATOR
+from qpa_exp.generator.rules import check_generator
 from qpa_exp.registry import Registry, read_key, refuse_unread
 from qpa_exp.runs.loggers import LOGGERS
 from qpa_exp.runs.optimizers import OPTIMIZERS

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from qpa_exp.benchmarks.measuring import Seconds, side_by_side
+from qpa_exp.circuits.backends import BACKENDS
 from qpa_exp.circuits.simulator import make_simulator
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, one_line
 
 N_LAYERS = 8
+_MOST = 20
+_BUDGET, _QUICK_BUDGET = 4 * 2**30, 8 * 2**20
 
 Probabilities = Callable[[Tensor], Tensor]
 """Angles (layers, 1, qubits) -> the 2^N probabilities."""
@@ -25,16 +28,19 @@ def own(backend: str) -> Callable[[int], Probabilities]:
     """A back end of this package.
 
     Raises:
-        InputError: there is none of that name, or its package is not installed.
+        InputError: what it needs is not installed.
     """
+    return lambda n_qubits: make_simulator(_config(backend), n_qubits)
 
-    def make(n_qubits: int) -> Probabilities:
-        config = QPAConfig(n_layers=N_LAYERS, backend=backend)
-        simulator = make_simulator(config, n_qubits)
-        simulator.prepare()
-        return simulator
 
-    return make
+def _config(backend: str) -> QPAConfig:
+    return QPAConfig(n_layers=N_LAYERS, backend=backend)
+
+
+def _most(backend: str, budget: int) -> int:
+    """The most qubits that it takes with so many bytes, which are about as its time."""
+    needed, config = BACKENDS[backend].bytes_needed, _config(backend)
+    return max(n for n in range(1, _MOST + 1) if n == 1 or needed(config, n) <= budget)
 
 
 def pennylane(device: str, diff_method: str) -> Callable[[int], Probabilities]:
@@ -93,8 +99,11 @@ class Simulator:
 
 
 SIMULATORS: dict[str, Simulator] = {
-    "statevector": Simulator(own("statevector"), 20, 16),
-    "torchquantum": Simulator(own("torchquantum"), 20, 12),
+    **{
+        name: Simulator(own(name), _most(name, _BUDGET), _most(name, _QUICK_BUDGET))
+        for name in BACKENDS
+        if not BACKENDS[name].samples
+    },
     "pennylane default.qubit": Simulator(pennylane("default.qubit", "backprop"), 16, 10),
     "pennylane lightning.qubit": Simulator(pennylane("lightning.qubit", "parameter-shift"), 10, 6),
     "tensorcircuit": Simulator(tensorcircuit, 14, 8),
