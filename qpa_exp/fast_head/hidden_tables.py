@@ -370,14 +370,6 @@ def _keys(input_ids: Tensor, lengths: Tensor) -> Iterator[bytes]:
         yield xxhash.xxh3_128_digest(row.tobytes())
 
 
-def default_directory() -> Path:
-    """``$QPA_EXP_CACHE``, or ``qpa_exp`` in the user's cache directory."""
-    if own := os.environ.get("QPA_EXP_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "qpa_exp"
-
-
 class TableDirectory:
     """A directory of tables, none of which is needed: the oldest make room for new ones.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from qpa_exp.cli import parse_options, run_command
 from qpa_exp.errors import InputError
 from qpa_exp.report.collect import collect
-from qpa_exp.report.write import write_report
+from qpa_exp.report.page import write_report
 
 
 @dataclass

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from qpa_exp.errors import InputError
+from qpa_exp.report.comparisons import aggregate
 from qpa_exp.report.drawing import (
     HEIGHT,
     WIDTH,
@@ -18,7 +19,6 @@ from qpa_exp.report.drawing import (
     whole_numbers,
 )
 from qpa_exp.report.names import family
-from qpa_exp.report.settings import aggregate
 
 
 def qubits(runs: pd.DataFrame) -> Figure:

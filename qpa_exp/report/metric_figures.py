@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qpa_exp.errors import InputError
+from qpa_exp.report.comparisons import aggregate, best, pareto
 from qpa_exp.report.drawing import (
     CLASSICAL,
     COLOURS,
@@ -46,7 +47,6 @@ from qpa_exp.report.names import (
     validation_of,
 )
 from qpa_exp.report.paper_values import METRIC, reported_perplexities
-from qpa_exp.report.settings import aggregate, best, pareto
 
 _MOST_LABELLED = 2
 """With more QPA series than that in one panel, labels would lie over each other."""

@@ -47,7 +47,9 @@ class Reported:
 def _read() -> tuple[Reported, ...]:
     table = pd.read_csv(_FILE, dtype={"percent": str}).convert_dtypes().astype(object)
     plain = table.where(table.notna(), None)
-    return tuple(Reported(**row) for row in plain.to_dict("records"))
+    return tuple(
+        Reported(**{str(k): v for k, v in row.items()}) for row in plain.to_dict("records")
+    )
 
 
 _FILE = Path(__file__).with_suffix(".csv")

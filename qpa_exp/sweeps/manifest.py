@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from qpa_exp.errors import InputError
 from qpa_exp.files.reading import read_json
 from qpa_exp.files.writing import write_json
-from qpa_exp.sweeps.progress import say
+from qpa_exp.sweeps.runner import say
 from qpa_exp.sweeps.studies import Study
 
 if TYPE_CHECKING:
