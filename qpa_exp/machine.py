@@ -45,7 +45,7 @@ def share_out(do: Callable[[int, int], T], n: int, *, threads: bool) -> list[T]:
     Args:
         do: releases the interpreter's lock, as compiled loops do.
         n: how much there is to do.
-        threads: whether it is worth it to start some; then there are as many as torch has.
+        threads: whether it is worth it to start some; then there are as torch has.
     """
     import torch
 
@@ -73,7 +73,7 @@ def free_memory() -> int:
 def keep_freed_memory() -> bool:
     """Let the C library keep the blocks that torch frees on a CPU; whether that was possible.
 
-    glibc gives a large block back to the system as soon as it is freed, and the next step pays
+    glibc gives a large block back to the system as it is freed, and the next step pays
     for each of its pages again: half the time of a step, where the logits take tens of MB. Other
     C libraries (macOS, musl, Windows) have no such switch, and nothing is done there.
     """

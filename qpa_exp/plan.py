@@ -21,6 +21,7 @@ from qpa_exp.adapters.catalogue import Counts, describe
 from qpa_exp.cli import compose_config, run_command
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
+from qpa_exp.generator.rules import VARIANTS
 from qpa_exp.runs.check_config import plan
 
 FORMATS = ("table", "json")
@@ -56,8 +57,8 @@ def _check_drawing(config: Config, output: str, drawing: str) -> None:
 
     if drawing == "false":
         return
-    if config.qpa.variant == "off":
-        raise InputError(f"draw={drawing}: qpa=off has no circuit to draw.")
+    if not VARIANTS[config.qpa.variant].generates:
+        raise InputError(f"draw={drawing}: qpa={config.qpa.variant} has no circuit to draw.")
     if drawing != "true":
         check_picture(Path(drawing))
     elif output == "json":

@@ -1,7 +1,7 @@
 """What a config key may name: the entries of one room, and which other keys each of them reads.
 
 A room owns its names. An entry is a file in the room's folder, or a line in one of its tables; it
-says everything about itself, and a new one is known everywhere as soon as it is there.
+says everything about itself, and a new one is known everywhere as it is there.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def scales(study: str, scale: str) -> list[str]:
 
 
 def side_by_side(scale: str, rest: list[str]) -> int:
-    """How many runs at once: as many as there are cores and memory for, where that is faster.
+    """How many runs at once: as there are cores and memory for, where that is faster.
 
     Args:
         scale: says whether it is.

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md adds one of everything: each is one file, and works as soon as it is there."""
+"""CONTRIBUTING.md adds one of everything: each is one file, and works as it is there."""
 
 from __future__ import annotations
 

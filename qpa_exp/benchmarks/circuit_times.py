@@ -38,7 +38,7 @@ def _config(backend: str) -> QPAConfig:
 
 
 def _most(backend: str, budget: int) -> int:
-    """The most qubits that it takes with so many bytes, which are about as many as its time."""
+    """The most qubits that it takes with so many bytes, which are about as its time."""
     needed, config = BACKENDS[backend].bytes_needed, _config(backend)
     return max(n for n in range(1, _MOST + 1) if n == 1 or needed(config, n) <= budget)
 

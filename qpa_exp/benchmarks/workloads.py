@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,9 +15,9 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from qpa_exp.adapters.adapted import AdaptedModel, ClassicalModel
+from qpa_exp.adapters.adapted import ClassicalModel
 from qpa_exp.adapters.peft_model import build_peft_model
-from qpa_exp.adapters.qpa_model import get_qpa_model
+from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.cli import compose_config
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
@@ -180,20 +181,20 @@ class Workload:
             r=_RANK, lora_alpha=2 * _RANK, target_modules=["lm_head"], task_type="CAUSAL_LM"
         )
 
-    def lora(self) -> AdaptedModel:
+    def lora(self) -> Any:
         """PEFT's own LoRA of rank 4 on the head."""
         built = build_peft_model(self._fresh_base(), self._lora_config(), _SEED)
         return ClassicalModel(built).train()
 
-    def qpa(self, backend: str) -> AdaptedModel:
+    def qpa(self, backend: str) -> QPAModel:
         """The same, generated."""
         return self._generated(QPAConfig(n_mlp=self.shape.n_mlp, backend=backend))
 
-    def tuned(self) -> AdaptedModel:
+    def tuned(self) -> QPAModel:
         """The same by the bundled model's ``qpa=tuned``: small chunks that read many numbers."""
         return self._generated(compose_config([]).qpa)
 
-    def _generated(self, config: QPAConfig) -> AdaptedModel:
+    def _generated(self, config: QPAConfig) -> QPAModel:
         config = replace(config, seed=_SEED)
         return get_qpa_model(self._fresh_base(), self._lora_config(), config).train()
 
@@ -205,7 +206,7 @@ class Workload:
         out = torch.empty(len(weight), len(hidden))
         return lambda: torch.mm(weight, hidden.T, out=out)
 
-    def naive(self, model: AdaptedModel) -> Callable[[], object]:
+    def naive(self, model: Any) -> Callable[[], object]:
         """The whole model, its logits all at once, transformers' own loss, autograd.
 
         With memory as a process has it that knows nothing of this package.
@@ -221,21 +222,19 @@ class Workload:
         return step
 
     def fast(
-        self, model: AdaptedModel, *, cached: bool = True, low: torch.dtype | None = None
+        self, model: Any, *, cached: bool = True, low: torch.dtype | None = None
     ) -> Callable[[], object]:
         """As a run does it: hidden states from a table or the backbone, then the head's loss."""
         head, optimizer = AdaptedHead(model, self.final, low), _optimizer(model)
-        backbone = Backbone(model.language_model())
         targets = self.ids[:, 1:]
         weights = torch.full(targets.shape, 1 / targets.numel())
+        backbone = Backbone(model.language_model())
 
         def step() -> None:
             optimizer.zero_grad()
             hidden = self.hidden if cached else self._computed(backbone)
-            model.begin_step()
-            model.refresh()
-            head.loss(hidden, targets, weights)[0].backward()
-            model.end_step()
+            with _one_vector(model):
+                head.loss(hidden, targets, weights)[0].backward()
             optimizer.step()
 
         return step
@@ -251,9 +250,16 @@ class Workload:
         model = self.lora()
         for low in (None, torch.bfloat16):
             with torch.no_grad(), model.disable_adapter():
-                head = AdaptedHead(model, self.final, low)
-                nats.append(float(head.loss(self.hidden, targets, weights)[0]))
+                loss, _ = AdaptedHead(model, self.final, low).loss(self.hidden, targets, weights)
+                nats.append(float(loss))
         return math.exp(nats[1] - nats[0]) - 1
+
+
+@contextmanager
+def _one_vector(model: Any) -> Iterator[None]:
+    model.begin_step()
+    yield
+    model.end_step()
 
 
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:

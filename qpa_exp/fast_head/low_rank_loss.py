@@ -20,142 +20,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from qpa_exp.fast_head import compiled_passes
+from qpa_exp.fast_head.logit_passes import Terms, add_product, can_compile, exponentiate, largest
 from qpa_exp.lm.losses import IGNORED
-
-BLOCKS = {"cpu": 2**20}
-_BLOCK_ELSEWHERE = 2**26
-"""Logits that are worked on at a time: on a CPU 4 MB, which stay in its cache."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """How a product becomes logits: ``cap tanh((share product + left right) / cap)``.
-
-    Attributes:
-        left: (vocab, n); the first column is ``share``, or 1.
-        right: (n, tokens); the first row is the product's offset.
-        share: (vocab,), DoRA's factor of each output; None for 1.
-        soft_cap: None for none.
-    """
-
-    left: Float[Tensor, "vocab n"]
-    right: Float[Tensor, "n tokens"]
-    share: Float[Tensor, " vocab"] | None = None
-    soft_cap: float | None = None
-
-    def at(
-        self, product: Float[Tensor, " tokens"], targets: Int[Tensor, " tokens"]
-    ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-        """The logit of one target for each token, from its product; and the soft cap's slope."""
-        share = 1.0 if self.share is None else self.share[targets]
-        z = product * share + (self.left[targets] * self.right.T).sum(1)
-        if self.soft_cap is None:
-            return z, torch.ones_like(z)
-        bent = torch.tanh(z / self.soft_cap)
-        return bent * self.soft_cap, 1 - bent.square()
-
-    def apply(
-        self, block: Float[Tensor, "rows tokens"], rows: slice, shift: Float[Tensor, " tokens"]
-    ) -> Float[Tensor, "rows tokens"] | None:
-        """A block of the product becomes the logits less ``shift``, in place.
-
-        Returns:
-            The square of the soft cap's tanh, which is 1 less its slope; None without one.
-        """
-        if self.share is not None:
-            block.mul_(self.share[rows, None])
-        if self.soft_cap is None and self.share is None:  # the shift is one more of the additions
-            block.addmm_(self.left[rows], torch.cat([self.right[:1] - shift, self.right[1:]]))
-            return None
-        if self.soft_cap is None:
-            block.addmm_(self.left[rows], self.right).sub_(shift)
-            return None
-        per_cap = 1 / self.soft_cap
-        block.addmm_(self.left[rows], self.right, beta=per_cap, alpha=per_cap).tanh_()
-        square = block.square()
-        torch.sub(-shift, block, alpha=-self.soft_cap, out=block)
-        return square
-
-
-def largest(
-    stored: Shaped[Tensor, "vocab tokens"], terms: Terms, *, blocks: int | None = None
-) -> Float[Tensor, " tokens"]:
-    """The largest logit of each token, of the first so many blocks; None = of all."""
-    found = torch.full((stored.shape[1],), -torch.inf, device=stored.device)
-    for rows in list(_blocks(stored))[:blocks]:
-        block = stored[rows].to(torch.float32, copy=True)
-        terms.apply(block, rows, torch.zeros_like(found))
-        found = torch.maximum(found, block.amax(0))
-    return found
-
-
-def exponentiate(
-    stored: Shaped[Tensor, "vocab tokens"],
-    stored_raw: Shaped[Tensor, "vocab tokens"] | None,
-    terms: Terms,
-    shift: Float[Tensor, " tokens"],
-    b: Float[Tensor, "vocab r"],
-    *,
-    keep: bool = True,
-) -> tuple[Float[Tensor, " tokens"], Float[Tensor, "r tokens"]]:
-    """The product becomes ``exp(logits - shift)``, in place, times the slope of the soft cap.
-
-    Args:
-        stored: the product with the head.
-        stored_raw: is given the same, times that product; None = not wanted.
-        terms: how logits come from the product.
-        shift: of each token.
-        b: what the result is multiplied with, before it is rounded to the type stored.
-        keep: whether the result is wanted, and not the sums alone.
-
-    Returns:
-        In float64 the exponentials' sums over the vocabulary, without the slope, and
-        ``b^T`` times the result.
-    """
-    sums = torch.zeros(shift.shape, dtype=torch.float64, device=stored.device)
-    towards = sums.new_zeros(b.shape[1], len(shift))
-    for rows in _blocks(stored):
-        block = stored[rows].float()  # itself, or a copy where it has another type
-        product = None if stored_raw is None else block.clone()
-        square = terms.apply(block, rows, shift)
-        sums += block.exp_().sum(0)
-        if not keep:
-            continue
-        if square is not None:
-            block.addcmul_(block, square, value=-1)
-        towards += b[rows].T @ block
-        if stored_raw is not None and product is not None:
-            stored_raw[rows] = product.mul_(block)
-        if stored.dtype != torch.float32:
-            stored[rows] = block
-    return sums, towards
-
-
-def add_product(
-    stored: Shaped[Tensor, "vocab tokens"],
-    columns: Float[Tensor, "tokens n"],
-    to: Float[Tensor, "vocab n"],
-) -> None:
-    """Add ``stored`` times a few columns to ``to``."""
-    for rows in _blocks(stored):
-        to[rows].addmm_(stored[rows].float(), columns)
-
-
-def _blocks(stored: Tensor) -> Iterator[slice]:
-    vocab, tokens = stored.shape
-    size = max(1, BLOCKS.get(stored.device.type, _BLOCK_ELSEWHERE) // max(1, tokens))
-    for begin in range(0, vocab, size):
-        yield slice(begin, min(begin + size, vocab))
-
 
 _ROWS = 2048
 """Rows of the weight that are converted at a time."""
@@ -301,9 +174,6 @@ _ALIGNED = 16
 """Columns of a product are a multiple of so many, the last ones of nothing: a product into rows of
 no whole number of registers takes half as long again."""
 
-_MOST_COMPILED = 6
-"""The largest rank whose products the compiled passes do; torch is faster at those of more."""
-
 
 @dataclass(frozen=True)
 class LowRank:
@@ -328,10 +198,6 @@ class LowRank:
         """Of rank 0, which is the head as it is."""
         vocab, k = head.weight.shape
         return cls(head.weight.new_empty(0, k), head.weight.new_empty(vocab, 0))
-
-
-_TORCH = SimpleNamespace(exponentiate=exponentiate, add_product=add_product)
-"""What :mod:`qpa_exp.fast_head.compiled_passes` has for a CPU, in torch's operations."""
 
 
 def low_rank_loss(
@@ -411,8 +277,7 @@ def _in_chunks(
     bias = [] if head.bias is None else [head.bias.float()[:, None] * head.final.scale]
     left = torch.cat([ones[:, None], b * ones[:, None], *bias], 1)
     scaled_b = left[:, 1 : 1 + rank].contiguous()
-    compiled = rank <= _MOST_COMPILED and compiled_passes.takes(b.device, head.dtype)
-    passes: Any = compiled_passes if compiled else _TORCH
+    fast = can_compile(b.device, head.dtype, rank)
 
     # B's gradient needs u in columns, and that of DoRA's share the offset beside it.
     columns = slice(1 if share is None else 0, 1 + rank)
@@ -425,14 +290,17 @@ def _in_chunks(
     nats = torch.empty(len(targets), device=hidden.device)
     for begin in range(0, len(targets), size):
         span = slice(begin, begin + size)
-        y, w = targets[span], weights[span]
-        inputs = hidden if update.inputs is None else update.inputs
+        y, w, inputs = (
+            targets[span],
+            weights[span],
+            hidden if update.inputs is None else update.inputs,
+        )
         x = inputs[span].float()
         u = (x @ a.T) * scaling
         right = torch.cat([u.new_zeros(1, len(u)), u.T, u.new_ones(len(bias), len(u))])
         terms = Terms(left, right, share, head.final.soft_cap)
         chunk = _exponentials(
-            head, passes, hidden[span], y, terms, room, scaled_b if of_update else b[:, :0], sought
+            head, fast, hidden[span], y, terms, room, scaled_b if of_update else b[:, :0], sought
         )
         nats[span] = chunk.nats
         # dL/dz = w (softmax - one-hot target), times the soft cap's slope.
@@ -441,10 +309,10 @@ def _in_chunks(
             of_u = chunk.towards_u.T * of_exponential[:, None] - scaled_b[y] * of_target[:, None]
             of_a.addmm_(of_u.T, x, alpha=scaling)
             factors = right[columns].T
-            passes.add_product(chunk.stored, factors * of_exponential[:, None], of_left)
+            add_product(chunk.stored, factors * of_exponential[:, None], of_left, fast=fast)
             of_left.index_add_(0, y, -factors * of_target[:, None])
         if chunk.stored_raw is not None:
-            passes.add_product(chunk.stored_raw, of_exponential[:, None], of_share[:, None])
+            add_product(chunk.stored_raw, of_exponential[:, None], of_share[:, None], fast=fast)
             of_share.index_add_(0, y, -chunk.target_product * of_target)
         if of_hidden is not None:
             chunk.stored.mul_((1 / chunk.sums).to(chunk.stored.dtype))
@@ -485,7 +353,7 @@ class _Exponentials(NamedTuple):
 
 def _exponentials(
     head: FrozenHead,
-    passes: Any,
+    fast: bool,
     hidden: Tensor,
     targets: Tensor,
     terms: Terms,
@@ -506,7 +374,7 @@ def _exponentials(
         target_product = stored[targets, torch.arange(tokens, device=targets.device)].float()
         target, slope = terms.at(target_product, targets)
         shift = torch.maximum(largest(stored, terms, blocks=blocks), target)
-        sums, towards_u = passes.exponentiate(stored, stored_raw, terms, shift, b, keep=keep)
+        sums, towards_u = exponentiate(stored, stored_raw, terms, shift, b, keep=keep, fast=fast)
         if (sums < limit).all():
             break
     nats = (sums.log() + (shift - target)).float()

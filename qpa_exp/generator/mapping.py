@@ -74,7 +74,7 @@ def in_windows(
 
 
 def _low_bits(n_chunks: int, n_out: int, window: int) -> int:
-    """log2 of how many chunks make a row: as many as leave both matrices about equally small."""
+    """log2 of how many chunks make a row: as leave both matrices about equally small."""
     if n_chunks * window < _WORTH_IT:
         return 0
     together = min(math.sqrt(n_chunks / n_out), window)

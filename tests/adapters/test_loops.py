@@ -154,7 +154,7 @@ def gradient(wrap, tokens):
     base = AutoModelForCausalLM.from_pretrained({base!r})
     lora = LoraConfig(r=2, target_modules=["c_attn", "lm_head"])
     model = get_qpa_model(base, lora, QPAConfig(n_mlp=16)).train()
-    wrapped = wrap(model)  # its hooks last as long as it does
+    wrapped = wrap(model)  # its hooks last as it does
     wrapped(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
     return torch.cat([p.grad.flatten() for p in model.generator.parameters()])
 

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qpa_exp.fast_head import compiled_passes
-from qpa_exp.fast_head.compiled_passes import add_product, exponentiate
-from qpa_exp.fast_head.low_rank_loss import Terms
+from qpa_exp.fast_head import logit_passes
+from qpa_exp.fast_head.logit_passes import Terms, add_product, exponentiate
 
 WITHIN = st.floats(-80, 80, width=32)
 
@@ -22,7 +21,7 @@ def passed_through(z, **more):
     left, right = torch.zeros(len(stored), 1), torch.zeros(1, stored.shape[1])
     none = torch.zeros(len(stored), 0)
     terms = Terms(left, right, **more)
-    sums, _ = exponentiate(stored, None, terms, torch.zeros(stored.shape[1]), none)
+    sums, _ = exponentiate(stored, None, terms, torch.zeros(stored.shape[1]), none, fast=True)
     return stored, sums
 
 
@@ -67,11 +66,11 @@ def test_threads_change_no_more_than_the_order_of_sums(dtype, rank, monkeypatch)
     b = draw(101, rank)
     columns, found = draw(9, rank), []
     for threads in (1, 3):
-        monkeypatch.setattr(compiled_passes, "_WORTH_THREADS", 0)
+        monkeypatch.setattr(logit_passes, "_WORTH_THREADS", 0)
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         stored, to = z.clone(), torch.zeros(101, rank)
-        sums, towards = exponentiate(stored, None, Terms(left, right), torch.zeros(9), b)
-        add_product(stored, columns, to)
+        sums, towards = exponentiate(stored, None, Terms(left, right), torch.zeros(9), b, fast=True)
+        add_product(stored, columns, to, fast=True)
         found.append((stored, sums, towards, to))
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-4)
     expected = (z.double() + (left @ right).double()).exp()

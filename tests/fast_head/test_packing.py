@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qpa_exp.fast_head import hidden_tables as packing
+from qpa_exp.fast_head import hidden_tables as module
 from qpa_exp.fast_head.hidden_tables import Backbone, Packing
 
 LLAMA = {
@@ -63,7 +63,7 @@ def test_the_hidden_states_are_those_of_the_plain_model(family, tokens, mask):
 def test_layers_are_packed_once(tokens, mask, monkeypatch):
     backbone, made = Backbone(make("gpt2")), []
     pack = torch.ops.mkldnn._reorder_linear_weight
-    monkeypatch.setattr(packing, "_pack", lambda rows: made.append(len(rows)) or pack(rows, 512))
+    monkeypatch.setattr(module, "_pack", lambda rows: made.append(len(rows)) or pack(rows, 512))
     backbone.hidden(tokens, mask)
     assert sorted(made) == sorted(2 * [1536, 512, 2048, 512])  # all but the head
     backbone.hidden(tokens, mask)
@@ -108,7 +108,7 @@ def test_what_would_not_gain_is_left_as_it_is(why, monkeypatch):
     if why == "bfloat16":
         model.bfloat16()
     if why == "no memory":
-        monkeypatch.setattr(packing, "free_memory", lambda: 2**10)
+        monkeypatch.setattr(module, "free_memory", lambda: 2**10)
     assert packed_layers(model, Packing()) == 0
     assert packed_layers(make("llama"), Packing()) == (0 if why == "no memory" else 15)
 

@@ -10,8 +10,7 @@ m = length * k for a layer of k inputs. It starts at zero, which is the unchange
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,16 +81,6 @@ class Positions:
     def clear(self, *_: Any) -> None:
         """A forward hook: outside a forward pass nothing is known."""
         self.given = self.kept = None
-
-    @contextmanager
-    def window(self, begin: int, end: int, device: torch.device) -> Iterator[None]:
-        """Within this context a layer is given the positions from ``begin`` up to ``end``."""
-        self.given = torch.arange(begin, end, device=device)[None]
-        self.longest = end
-        try:
-            yield
-        finally:
-            self.clear()
 
     def of(self, x: Tensor) -> tuple[Tensor, int]:
         """For a layer's input (..., tokens, features) their positions, and 1 + the last of all.

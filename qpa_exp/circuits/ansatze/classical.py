@@ -1,4 +1,4 @@
-"""A control: a softmax of free logits, one a chunk, about as uneven as a random circuit."""
+"""A control: a softmax of free logits, one a chunk, about as a random circuit."""
 
 from __future__ import annotations
 

@@ -1,22 +1,24 @@
-"""The passes over a chunk's logits on a CPU, compiled by Numba.
+"""The passes over a chunk's logits: in torch's operations, and for a CPU compiled by Numba.
 
-In torch's operations (:mod:`qpa_exp.fast_head.low_rank_loss`) they read and write the logits six
-times; here it is twice, and what is added up in between stays in the nearest cache.
+Torch's read and write the logits six times, a block of the vocabulary at a time; compiled it is
+twice, and what is added up in between stays in the nearest cache.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, no_type_check
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, no_type_check
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from qpa_exp.machine import compiled, compiled_in_order, share_out
 
-if TYPE_CHECKING:
-    from qpa_exp.fast_head.low_rank_loss import Terms
+_MOST_COMPILED = 6
+"""The largest rank whose products the compiled passes do; torch is faster at those of more."""
 
 _WORTH_THREADS = 2**18
 """Logits from which threads are started."""
@@ -28,10 +30,78 @@ A float32 that grows over 256,000 words loses what is small beside it: up to 4.5
 So sums of a few rows are added up in float64, in an order that no number of threads changes.
 """
 
+BLOCKS = {"cpu": 2**20}
+_BLOCK_ELSEWHERE = 2**26
+"""Logits that are worked on at a time: on a CPU 4 MB, which stay in its cache."""
 
-def takes(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether logits there and of this type can be worked on."""
-    return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+
+@dataclass(frozen=True)
+class Terms:
+    """How a product becomes logits: ``cap tanh((share product + left right) / cap)``.
+
+    Attributes:
+        left: (vocab, n); the first column is ``share``, or 1.
+        right: (n, tokens); the first row is the product's offset.
+        share: (vocab,), DoRA's factor of each output; None for 1.
+        soft_cap: None for none.
+    """
+
+    left: Float[Tensor, "vocab n"]
+    right: Float[Tensor, "n tokens"]
+    share: Float[Tensor, " vocab"] | None = None
+    soft_cap: float | None = None
+
+    def at(
+        self, product: Float[Tensor, " tokens"], targets: Int[Tensor, " tokens"]
+    ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+        """The logit of one target for each token, from its product; and the soft cap's slope."""
+        share = 1.0 if self.share is None else self.share[targets]
+        z = product * share + (self.left[targets] * self.right.T).sum(1)
+        if self.soft_cap is None:
+            return z, torch.ones_like(z)
+        bent = torch.tanh(z / self.soft_cap)
+        return bent * self.soft_cap, 1 - bent.square()
+
+    def apply(
+        self, block: Float[Tensor, "rows tokens"], rows: slice, shift: Float[Tensor, " tokens"]
+    ) -> Float[Tensor, "rows tokens"] | None:
+        """A block of the product becomes the logits less ``shift``, in place.
+
+        Returns:
+            The square of the soft cap's tanh, which is 1 less its slope; None without one.
+        """
+        if self.share is not None:
+            block.mul_(self.share[rows, None])
+        if self.soft_cap is None and self.share is None:  # the shift is one more of the additions
+            block.addmm_(self.left[rows], torch.cat([self.right[:1] - shift, self.right[1:]]))
+            return None
+        if self.soft_cap is None:
+            block.addmm_(self.left[rows], self.right).sub_(shift)
+            return None
+        per_cap = 1 / self.soft_cap
+        block.addmm_(self.left[rows], self.right, beta=per_cap, alpha=per_cap).tanh_()
+        square = block.square()
+        torch.sub(-shift, block, alpha=-self.soft_cap, out=block)
+        return square
+
+
+def largest(
+    stored: Shaped[Tensor, "vocab tokens"], terms: Terms, *, blocks: int | None = None
+) -> Float[Tensor, " tokens"]:
+    """The largest logit of each token, of the first so many blocks; None = of all."""
+    found = torch.full((stored.shape[1],), -torch.inf, device=stored.device)
+    for rows in list(_blocks(stored))[:blocks]:
+        block = stored[rows].to(torch.float32, copy=True)
+        terms.apply(block, rows, torch.zeros_like(found))
+        found = torch.maximum(found, block.amax(0))
+    return found
+
+
+def can_compile(device: torch.device, dtype: torch.dtype, rank: int) -> bool:
+    """Whether the compiled passes take logits there, of this type, with an update of this rank."""
+    return (
+        device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and rank <= _MOST_COMPILED
+    )
 
 
 def exponentiate(
@@ -42,18 +112,56 @@ def exponentiate(
     b: Float[Tensor, "vocab r"],
     *,
     keep: bool = True,
+    fast: bool = False,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, "r tokens"]]:
-    """As :func:`qpa_exp.fast_head.frozen_head.exponentiate`."""
+    """The product becomes ``exp(logits - shift)``, in place, times the slope of the soft cap.
+
+    Args:
+        stored: the product with the head.
+        stored_raw: is given the same, times that product; None = not wanted.
+        terms: how logits come from the product.
+        shift: of each token.
+        b: what the result is multiplied with, before it is rounded to the type stored.
+        keep: whether the result is wanted, and not the sums alone.
+        fast: by the compiled pass.
+
+    Returns:
+        In float64 the exponentials' sums over the vocabulary, without the slope, and
+        ``b^T`` times the result.
+    """
+    if fast:
+        return _exponentiate_compiled(stored, stored_raw, terms, shift, b, keep)
+    sums = torch.zeros(shift.shape, dtype=torch.float64, device=stored.device)
+    towards = sums.new_zeros(b.shape[1], len(shift))
+    for rows in _blocks(stored):
+        block = stored[rows].float()  # itself, or a copy where it has another type
+        product = None if stored_raw is None else block.clone()
+        square = terms.apply(block, rows, shift)
+        sums += block.exp_().sum(0)
+        if not keep:
+            continue
+        if square is not None:
+            block.addcmul_(block, square, value=-1)
+        towards += b[rows].T @ block
+        if stored_raw is not None and product is not None:
+            stored_raw[rows] = product.mul_(block)
+        if stored.dtype != torch.float32:
+            stored[rows] = block
+    return sums, towards
+
+
+def _exponentiate_compiled(
+    stored: Tensor, stored_raw: Tensor | None, terms: Terms, shift: Tensor, b: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
     at, raw = _bits(stored), _bits(stored[:0] if stored_raw is None else stored_raw)
     share = shift[:0] if terms.share is None else terms.share
-    given = (terms.left, terms.right, share, shift, b)
-    left, right, shares, away, factors = map(_numpy, given)
+    left, right, factor, away, spread = map(_numpy, (terms.left, terms.right, share, shift, b))
     cap = np.float32(terms.soft_cap or 0)
     parts = -(-len(at) // _SHARED_ROWS)
-    sums = np.zeros((parts, 1 + factors.shape[1], len(away)))
+    sums = np.zeros((parts, 1 + spread.shape[1], len(away)))
     share_out(
         lambda first, last: _exponentiate(
-            at, raw, left, right, shares, cap, away, factors, keep, sums, first, last
+            at, raw, left, right, factor, cap, away, spread, keep, sums, first, last
         ),
         parts,
         threads=at.size >= _WORTH_THREADS,
@@ -66,14 +174,27 @@ def add_product(
     stored: Shaped[Tensor, "vocab tokens"],
     columns: Float[Tensor, "tokens n"],
     to: Float[Tensor, "vocab n"],
+    *,
+    fast: bool = False,
 ) -> None:
-    """Add ``stored`` times a few columns to ``to``."""
-    at, rows, out = _bits(stored), _numpy(columns.T), to.numpy()
+    """Add ``stored`` times a few columns to ``to``; ``fast``: by the compiled pass."""
+    if not fast:
+        for rows in _blocks(stored):
+            to[rows].addmm_(stored[rows].float(), columns)
+        return
+    at, factors, out = _bits(stored), _numpy(columns.T), to.numpy()
     share_out(
-        lambda first, last: _add_product(at, rows, out, first, last),
+        lambda first, last: _add_product(at, factors, out, first, last),
         len(at),
         threads=at.size >= _WORTH_THREADS,
     )
+
+
+def _blocks(stored: Tensor) -> Iterator[slice]:
+    vocab, tokens = stored.shape
+    size = max(1, BLOCKS.get(stored.device.type, _BLOCK_ELSEWHERE) // max(1, tokens))
+    for begin in range(0, vocab, size):
+        yield slice(begin, min(begin + size, vocab))
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
@@ -220,7 +341,7 @@ _PER_LN_2 = np.float32(1.4426950408889634)
 # ln 2 in two parts, the first of few digits, so that its multiples are exact.
 _LN_2, _LN_2_REST = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _WHOLE = np.float32(1.5 * 2**23)
-"""Added to a number it leaves no room for a fraction: the last bits are the whole number."""
+"""Added to a number it leaves no room for a fraction: the sum's last bits are a whole number."""
 # 1 / n!
 _C0, _C2, _C3, _C4 = np.float32(1), np.float32(1 / 2), np.float32(1 / 6), np.float32(1 / 24)
 _C5, _C6, _C7 = np.float32(1 / 120), np.float32(1 / 720), np.float32(1 / 5040)
