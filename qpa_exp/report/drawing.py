@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from qpa_exp.adapters.catalogue import METHODS
-from qpa_exp.report.names import measured
+from qpa_exp.report.comparisons import measured
 from qpa_exp.task import Metric
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")

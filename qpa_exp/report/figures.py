@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from qpa_exp.errors import InputError
 from qpa_exp.registry import Registry
 from qpa_exp.report import drawing, metric_figures
-from qpa_exp.report.comparisons import aggregate
-from qpa_exp.report.names import family
+from qpa_exp.report.comparisons import aggregate, family
 
 
 def qubits(runs: pd.DataFrame) -> Figure:

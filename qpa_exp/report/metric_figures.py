@@ -17,11 +17,13 @@ from matplotlib.figure import Figure
 
 from qpa_exp.errors import InputError
 from qpa_exp.report import drawing
-from qpa_exp.report.comparisons import aggregate, best, pareto
-from qpa_exp.report.names import (
+from qpa_exp.report.comparisons import (
+    aggregate,
+    best,
     family,
     has_trained_circuit,
     is_generated,
+    pareto,
     ranked_by,
     validation_of,
 )
@@ -177,7 +179,7 @@ def categories(runs: pd.DataFrame) -> Figure:
                 drawing.at_the_edge(axis, (panel.edge, place), ">", row[metric])
                 continue
             single = runs[runs["setting"] == row["setting"]][metric]
-            dots = {"color": drawing.COLOURS[0], "alpha": 0.5, "markersize": 4}
+            dots: dict[str, Any] = {"color": drawing.COLOURS[0], "alpha": 0.5, "markersize": 4}
             axis.plot(single, [place] * len(single), "o", **dots)
             axis.errorbar(
                 row[metric], place, xerr=_spread(row, metric),

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from qpa_exp.errors import InputError
-from qpa_exp.report.comparisons import aggregate, chosen
-from qpa_exp.report.names import family, measured
+from qpa_exp.report.comparisons import aggregate, chosen, family, measured
 from qpa_exp.report.paper_values import METRIC, PROTOCOL, Reported, protocol_differences, reported
 
 NOT_MEASURED, NOT_REPORTED = "not measured", "not reported"

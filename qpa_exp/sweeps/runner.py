@@ -20,7 +20,6 @@ from rich.table import Table
 from qpa_exp.errors import InputError
 from qpa_exp.files.reading import read_json
 from qpa_exp.runs.directory import FAILED, METRICS, State, error_of
-from qpa_exp.sweeps.prepare import Job
 from qpa_exp.sweeps.worker import attempt_all, hand_over, is_busy, work
 
 if TYPE_CHECKING:
