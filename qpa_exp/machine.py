@@ -1,16 +1,15 @@
-"""This machine: loops compiled for its processor, their threads, and its memory.
-
-A loop that is to be compiled is ``@compiled``, and beneath it ``@no_type_check``: the checks of
-types that the tests put into every function cannot be compiled.
-"""
+"""This machine: loops compiled for its processor, their threads, and its memory."""
 
 from __future__ import annotations
 
 import ctypes
+import inspect
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -32,6 +31,7 @@ def compiled_in_order(function: Callable[..., Any]) -> Any:
 def _njit(function: Callable[..., Any], fastmath: set[str]) -> Any:
     import numba
 
+    function = inspect.unwrap(function)  # the tests check types in every function: not in a loop
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     try:
         return numba.njit(cache=True, **options)(function)
@@ -61,6 +61,13 @@ def share_out(do: Callable[[int, int], T], n: int, *, threads: bool) -> list[T]:
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _MIB = 2**20
+
+
+def user_cache() -> Path:
+    """``$QPA_EXP_CACHE``, or ``qpa_exp`` in the user's cache directory."""
+    if own := os.environ.get("QPA_EXP_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "qpa_exp"
 
 
 def free_memory() -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +21,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from qpa_exp.adapters.adapted import ClassicalModel
 from qpa_exp.adapters.peft_model import build_peft_model
 from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
+from qpa_exp.benchmarks.measuring import Seconds, fit_exponent, side_by_side
 from qpa_exp.cli import compose_config
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 from qpa_exp.fast_head.accelerator import AdaptedHead
 from qpa_exp.fast_head.hidden_tables import Backbone
 from qpa_exp.fast_head.low_rank_loss import FinalLogits
-from qpa_exp.machine import stock_memory
+from qpa_exp.generator.generator import Generator
+from qpa_exp.machine import keep_freed_memory, release_freed_memory, stock_memory
 
 _SEED = 0
 _RANK = 4
@@ -264,3 +269,119 @@ def _one_vector(model: Any) -> Iterator[None]:
 
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+
+# --- growth -----------------------------------------------------------------------------------
+
+_SMALL = Shape("growth", "gpt2", vocab=16384, width=256, tokens=256, n_mlp=256)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Seconds at some values of one size.
+
+    Attributes:
+        what: which size, and what is timed.
+        sizes: what the exponent is of; 2^N for qubits.
+    """
+
+    name: str
+    what: str
+    values: list[int]
+    sizes: list[int]
+    times: list[Seconds]
+
+    @property
+    def exponent(self) -> float:
+        """Of the size, in seconds = c * size^exponent."""
+        return fit_exponent(self.sizes, [time.median for time in self.times])
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "what": self.what,
+            "values": self.values,
+            "sizes": self.sizes,
+            "seconds": [time.record() for time in self.times],
+            "exponent": self.exponent,
+        }
+
+
+def measure_growth(rounds: int, quick: bool) -> list[Growth]:
+    """Of the generator with qubits, layers and n_mlp; of a step with tokens and vocabulary."""
+    cut = 3 if quick else None
+    generator, step = "generator, forward and backward", "QPA step, hidden states at hand"
+    plans: list[tuple[str, str, list[int], Callable[[int], Callable[[], object]]]] = [
+        ("n_qubits", f"{generator}; n_mlp = 16, L = 8", [8, 10, 12, 14, 16],
+         lambda n: _generate(n_mlp=16, n_chunks=2**n, n_layers=8)),
+        ("n_layers", f"{generator}; N = 10, n_mlp = 16", [8, 16, 32, 64, 128],
+         lambda n: _generate(n_mlp=16, n_chunks=2**10, n_layers=n)),
+        ("n_mlp", f"{generator}; N = 7, L = 8", [256, 1024, 4096, 8192, 16384],
+         lambda n: _generate(n_mlp=n, n_chunks=2**7, n_layers=8)),
+        ("tokens", f"{step}; head 16384 x 256", [64, 128, 256, 512, 1024],
+         lambda n: _step(replace(_SMALL, tokens=n))),
+        ("vocab", f"{step}; 256 tokens, width 256", [4096, 8192, 16384, 32768, 65536],
+         lambda n: _step(replace(_SMALL, vocab=n))),
+    ]  # fmt: skip
+    grown = []
+    for name, what, values, make in plans:
+        taken = values[:cut]
+        times = side_by_side({str(n): make(n) for n in taken}, rounds)
+        sizes = [2**n for n in taken] if name == "n_qubits" else taken
+        grown.append(Growth(name, what, taken, sizes, [times[str(n)] for n in taken]))
+    return grown
+
+
+def _generate(n_mlp: int, n_chunks: int, n_layers: int) -> Callable[[], object]:
+    config = QPAConfig(n_mlp=n_mlp, n_layers=n_layers, seed=0)
+    generator = Generator(n_mlp * n_chunks, config).train()
+    return lambda: generator().sum().backward()
+
+
+def _step(shape: Shape) -> Callable[[], object]:
+    work = Workload(shape)
+    return work.fast(work.qpa("statevector"))
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STEPS = 2
+
+
+def can_measure() -> bool:
+    """Whether this system tells a process its peak (Linux does)."""
+    return _STATUS.is_file() and _RESET.is_file()
+
+
+def measure_memory(shape: Shape, steps: list[str], threads: int) -> dict[str, float | None]:
+    """MiB above the weights, by name of the step; None where a process did not end well."""
+    found: dict[str, float | None] = {}
+    for name in steps:  # each in a process of its own
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as one:
+            done = one.submit(peak_mib, shape, name, threads)
+            found[name] = None if done.exception() else done.result()
+    return found
+
+
+def peak_mib(shape: Shape, step: str, threads: int) -> float:
+    """MiB between what the process holds before its first step and the peak of its steps.
+
+    The model, its hidden states and the adapter are there before; the optimizer's moments, which
+    the first step makes, count as the step's.
+    """
+    torch.set_num_threads(threads)
+    do = Workload(shape).step(step)
+    torch.mm(torch.ones(256, 256), torch.ones(256, 256))  # the library's own start-up
+    release_freed_memory()  # or a step would take what building the model has left
+    before = _mib("VmRSS")
+    keep_freed_memory()
+    _RESET.write_text("5", encoding="ascii")  # the peak begins anew
+    for _ in range(_STEPS):
+        do()
+    return _mib("VmHWM") - before
+
+
+def _mib(field: str) -> float:
+    values = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines())
+    return int(values[field].split()[0]) / 1024

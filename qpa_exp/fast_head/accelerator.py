@@ -28,7 +28,6 @@ from qpa_exp.fast_head.hidden_tables import (
     Backbone,
     HiddenTable,
     TableDirectory,
-    default_directory,
     find_final_logits,
 )
 from qpa_exp.fast_head.low_rank_loss import (
@@ -40,6 +39,7 @@ from qpa_exp.fast_head.low_rank_loss import (
     with_gradients,
 )
 from qpa_exp.lm.losses import IGNORED, TokenLosses
+from qpa_exp.machine import user_cache
 from qpa_exp.task import Task
 from qpa_exp.tasks.causal_lm import CausalLM
 
@@ -250,7 +250,7 @@ class FastHead(CausalLM):
         self.head = AdaptedHead(model, final, low)
         path = self.config.data.cache_dir
         self.directory = TableDirectory(
-            default_directory() if path is None else Path(path).expanduser(),
+            user_cache() if path is None else Path(path).expanduser(),
             self.config.data.cache_gib * GIB,
         )
         self.tables: dict[str, HiddenTable] = {}

@@ -228,10 +228,7 @@ class Packing:
         return layer in self._kept or layer.weight.nbytes <= _SHARE_OF_FREE * free_memory()
 
     def _multiply(
-        self,
-        layer: Layer,
-        x: Float[Tensor, "*batch k"],
-        then: tuple[str, str] = ("none", ""),
+        self, layer: Layer, x: Float[Tensor, "*batch k"], then: tuple[str, str] = ("none", "")
     ) -> Float[Tensor, "*batch n"]:
         """What the layer gives for ``x``, and its activation's name and algorithm, if any."""
         activation, algorithm = then
@@ -340,12 +337,13 @@ class HiddenTable:
             yield self.backbone.hidden(ids, mask)[:, :-1].cpu().contiguous()
 
     def fill_in_memory(self, track: Track) -> None:
-        """Compute the values, for as the process lasts."""
+        """Compute the values, for as long as the process lasts."""
         shape, dtype = self.shape
-        values, begin = torch.empty(shape, dtype=dtype), 0
+        values = torch.empty(shape, dtype=dtype)
+        free = values
         for part in track(self.parts(), len(values)):
-            values[begin : begin + len(part)] = part
-            begin += len(part)
+            free[: len(part)] = part
+            free = free[len(part) :]
         self.values = values
 
 
@@ -353,14 +351,6 @@ def _keys(input_ids: Tensor, lengths: Tensor) -> Iterator[bytes]:
     """What tells examples apart."""
     for row in torch.cat([input_ids, lengths[:, None]], dim=1).numpy():
         yield xxhash.xxh3_128_digest(row.tobytes())
-
-
-def default_directory() -> Path:
-    """``$QPA_EXP_CACHE``, or ``qpa_exp`` in the user's cache directory."""
-    if own := os.environ.get("QPA_EXP_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "qpa_exp"
 
 
 class TableDirectory:

@@ -274,7 +274,7 @@ def _in_chunks(
     scaled_b = left[:, 1 : 1 + rank].contiguous()
     fast = can_compile(b.device, head.dtype, rank)
 
-    # B's gradient needs u in columns, that of DoRA's share the offset, too, where there is one.
+    # B's gradient needs u in columns; that of DoRA's share the offset beside it, if there is one.
     columns = slice(0 if share is not None and head.dtype.itemsize == 2 else 1, 1 + rank)
     of_a, of_left = torch.zeros_like(a), torch.zeros_like(left[:, columns])
     of_share = torch.zeros_like(ones)

@@ -19,12 +19,9 @@ from omegaconf import DictConfig
 
 from qpa_exp.errors import InputError
 from qpa_exp.runs.directory import State, error_of, last_of_curve
-from qpa_exp.sweeps.expand import expand, spell
-from qpa_exp.sweeps.manifest import record_directory, record_study
-from qpa_exp.sweeps.prepare import Job, Preparation
-from qpa_exp.sweeps.progress import say
-from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, unique
-from qpa_exp.sweeps.studies import Study
+from qpa_exp.sweeps.prepare import Job, Preparation, expand, spell
+from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, say, unique
+from qpa_exp.sweeps.studies import Study, record_directory, record_study
 from qpa_exp.task import TASKS
 
 if TYPE_CHECKING:
@@ -34,11 +31,7 @@ STORAGE = "optuna.db"
 
 
 def prepare_search(
-    study: Study,
-    preparation: Preparation,
-    runner: Runner,
-    master: DictConfig,
-    given: Sequence[str],
+    study: Study, preparation: Preparation, runner: Runner, master: DictConfig, given: Sequence[str]
 ) -> Callable[[], None]:
     """What runs trials until there are ``n_trials``, once the space has been looked at.
 
@@ -217,10 +210,7 @@ def _open(path: Path, name: str, seed: int, directions: Sequence[Any]) -> optuna
         raise InputError("A search needs Optuna: pip install 'qpa-exp[sweeps]'.") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        storage=f"sqlite:///{path}",
-        study_name=name,
-        directions=directions,
-        load_if_exists=True,
+        storage=f"sqlite:///{path}", study_name=name, directions=directions, load_if_exists=True
     )
     # A search that goes on must not draw again what it drew at its start.
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))

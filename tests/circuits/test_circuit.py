@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from qpa_exp.circuits.ansatze import ANSATZE
-from qpa_exp.circuits.circuit import Circuit, probabilities
+from qpa_exp.circuits.circuit import Circuit, probabilities, sample_frequencies
 from qpa_exp.circuits.gradients.parameter_shift import parameter_shift
-from qpa_exp.circuits.sampling import sample_frequencies
 from qpa_exp.config import QPAConfig, count_shots
 from qpa_exp.errors import InputError
 from qpa_exp.generator.rules import check_generator
@@ -294,10 +293,7 @@ def test_product_does_not_entangle(qpa):
             r"qpa\.shots=20x has no effect: qpa\.ansatz=\w+ does not read it",
         ),
         ({"mapping_hidden": [32, 0]}, r"qpa\.mapping_hidden=\[32, 0\] has a layer of 0"),
-        (
-            {"squash": True, "feature": "log"},
-            r"qpa\.squash=true and qpa\.feature=log ask for two",
-        ),
+        ({"squash": True, "feature": "log"}, r"qpa\.squash=true and qpa\.feature=log ask for two"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused_in_one_sentence(qpa, keys, sentence):

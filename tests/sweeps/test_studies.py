@@ -18,8 +18,7 @@ from qpa_exp.report.figures import KINDS
 from qpa_exp.report.paper_values import reported
 from qpa_exp.report.tables import TABLES
 from qpa_exp.sweeps import sweep as sweep_module
-from qpa_exp.sweeps.expand import expand
-from qpa_exp.sweeps.prepare import Job
+from qpa_exp.sweeps.prepare import Job, expand
 from qpa_exp.sweeps.run_name import relevant
 from qpa_exp.sweeps.studies import (
     name_scales,
@@ -66,6 +65,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[J
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", scale_names())
 def test_every_study_plans_at_every_scale_that_it_allows(
     scale: str, planned: dict[str, list[Job]], tmp_path: Path
