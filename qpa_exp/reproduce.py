@@ -104,11 +104,12 @@ def _sweep(studies: list[str], scale: str, out: Path, rest: list[str]) -> list[s
 
 def _report_all(at: dict[str, list[str]], out: Path, processes: int) -> list[str]:
     """Write the report of every study that has a record; say which failed."""
-    found = {
-        name: [str(record) for place in of_one if (record := _record(name, place, out)).is_dir()]
+    records = {
+        name: [record_directory(out / "studies", name, place) for place in of_one]
         for name, of_one in at.items()
     }
-    tasks = [(records, name, out / "reports") for name, records in found.items() if records]
+    found = {name: [str(r) for r in of_one if r.is_dir()] for name, of_one in records.items()}
+    tasks = [(there, name, out / "reports") for name, there in found.items() if there]
     failed = []
     for (_, name, _), (said, error) in zip(tasks, _side_by_side(tasks, processes), strict=True):
         print(said, end="", flush=True)
@@ -116,10 +117,6 @@ def _report_all(at: dict[str, list[str]], out: Path, processes: int) -> list[str
             print(f"error: {error}", file=sys.stderr, flush=True)
             failed.append(f"the report of {name}")
     return failed
-
-
-def _record(study: str, scale: str, out: Path) -> Path:
-    return record_directory(out / "studies", study, scale)
 
 
 def _side_by_side(tasks: list[ReportTask], processes: int) -> Iterator[tuple[str, str]]:

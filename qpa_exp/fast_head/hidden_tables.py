@@ -38,18 +38,10 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
 from qpa_exp.fast_head.low_rank_loss import FinalLogits
-from qpa_exp.files.writing import whole_file
+from qpa_exp.files import whole_file
 from qpa_exp.machine import free_memory
 
 log = logging.getLogger(__name__)
-
-GIB = 2**30
-_FORMAT = "2"
-_TOKENS_AT_A_TIME = 4096
-_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
-
-Track = Callable[[Iterator[Tensor], int], Iterator[Tensor]]
-"""Passes parts of a table on, and shows how many of so many rows have come."""
 
 _HASHED_AT_A_TIME = 64 * 2**20
 
@@ -180,7 +172,7 @@ class Packing:
 
     Products with those, which compilers of models use, took four fifths of the time here, and
     GPT-2's activation is computed as the product leaves the registers. The blocks are a second
-    copy, kept for as long as this is. It packs float32 weights that are not trained, on a CPU,
+    copy, kept for as this is. It packs float32 weights that are not trained, on a CPU,
     while there is memory for the copies.
 
     Both operators are private: torch packs weights within ``torch.compile`` alone, which would
@@ -273,6 +265,17 @@ def _possible(weight: Tensor) -> bool:
     )
 
 
+# --- the tables -------------------------------------------------------------------------------
+
+GIB = 2**30
+_FORMAT = "2"
+_TOKENS_AT_A_TIME = 4096
+_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+
+Track = Callable[[Iterator[Tensor], int], Iterator[Tensor]]
+"""Passes parts of a table on, and shows how many of so many rows have come."""
+
+
 class HiddenTable:
     """The hidden states of some examples.
 
@@ -337,7 +340,7 @@ class HiddenTable:
             yield self.backbone.hidden(ids, mask)[:, :-1].cpu().contiguous()
 
     def fill_in_memory(self, track: Track) -> None:
-        """Compute the values, for as long as the process lasts."""
+        """Compute the values, for as the process lasts."""
         shape, dtype = self.shape
         values = torch.empty(shape, dtype=dtype)
         free = values
