@@ -172,7 +172,7 @@ class Packing:
 
     Products with those, which compilers of models use, took four fifths of the time here, and
     GPT-2's activation is computed as the product leaves the registers. The blocks are a second
-    copy, kept for as this is. It packs float32 weights that are not trained, on a CPU,
+    copy, kept for as long as this is. It packs float32 weights that are not trained, on a CPU,
     while there is memory for the copies.
 
     Both operators are private: torch packs weights within ``torch.compile`` alone, which would
@@ -340,7 +340,7 @@ class HiddenTable:
             yield self.backbone.hidden(ids, mask)[:, :-1].cpu().contiguous()
 
     def fill_in_memory(self, track: Track) -> None:
-        """Compute the values, for as the process lasts."""
+        """Compute the values, for as long as the process lasts."""
         shape, dtype = self.shape
         values = torch.empty(shape, dtype=dtype)
         free = values
