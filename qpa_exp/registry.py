@@ -60,7 +60,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(self._entries, str):
-            return name in self._entries
+            return name in list(self)
         if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
             return False
         return find_spec(f"{self._entries}.{name}") is not None  # much faster than a list of them

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from qpa_exp.adapters.catalogue import Counts, plan_counts
+from qpa_exp.adapters.counts import Counts, plan_counts
 from qpa_exp.cli import compose_config
-from qpa_exp.report.comparisons import Row
-from qpa_exp.report.tables import method_of, setting_of
+from qpa_exp.report.comparisons import Row, family
 
 TABLES = ("table2", "table3", "table8", "table9")
 
@@ -172,3 +171,14 @@ def differences(runs: pd.DataFrame) -> list[str]:
             paper = " or ".join(map(str, values))
             sentences.append(f"{key} is {', '.join(other)}; the paper's is {paper}.")
     return sentences
+
+
+def method_of(row: Reported) -> str:
+    """The method's name as our own rows have it."""
+    return family({"peft.method": row.method, "qpa.variant": "paper" if row.generated else "off"})
+
+
+def setting_of(row: Reported) -> str:
+    """Rank and n_mlp, where the row has them."""
+    parts = [f"{key} = {value}" for key, value in (("r", row.r), ("n_mlp", row.n_mlp)) if value]
+    return ", ".join(parts)

@@ -9,7 +9,15 @@ import pandas as pd
 
 from qpa_exp.registry import Registry
 from qpa_exp.report.comparisons import aggregate, chosen, family, measured
-from qpa_exp.report.paper_values import METRIC, PROTOCOL, Reported, protocol_differences, reported
+from qpa_exp.report.paper_values import (
+    METRIC,
+    PROTOCOL,
+    Reported,
+    method_of,
+    protocol_differences,
+    reported,
+    setting_of,
+)
 
 NOT_MEASURED, NOT_REPORTED = "not measured", "not reported"
 
@@ -157,17 +165,6 @@ def _ours(row: Reported, table: pd.DataFrame) -> pd.Series | None:
         if value is not None:
             exact = exact[exact[key] == value]
     return None if exact.empty else exact.iloc[0]
-
-
-def method_of(row: Reported) -> str:
-    """The method's name as our own rows have it."""
-    return family({"peft.method": row.method, "qpa.variant": "paper" if row.generated else "off"})
-
-
-def setting_of(row: Reported) -> str:
-    """Rank and n_mlp, where the row has them."""
-    parts = [f"{key} = {value}" for key, value in (("r", row.r), ("n_mlp", row.n_mlp)) if value]
-    return ", ".join(parts)
 
 
 TABLES: Registry[Callable[[str, pd.DataFrame], Table]] = Registry(

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qpa_exp.adapters.adapted import AdaptedModel
-from qpa_exp.adapters.catalogue import count, describe
+from qpa_exp.adapters.counts import count, describe
 from qpa_exp.adapters.qpa_model import adapt
 from qpa_exp.circuits.simulator import record_versions
 from qpa_exp.config import Config

@@ -20,7 +20,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from qpa_exp.adapters.catalogue import Counts
+from qpa_exp.adapters.counts import Counts
 from qpa_exp.cli import explain, to_config
 from qpa_exp.config import Config
 from qpa_exp.data.corpus import comes_from_the_hub

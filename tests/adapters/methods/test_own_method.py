@@ -14,7 +14,8 @@ from peft import PeftType
 from torch import Tensor
 
 from qpa_exp.adapters import methods
-from qpa_exp.adapters.catalogue import METHODS, count
+from qpa_exp.adapters.catalogue import METHODS
+from qpa_exp.adapters.counts import count
 from qpa_exp.adapters.qpa_model import adapt, load_adapted
 from qpa_exp.cli import compose_config, register_schema
 from qpa_exp.plan import plan
