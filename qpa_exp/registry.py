@@ -92,6 +92,14 @@ def read_key(config: Any, key: str) -> Any:
     return config
 
 
+class NoEffect(InputError):
+    """A key was set that nothing reads."""
+
+    def __init__(self, key: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.key = key
+
+
 def refuse_unread(config: Any, registries: Iterable[Registry[Any]]) -> None:
     """Refuse a key that was set and that nothing reads: a mistake in what was meant.
 
@@ -104,7 +112,7 @@ def refuse_unread(config: Any, registries: Iterable[Registry[Any]]) -> None:
         registries: those of its keys, in any order.
 
     Raises:
-        InputError: the first such key, its value, and who does not read it.
+        NoEffect: the first such key, its value, and who does not read it.
     """
     registries = list(registries)
     unread: dict[str, str] = {}
@@ -124,7 +132,8 @@ def refuse_unread(config: Any, registries: Iterable[Registry[Any]]) -> None:
         value, default = read_key(config, key), read_key(type(config)(), key)
         if value != default:
             right = "null" if default is None else _spelled(default)
-            raise InputError(f"{key}={_spelled(value)} has no effect: {why}; leave it at {right}.")
+            wrong = f"{key}={_spelled(value)} has no effect"
+            raise NoEffect(key, f"{wrong}: {why}; leave it at {right}.")
 
 
 def _outer_first(registries: list[Registry[Any]]) -> list[Registry[Any]]:

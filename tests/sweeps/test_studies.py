@@ -15,8 +15,7 @@ from qpa_exp.__main__ import main, run_sweep
 from qpa_exp.cli import compose_config
 from qpa_exp.errors import InputError
 from qpa_exp.report.figures import KINDS
-from qpa_exp.report.paper_values import reported
-from qpa_exp.report.tables import TABLES
+from qpa_exp.report.tables import TABLES, reported
 from qpa_exp.sweeps import sweep as sweep_module
 from qpa_exp.sweeps.prepare import Job, expand
 from qpa_exp.sweeps.run_name import relevant
