@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
-from qpa_exp.errors import InputError, nearest
+from qpa_exp.errors import InputError
 
 T = TypeVar("T")
 
@@ -72,16 +72,14 @@ class Registry(Mapping[str, T], Generic[T]):
             InputError: there is none.
         """
         if name not in self:
-            raise InputError(f"{self.key}={name} is unknown: give {self._choices(str(name))}.")
+            raise InputError(f"{self.key}={name} is unknown: give {self._choices()}.")
         if not isinstance(self._entries, str):
             return self._entries[name]
         entry: T = import_module(f"{self._entries}.{name}").ENTRY
         return entry
 
-    def _choices(self, name: str) -> str:
+    def _choices(self) -> str:
         names = list(self)
-        if len(names) > 12:
-            names = nearest(name, names) or names
         return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
 
 

@@ -121,7 +121,7 @@ def _read() -> tuple[Reported, ...]:
     )
 
 
-_FILE = Path(__file__).with_suffix(".csv")
+_FILE = Path(__file__).with_name("paper_values.csv")
 REPORTED = _read()
 
 
