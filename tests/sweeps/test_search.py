@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 
 from qpa_exp.errors import InputError
-from qpa_exp.report.collect import validation_perplexity
+from qpa_exp.runs.directory import last_of_curve
 from qpa_exp.runs.module import AdapterModule
 from qpa_exp.sweeps.runner import SweepFailed
 
@@ -46,7 +46,10 @@ def test_both_are_minimised_and_a_search_goes_on(
     for trial in done:
         runs = Path("runs").glob("*/metrics.json")
         measured = {
-            (validation_perplexity(run.parent), json.loads(run.read_text())["trainable_params"])
+            (
+                last_of_curve(run.parent, "validation/perplexity"),
+                json.loads(run.read_text())["trainable_params"],
+            )
             for run in runs
         }
         assert tuple(trial.values) in measured
