@@ -13,8 +13,7 @@ from omegaconf import MISSING
 from qpa_exp.adapters.formats import FORMATS, export
 from qpa_exp.cli import parse_options, run_command
 from qpa_exp.lm.loading import load_tokenizer
-from qpa_exp.runs.model_card import model_card
-from qpa_exp.runs.trained import load_run
+from qpa_exp.runs.trained import load_run, model_card
 
 
 @dataclass

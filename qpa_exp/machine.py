@@ -7,10 +7,12 @@ types that the tests put into every function cannot be compiled.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -61,6 +63,13 @@ def share_out(do: Callable[[int, int], T], n: int, *, threads: bool) -> list[T]:
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _MIB = 2**20
+
+
+def user_cache() -> Path:
+    """``$QPA_EXP_CACHE``, or ``qpa_exp`` in the user's cache directory."""
+    if own := os.environ.get("QPA_EXP_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "qpa_exp"
 
 
 def free_memory() -> int:

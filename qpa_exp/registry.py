@@ -10,6 +10,7 @@ import pkgutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
 from qpa_exp.errors import InputError, nearest
@@ -58,7 +59,11 @@ class Registry(Mapping[str, T], Generic[T]):
         return sum(1 for _ in self)
 
     def __contains__(self, name: object) -> bool:
-        return name in list(self)
+        if not isinstance(self._entries, str):
+            return name in self._entries
+        if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
+            return False
+        return find_spec(f"{self._entries}.{name}") is not None  # much faster than a list of them
 
     def __getitem__(self, name: str) -> T:
         """The entry of that name.

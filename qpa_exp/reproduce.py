@@ -21,8 +21,7 @@ from qpa_exp.__main__ import run_sweep
 from qpa_exp.cli import run_command
 from qpa_exp.errors import InputError, nearest
 from qpa_exp.machine import free_memory
-from qpa_exp.sweeps.manifest import record_directory
-from qpa_exp.sweeps.studies import points_of, runs_side_by_side, study_names
+from qpa_exp.sweeps.studies import points_of, record_directory, runs_side_by_side, study_names
 from qpa_exp.sweeps.sweep import StudiesFailed
 
 PAPER = "paper"

@@ -112,7 +112,7 @@ def test_a_corpus_options_are_those_of_its_schema(write: Callable[[str], Path]) 
 
 def test_a_study_s_file_is_a_sweep(write: Callable[[str], Path], monkeypatch) -> None:
     from qpa_exp.sweeps import studies
-    from qpa_exp.sweeps.expand import expand
+    from qpa_exp.sweeps.prepare import expand
 
     path = write("sweeps/windows.yaml")
     monkeypatch.setattr(studies, "STUDIES", dict(studies.STUDIES))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from qpa_exp.adapters import saved_generator as files
+from qpa_exp.adapters import formats as files
 from qpa_exp.adapters.adapted import AdaptedModel, ClassicalModel, know_own_methods
 from qpa_exp.adapters.catalogue import check_length, check_method
 from qpa_exp.adapters.peft_model import (

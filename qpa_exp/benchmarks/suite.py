@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qpa_exp.benchmarks.circuit_times import CircuitTimes, measure_circuits
-from qpa_exp.benchmarks.growth import Growth, measure_growth
 from qpa_exp.benchmarks.measuring import Machine, Seconds, side_by_side
 from qpa_exp.benchmarks.peak_memory import can_measure, measure_memory
-from qpa_exp.benchmarks.workloads import SHAPES, Shape, Workload
+from qpa_exp.benchmarks.workloads import SHAPES, Growth, Shape, Workload, measure_growth
 from qpa_exp.machine import free_memory, release_freed_memory
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,6 @@ from qpa_exp.fast_head.hidden_tables import (
     Backbone,
     HiddenTable,
     TableDirectory,
-    default_directory,
     find_final_logits,
 )
 from qpa_exp.fast_head.low_rank_loss import (
@@ -40,6 +39,7 @@ from qpa_exp.fast_head.low_rank_loss import (
     with_gradients,
 )
 from qpa_exp.lm.losses import IGNORED, TokenLosses
+from qpa_exp.machine import user_cache
 from qpa_exp.task import Task
 from qpa_exp.tasks.causal_lm import CausalLM
 
@@ -55,7 +55,7 @@ def adapts_head_alone(model: AdaptedModel) -> bool:
     head: Any = lm.get_output_embeddings()
     if not isinstance(head, BaseTunerLayer) or not _is_plain(head.get_base_layer()):
         return False
-    within = set(nn.Module.modules(head))  # type: ignore[arg-type]
+    within = set(lm.get_output_embeddings().modules())
     return not any(
         isinstance(module, BaseTunerLayer)
         or is_parametrized(module)
@@ -114,14 +114,17 @@ class AdaptedHead:
         layer, update = self.layer, None
         names = [] if layer.disable_adapters else layer.active_adapters
         with torch.autocast(hidden.device.type, enabled=False):
-            if names and isinstance(layer, InputLayer):
-                hidden = layer.change(hidden, *names)
-            elif names:
-                update = self._low_rank(hidden, *names) if type(layer) is LoraLinear else None
-                if update is None:
-                    return self._as_peft_has_it(hidden, targets, weights)
-        flat = hidden.flatten(0, 1), targets.flatten(), weights.flatten()
-        loss, nats = low_rank_loss(self.frozen, *flat, update)
+            if isinstance(layer, InputLayer):
+                for name in names:
+                    hidden = layer.change(hidden, name)
+            elif type(layer) is LoraLinear and len(names) == 1:
+                update = self._low_rank(hidden, names[0])
+            flat = hidden.flatten(0, 1), targets.flatten(), weights.flatten()
+            if names and update is None and not isinstance(layer, InputLayer):
+                head, vocab = lambda part: self.final(layer(part)), len(self.frozen.weight)
+                loss, nats = any_head_loss(head, self.model.trained_tensors(), *flat, vocab)
+            else:
+                loss, nats = low_rank_loss(self.frozen, *flat, update)
         return loss, nats.view(targets.shape)
 
     def _low_rank(self, hidden: Tensor, name: str) -> LowRank | None:
@@ -143,29 +146,21 @@ class AdaptedHead:
         magnitude = layer.lora_magnitude_vector[name].weight
         return LowRank(a.weight, b.weight, layer.scaling[name], magnitude)
 
-    def _as_peft_has_it(
-        self, hidden: Tensor, targets: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        vocab, trained = self.layer.get_base_layer().out_features, self.model.trained_tensors()
-        return any_head_loss(
-            lambda part: self.final(self.layer(part)), trained, hidden, targets, weights, vocab
-        )
-
 
 def any_head_loss(
     head: Callable[[Tensor], Tensor],
     trained: Sequence[Tensor],
-    hidden: Float[Tensor, "rows tokens k"],
-    targets: Int[Tensor, "rows tokens"],
-    weights: Float[Tensor, "rows tokens"],
+    hidden: Float[Tensor, "tokens k"],
+    targets: Int[Tensor, " tokens"],
+    weights: Float[Tensor, " tokens"],
     vocab: int,
     *,
     chunk_bytes: int = CHUNK_BYTES,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "rows tokens"]]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, " tokens"]]:
     """The weighted sum of the cross entropies of the head's logits, in float32.
 
     Args:
-        head: gives (rows, tokens, vocab) logits for any rectangle of the hidden states.
+        head: gives (1, n, vocab) logits for (1, n, k) hidden states, token by token.
         trained: the tensors within ``head`` that gradients go to. They are leaves, or what the
             head itself is made from.
         hidden: constants.
@@ -179,30 +174,21 @@ def any_head_loss(
     """
     sought = [t for t in trained if t.requires_grad] if torch.is_grad_enabled() else []
     gradients = [torch.zeros_like(t) for t in sought]
-    nats = torch.zeros(targets.shape, device=hidden.device)
-    most = max(1, chunk_bytes // (4 * vocab))
-    for part in rectangles(targets.shape[0], targets.shape[1], most):
+    chunks = [x.split(max(1, chunk_bytes // (4 * vocab))) for x in (hidden, targets, weights)]
+    nats = []
+    for h, y, w in zip(*chunks, strict=True):
         with torch.set_grad_enabled(bool(sought)):
-            logits = head(hidden[part].detach()).flatten(0, 1).float()
-            at = targets[part].flatten()
-            found = F.cross_entropy(logits, at, ignore_index=IGNORED, reduction="none")
-            loss = found @ weights[part].flatten()
-        nats[part] = found.detach().view_as(nats[part])
+            logits = head(h.detach()[None])[0].float()
+            found = F.cross_entropy(logits, y, ignore_index=IGNORED, reduction="none")
+            loss = found @ w
+        nats.append(found.detach())
         if loss.requires_grad:
             slopes = torch.autograd.grad(loss, sought, allow_unused=True)
             for total, slope in zip(gradients, slopes, strict=True):
                 if slope is not None:
                     total += slope
-    return with_gradients((nats * weights).sum(), sought, gradients), nats
-
-
-def rectangles(rows: int, tokens: int, most: int) -> Iterator[tuple[slice, slice]]:
-    """Cut (rows, tokens) into rectangles of at most ``most``: whole rows, or parts of one."""
-    wide = max(1, min(tokens, most))
-    tall = max(1, most // wide)
-    for row in range(0, rows, tall):
-        for token in range(0, tokens, wide):
-            yield slice(row, min(row + tall, rows)), slice(token, min(token + wide, tokens))
+    all_nats = torch.cat(nats)
+    return with_gradients(all_nats @ weights, sought, gradients), all_nats
 
 
 log = logging.getLogger(__name__)
@@ -265,7 +251,7 @@ class FastHead(CausalLM):
         self.head = AdaptedHead(model, final, low)
         path = self.config.data.cache_dir
         self.directory = TableDirectory(
-            default_directory() if path is None else Path(path).expanduser(),
+            user_cache() if path is None else Path(path).expanduser(),
             self.config.data.cache_gib * GIB,
         )
         self.tables: dict[str, HiddenTable] = {}

@@ -23,7 +23,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn, TypeGuard
+from typing import IO, Any, NoReturn, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -165,13 +165,6 @@ _SHARE_OF_FREE = 1 / 4
 Layer = nn.Linear | Conv1D
 
 
-class _Packed(NamedTuple):
-    """A weight in blocks, and which values it was made from."""
-
-    blocks: Tensor
-    source: tuple[int, int]
-
-
 class Packing:
     """The weights of a model's layers in the order of oneDNN's own blocks.
 
@@ -185,7 +178,7 @@ class Packing:
     """
 
     def __init__(self) -> None:
-        self._kept: WeakKeyDictionary[nn.Module, _Packed] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[nn.Module, tuple[object, Tensor]] = WeakKeyDictionary()
 
     @contextmanager
     def used_by(self, model: nn.Module) -> Iterator[None]:
@@ -215,7 +208,7 @@ class Packing:
                 and {block.c_fc, block.act} <= ways.keys()
             ):
                 ways[block.c_fc] = partial(self._multiply, block.c_fc, then=("gelu", "tanh"))
-                ways[block.act] = _unchanged
+                ways[block.act] = nn.Identity().forward
         return ways
 
     def _takes(self, layer: Layer) -> bool:
@@ -240,11 +233,11 @@ class Packing:
     def _blocks(self, layer: Layer) -> Tensor:
         """The layer's weight in blocks, made anew where the weight is another since."""
         source = (layer.weight.data_ptr(), layer.weight._version)
-        kept = self._kept.get(layer)
-        if kept is None or kept.source != source:
-            kept = _Packed(_pack(_rows(layer).detach().contiguous()), source)
-            self._kept[layer] = kept
-        return kept.blocks
+        made_from, blocks = self._kept.get(layer, (None, layer.weight))
+        if made_from != source:
+            blocks = _pack(_rows(layer).detach().contiguous())
+            self._kept[layer] = source, blocks
+        return blocks
 
 
 def _is_layer(module: nn.Module) -> TypeGuard[Layer]:
@@ -260,10 +253,6 @@ def _rows(layer: Layer) -> Float[Tensor, "n k"]:
 def _pack(rows: Float[Tensor, "n k"]) -> Tensor:
     blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(rows, _TOKENS)
     return blocks
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x
 
 
 def _possible(weight: Tensor) -> bool:
@@ -343,11 +332,8 @@ class HiddenTable:
         facts += [backbone.model.device.type, version("torch"), version("transformers")]
         return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:32]
 
-    def parts(self, track: Track) -> Iterator[Tensor]:
+    def parts(self) -> Iterator[Tensor]:
         """The values, computed a few examples at a time, on the CPU."""
-        return track(self._parts(), len(self.lengths))
-
-    def _parts(self) -> Iterator[Tensor]:
         tokens = self.input_ids.shape[1]
         step = max(1, _TOKENS_AT_A_TIME // tokens)
         for ids, lengths in zip(self.input_ids.split(step), self.lengths.split(step), strict=True):
@@ -357,10 +343,11 @@ class HiddenTable:
     def fill_in_memory(self, track: Track) -> None:
         """Compute the values, for as the process lasts."""
         shape, dtype = self.shape
-        values, begin = torch.empty(shape, dtype=dtype), 0
-        for part in self.parts(track):
-            values[begin : begin + len(part)] = part
-            begin += len(part)
+        values = torch.empty(shape, dtype=dtype)
+        free = values
+        for part in track(self.parts(), len(values)):
+            free[: len(part)] = part
+            free = free[len(part) :]
         self.values = values
 
 
@@ -368,14 +355,6 @@ def _keys(input_ids: Tensor, lengths: Tensor) -> Iterator[bytes]:
     """What tells examples apart."""
     for row in torch.cat([input_ids, lengths[:, None]], dim=1).numpy():
         yield xxhash.xxh3_128_digest(row.tobytes())
-
-
-def default_directory() -> Path:
-    """``$QPA_EXP_CACHE``, or ``qpa_exp`` in the user's cache directory."""
-    if own := os.environ.get("QPA_EXP_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "qpa_exp"
 
 
 class TableDirectory:
@@ -460,7 +439,7 @@ def _write(file: IO[bytes], table: HiddenTable, track: Track) -> None:
 
     digest = xxhash.xxh3_64()
     file.write(header("0" * 16))
-    for part in table.parts(track):
+    for part in track(table.parts(), len(table.lengths)):
         data = part.view(torch.uint8).numpy().data
         digest.update(data)
         file.write(data)

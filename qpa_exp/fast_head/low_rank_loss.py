@@ -193,12 +193,6 @@ class LowRank:
     magnitude: Float[Tensor, " vocab"] | None = None
     inputs: Float[Tensor, "tokens k"] | None = None
 
-    @classmethod
-    def zero(cls, head: FrozenHead) -> LowRank:
-        """Of rank 0, which is the head as it is."""
-        vocab, k = head.weight.shape
-        return cls(head.weight.new_empty(0, k), head.weight.new_empty(vocab, 0))
-
 
 def low_rank_loss(
     head: FrozenHead,
@@ -265,7 +259,8 @@ def _in_chunks(
     """Nats, and where they are sought the gradients of A, B and the magnitude, or of ``hidden``."""
     of_hidden = torch.empty_like(hidden, dtype=torch.float32) if sought and update is None else None
     of_update = sought and update is not None
-    update = update or LowRank.zero(head)
+    if update is None:  # the head as it is: an update of rank 0
+        update = LowRank(head.weight.new_empty(0, hidden.shape[1]), head.weight[:, :0])
     a, b = update.a.float(), update.b.float()
     (vocab, rank), scaling = b.shape, update.scaling * head.final.scale
     norms = share = None
@@ -279,23 +274,20 @@ def _in_chunks(
     scaled_b = left[:, 1 : 1 + rank].contiguous()
     fast = can_compile(b.device, head.dtype, rank)
 
-    # B's gradient needs u in columns, and that of DoRA's share the offset beside it.
-    columns = slice(1 if share is None else 0, 1 + rank)
+    # B's gradient needs u in columns; that of DoRA's share the offset beside it, if there is one.
+    columns = slice(0 if share is not None and head.dtype.itemsize == 2 else 1, 1 + rank)
     of_a, of_left = torch.zeros_like(a), torch.zeros_like(left[:, columns])
     of_share = torch.zeros_like(ones)
     kinds = 2 if of_update and share is not None else 1
-    size = _tokens_at_a_time(len(targets), kinds * vocab * head.dtype.itemsize, buffer_bytes)
+    most = max(1, buffer_bytes // (kinds * vocab * head.dtype.itemsize))
+    size = -(-len(targets) // max(1, -(-len(targets) // most))) or 1  # chunks of even size
     # One for all chunks: of two, the first would still be held by the C library.
     room = head.room(kinds * vocab * _aligned(size)).view(kinds, -1)
     nats = torch.empty(len(targets), device=hidden.device)
     for begin in range(0, len(targets), size):
         span = slice(begin, begin + size)
-        y, w, inputs = (
-            targets[span],
-            weights[span],
-            hidden if update.inputs is None else update.inputs,
-        )
-        x = inputs[span].float()
+        y, w = targets[span], weights[span]
+        x = (hidden if update.inputs is None else update.inputs)[span].float()
         u = (x @ a.T) * scaling
         right = torch.cat([u.new_zeros(1, len(u)), u.T, u.new_ones(len(bias), len(u))])
         terms = Terms(left, right, share, head.final.soft_cap)
@@ -315,17 +307,16 @@ def _in_chunks(
             add_product(chunk.stored_raw, of_exponential[:, None], of_share[:, None], fast=fast)
             of_share.index_add_(0, y, -chunk.target_product * of_target)
         if of_hidden is not None:
-            chunk.stored.mul_((1 / chunk.sums).to(chunk.stored.dtype))
-            chunk.stored[y, torch.arange(len(y), device=y.device)] -= chunk.target_slope.to(
-                chunk.stored.dtype
-            )
-            of_hidden[span] = head.back(chunk.stored) * w[:, None]
+            softmax = chunk.stored.mul_((1 / chunk.sums).to(head.dtype))
+            at_target = y, torch.arange(len(y), device=y.device)
+            softmax[at_target] -= chunk.target_slope.to(head.dtype)
+            of_hidden[span] = head.back(softmax) * w[:, None]
     if of_hidden is not None:
         return nats, [of_hidden]
     if share is None or norms is None:
         return nats, [of_a, of_left]
-    of_b = of_left[:, 1:]
-    of_share += of_left[:, 0] + (b * of_b).sum(1)
+    of_b = of_left[:, -rank:]
+    of_share += of_left[:, :-rank].sum(1) + (b * of_b).sum(1)
     return nats, [of_a, of_b * share[:, None], of_share / norms]
 
 
@@ -381,12 +372,6 @@ def _exponentials(
     return _Exponentials(
         nats, sums.float(), stored, stored_raw, towards_u.float(), slope, target_product
     )
-
-
-def _tokens_at_a_time(tokens: int, token_bytes: int, buffer_bytes: int) -> int:
-    """As few chunks as fit into the buffer, of even size."""
-    chunks = -(-tokens // max(1, buffer_bytes // token_bytes))
-    return max(1, -(-tokens // max(1, chunks)))
 
 
 def _aligned(tokens: int) -> int:

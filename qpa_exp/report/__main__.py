@@ -14,7 +14,7 @@ from pathlib import Path
 from qpa_exp.cli import parse_options, run_command
 from qpa_exp.errors import InputError
 from qpa_exp.report.collect import collect
-from qpa_exp.report.write import write_report
+from qpa_exp.report.page import write_report
 
 
 @dataclass
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     """Report the runs that these options name."""
     options = parse_options(ReportOptions, arguments)
     if options.counts:
-        from qpa_exp.report.paper_counts import counts_page
+        from qpa_exp.report.paper_values import counts_page
 
         print(counts_page(), end="")
         return

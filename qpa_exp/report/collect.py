@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from qpa_exp.errors import InputError
-from qpa_exp.report.names import validation_of
+from qpa_exp.report.comparisons import validation_of
 from qpa_exp.runs.directory import (
     CONFIG,
     METRICS,
@@ -30,7 +30,7 @@ from qpa_exp.runs.directory import (
     read_metrics,
     state_of,
 )
-from qpa_exp.sweeps.manifest import MANIFEST, Manifest, read_manifest
+from qpa_exp.sweeps.studies import MANIFEST, Manifest, read_manifest
 from qpa_exp.task import TASKS
 
 NO_STUDY = "runs"

@@ -3,23 +3,96 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from qpa_exp.report.names import (
-    family,
-    has_trained_circuit,
-    is_generated,
-    measured,
-    ranked_by,
-    validation_of,
-)
-from qpa_exp.report.settings import aggregate, chosen, is_chosen_by_validation
-from qpa_exp.task import Metric
+from qpa_exp.adapters.catalogue import METHODS
+from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.task import TASKS, Metric
+
+Row = pd.Series | Mapping[str, Any]
+"""One run, or one setting, by the config's dotted keys."""
+
+
+def is_generated(row: Row) -> bool:
+    """Whether a generator makes the method's tensors."""
+    return bool(row["qpa.variant"] != "off")
+
+
+def has_trained_circuit(row: Row) -> bool:
+    """Whether a circuit whose angles are trained has a part in them."""
+    return is_generated(row) and ANSATZE[row["qpa.ansatz"]].trained
+
+
+def family(row: Row) -> str:
+    """``LoRA``, or ``QPA LoRA`` where a generator makes its tensors."""
+    label = METHODS[row["peft.method"]].label
+    return f"QPA {label}" if is_generated(row) else label
+
+
+def ranked_by(runs: pd.DataFrame) -> Metric:
+    """The metric by which runs of this task are chosen."""
+    return TASKS[runs["task"].iloc[0]].ranked_by()
+
+
+def measured(runs: pd.DataFrame) -> list[Metric]:
+    """The metrics of these runs' tasks that any of them has."""
+    tasks: Sequence[str] = list(dict.fromkeys(runs["task"]))
+    metrics = dict.fromkeys(metric for task in tasks for metric in TASKS[task].metrics)
+    return [m for m in metrics if m.name in runs and runs[m.name].notna().any()]
+
+
+def validation_of(metric: Metric) -> str:
+    """The column with a run's last value of the metric on the validation split."""
+    return f"validation_{metric.name}"
+
+
+def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row for each setting: what its runs share, and their figures' mean over the seeds.
+
+    Adds ``n`` (runs), and ``<figure>_std``, the sample standard deviation (NaN for one run).
+    """
+    numbers = map(str, runs.select_dtypes("number"))
+    constant = ("seed", "n_qubits", "n_chunks")
+    figures = [name for name in numbers if name not in constant and "." not in name]
+    grouped = runs.groupby("setting", sort=False)
+    table = grouped.first()
+    table[figures] = grouped[figures].mean()
+    spread = grouped[figures].std().add_suffix("_std")
+    table = table.join(spread).join(grouped.size().rename("n"))
+    return table.reset_index()
+
+
+def is_chosen_by_validation(table: pd.DataFrame) -> bool:
+    """Whether the validation split was measured for each of these settings."""
+    column = validation_of(ranked_by(table))
+    return column in table and bool(table[column].notna().all())
+
+
+def chosen(table: pd.DataFrame) -> pd.Series:
+    """The setting that is best on validation, else the smallest: never by the test split."""
+    if is_chosen_by_validation(table):
+        metric = ranked_by(table)
+        return best(table, metric, validation_of(metric))
+    return table.sort_values("trainable_params").iloc[0]
+
+
+def best(table: pd.DataFrame, metric: Metric, column: str | None = None) -> pd.Series:
+    """The row with the metric's best value, or with that of ``column``, which holds the same."""
+    return table.sort_values(column or metric.name, ascending=metric.smaller_is_better).iloc[0]
+
+
+def pareto(table: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+    """The settings that no other beats in both parameters and the metric, fewest first."""
+    loss = table[metric.name] * (1 if metric.smaller_is_better else -1)
+    ordered = table.assign(_loss=loss).sort_values(["trainable_params", "_loss"])
+    best_before = ordered["_loss"].cummin().shift(fill_value=math.inf)
+    return ordered[ordered["_loss"] < best_before].drop(columns="_loss")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from qpa_exp.adapters.catalogue import METHODS
-from qpa_exp.report.names import measured
+from qpa_exp.report.comparisons import measured
 from qpa_exp.task import Metric
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -62,7 +62,7 @@ class Panel:
         return float(EDGE * max(self.values.min(), base))
 
 
-def make_panels(table: pd.DataFrame, *, by_method: bool = True) -> Iterator[Panel]:
+def panels(table: pd.DataFrame, *, by_method: bool = True) -> Iterator[Panel]:
     """One panel for each task, model, text, method and metric."""
     keys = ["task", "model.name", "data.name", *(["peft.method"] if by_method else [])]
     for values, part in table.groupby(keys, sort=False):
@@ -74,7 +74,7 @@ def make_panels(table: pd.DataFrame, *, by_method: bool = True) -> Iterator[Pane
             yield Panel(title, part[part[metric.name].notna()], metric)
 
 
-def make_grid(
+def grid(
     panels: Sequence[Panel], width: float = WIDTH, height: float = HEIGHT
 ) -> tuple[Figure, list[Axes]]:
     """Axes for the panels, with their titles: up to three side by side, four in a square."""
@@ -114,7 +114,7 @@ def many_styles() -> Iterator[dict[str, Any]]:
             yield style if fill is None else {**style, "markerfacecolor": fill}
 
 
-def draw_curve(
+def curve(
     axis: Axes, points: pd.DataFrame, x: str, y: str, *, label: str, join: bool = True, **style: Any
 ) -> None:
     """One series from left to right, with bars of the standard deviation where there are seeds."""
@@ -127,7 +127,7 @@ def draw_curve(
     axis.errorbar(points[x], points[y], label=label, **style)
 
 
-def draw_star(axis: Axes, at: tuple[Any, Any], size: int, colour: str, label: str = "") -> None:
+def star(axis: Axes, at: tuple[Any, Any], size: int, colour: str, label: str = "") -> None:
     """The best of a series; without a label it has no line in the legend."""
     axis.plot(
         *at, marker="*", markersize=size, linestyle="none", color=colour,
@@ -135,7 +135,7 @@ def draw_star(axis: Axes, at: tuple[Any, Any], size: int, colour: str, label: st
     )  # fmt: skip
 
 
-def write_beside(
+def text(
     axis: Axes, text: str, at: tuple[Any, Any], beside: tuple[int, int], colour: str, **place: Any
 ) -> None:
     """Small text so many points beside a mark."""
@@ -144,13 +144,13 @@ def write_beside(
     )
 
 
-def draw_at_the_edge(axis: Axes, place: tuple[Any, Any], marker: str, value: float) -> None:
+def at_the_edge(axis: Axes, place: tuple[Any, Any], marker: str, value: float) -> None:
     """A setting that went wrong stands at the edge with its value, so that the others are seen."""
     axis.plot(*place, marker=marker, color=COLOURS[1], clip_on=False)
-    write_beside(axis, f"{value:.2g}", place, (-6, 0), COLOURS[1], ha="right", va="center")
+    text(axis, f"{value:.2g}", place, (-6, 0), COLOURS[1], ha="right", va="center")
 
 
-def draw_legend(axis: Axes, beside: bool) -> None:
+def legend(axis: Axes, beside: bool) -> None:
     """Names in the panel where it has room, or at its right."""
     place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}
     axis.legend(**place)

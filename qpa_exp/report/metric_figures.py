@@ -16,37 +16,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qpa_exp.errors import InputError
-from qpa_exp.report.drawing import (
-    CLASSICAL,
-    COLOURS,
-    EDGE,
-    HEIGHT,
-    WIDTH,
-    Panel,
-    draw_at_the_edge,
-    draw_curve,
-    draw_legend,
-    draw_star,
-    make_grid,
-    make_panels,
-    many_styles,
-    metric_axis,
-    paired_styles,
-    parameters_axis,
-    plain_ticks,
-    powers_axis,
-    styles,
-    write_beside,
-)
-from qpa_exp.report.names import (
+from qpa_exp.report import drawing
+from qpa_exp.report.comparisons import (
+    aggregate,
+    best,
     family,
     has_trained_circuit,
     is_generated,
+    pareto,
     ranked_by,
     validation_of,
 )
 from qpa_exp.report.paper_values import METRIC, reported_perplexities
-from qpa_exp.report.settings import aggregate, best, pareto
 
 _MOST_LABELLED = 2
 """With more QPA series than that in one panel, labels would lie over each other."""
@@ -72,24 +53,24 @@ def parameters(runs: pd.DataFrame, hue: str | Sequence[str] | None = None) -> Fi
         runs: rows of runs.
         hue: the key, or keys, whose values are QPA series of their own: ``qpa.shots``.
     """
-    panels = list(make_panels(aggregate(runs)))
+    panels = list(drawing.panels(aggregate(runs)))
     drawn = [list(_series(panel.table, hue)) for panel in panels]
     beside = max(map(len, drawn), default=0) >= _MOST_INSIDE
-    figure, axes = make_grid(panels, width=WIDTH + 2.2 * beside)
+    figure, axes = drawing.grid(panels, width=drawing.WIDTH + 2.2 * beside)
     for axis, panel, series in zip(axes, panels, drawn, strict=True):
         _classical_curve(axis, panel)
-        for (name, points), style in zip(series, styles(), strict=False):
+        for (name, points), style in zip(series, drawing.styles(), strict=False):
             labelled = len(series) <= _MOST_LABELLED
             name += ", by n_mlp" if labelled else ""
-            draw_curve(axis, points, "trainable_params", panel.metric.name, label=name, **style)
+            drawing.curve(axis, points, "trainable_params", panel.metric.name, label=name, **style)
             if labelled:  # of a steep curve, which falls to the right: upwards of there is room
                 for _, row in points.iterrows():
                     at = (row["trainable_params"], row[panel.metric.name])
-                    write_beside(axis, f"{row['qpa.n_mlp']:g}", at, (5, 2), style["color"])
+                    drawing.text(axis, f"{row['qpa.n_mlp']:g}", at, (5, 2), style["color"])
         _reported_marks(axis, panel)
-        parameters_axis(axis)
-        metric_axis(axis, panel)
-        draw_legend(axis, beside)
+        drawing.parameters_axis(axis)
+        drawing.metric_axis(axis, panel)
+        drawing.legend(axis, beside)
     return figure
 
 
@@ -100,8 +81,8 @@ def pareto_front(runs: pd.DataFrame) -> Figure:
     are filled where a circuit does, by half where that is the paper's or the released one, or is
     not trained. What went wrong stands at the upper edge, with its value.
     """
-    panels = list(make_panels(aggregate(runs), by_method=False))
-    figure, axes = make_grid(panels, width=5.6, height=4.2)
+    panels = list(drawing.panels(aggregate(runs), by_method=False))
+    figure, axes = drawing.grid(panels, width=5.6, height=4.2)
     for axis, panel in zip(axes, panels, strict=True):
         metric = panel.metric.name
         front = pareto(panel.table, panel.metric)
@@ -112,12 +93,12 @@ def pareto_front(runs: pd.DataFrame) -> Figure:
         wrong = panel.values > panel.edge
         shown = replace(panel, table=panel.table[~wrong])
         for points, style in _by_generator(shown.table):
-            draw_curve(axis, points, "trainable_params", metric, join=False, **style)
+            drawing.curve(axis, points, "trainable_params", metric, join=False, **style)
         for _, row in panel.table[wrong].iterrows():
-            draw_at_the_edge(axis, (row["trainable_params"], panel.edge), "^", row[metric])
-        parameters_axis(axis)
-        metric_axis(axis, shown)
-        draw_legend(axis, beside=True)
+            drawing.at_the_edge(axis, (row["trainable_params"], panel.edge), "^", row[metric])
+        drawing.parameters_axis(axis)
+        drawing.metric_axis(axis, shown)
+        drawing.legend(axis, beside=True)
     return figure
 
 
@@ -130,21 +111,22 @@ def over(runs: pd.DataFrame, key: str, label: str | None = None, log: bool = Fal
         label: its name there.
         log: whether that axis is logarithmic, to base 2.
     """
-    panels = list(make_panels(aggregate(runs)))
-    figure, axes = make_grid(panels)
+    panels = list(drawing.panels(aggregate(runs)))
+    figure, axes = drawing.grid(panels)
     for axis, panel in zip(axes, panels, strict=True):
         metric = panel.metric.name
         generated = panel.table[panel.table["qpa.variant"] != "off"].sort_values(key)
         for _, row in _levels(panel.table, generated).iterrows():
             axis.axhline(row[metric], color="black", linestyle="--", label=_with_rank(row))
-        for (name, points), style in zip(_series(generated, None), styles(), strict=False):
-            draw_curve(axis, points, key, metric, label=name, **style)
+        for (name, points), style in zip(_series(generated, None), drawing.styles(), strict=False):
+            drawing.curve(axis, points, key, metric, label=name, **style)
             top = best(points, panel.metric)
-            draw_star(axis, (top[key], top[metric]), 15, COLOURS[4], f"optimum: {top[key]:g}")
+            at = (top[key], top[metric])
+            drawing.star(axis, at, 15, drawing.COLOURS[4], f"optimum: {top[key]:g}")
         if log and not generated.empty:
-            powers_axis(axis, generated[key])
+            drawing.powers_axis(axis, generated[key])
         axis.set_xlabel(label or key)
-        metric_axis(axis, panel)
+        drawing.metric_axis(axis, panel)
         axis.legend()
     return figure
 
@@ -160,44 +142,45 @@ def learning_rates(runs: pd.DataFrame) -> Figure:
     if runs.empty:
         raise InputError(f"No run of this study has measured a validation {metric.name}.")
     table = aggregate(runs)
-    figure = Figure(figsize=(1.6 * WIDTH, 1.2 * HEIGHT), layout="constrained")
+    figure = Figure(figsize=(1.6 * drawing.WIDTH, 1.2 * drawing.HEIGHT), layout="constrained")
     axis = figure.subplots()
     names = table.apply(_with_size, axis=1)
-    for name, style in zip(dict.fromkeys(names), many_styles(), strict=False):
+    for name, style in zip(dict.fromkeys(names), drawing.many_styles(), strict=False):
         points = table[names == name]
-        draw_curve(axis, points, _RATE, validation, label=name, **style)
+        drawing.curve(axis, points, _RATE, validation, label=name, **style)
         top = best(points, metric, validation)
-        draw_star(axis, (top[_RATE], top[validation]), 12, style["color"])
+        drawing.star(axis, (top[_RATE], top[validation]), 12, style["color"])
     axis.set_xscale("log")
-    plain_ticks(axis, sorted(table[_RATE].unique()))
+    drawing.plain_ticks(axis, sorted(table[_RATE].unique()))
     axis.set_xlabel("learning rate")
     axis.set_ylabel(f"validation {metric.label}")
     if metric.smaller_is_better:
-        edge = EDGE * table.groupby(names)[validation].min().max()
+        edge = drawing.EDGE * table.groupby(names)[validation].min().max()
         if table[validation].max() > edge:
             axis.set_ylim(0.9 * table[validation].min(), edge)
-    draw_legend(axis, beside=True)
+    drawing.legend(axis, beside=True)
     return figure
 
 
 def categories(runs: pd.DataFrame) -> Figure:
     """One line for each setting: every seed as a dot, the mean and its standard deviation."""
     table = aggregate(runs)
-    panels = list(make_panels(table, by_method=False))
+    panels = list(drawing.panels(table, by_method=False))
     lines = {label: wrap(label, _LINE, break_on_hyphens=False) for label in table["label"]}
     longest = max(len(line) for name in lines.values() for line in name)
     height = 1.2 + len(lines) * (0.1 + 0.18 * max(map(len, lines.values())))
-    figure, axes = make_grid(panels, width=4.2 + 0.07 * longest, height=height)
+    figure, axes = drawing.grid(panels, width=4.2 + 0.07 * longest, height=height)
     for axis, panel in zip(axes, panels, strict=True):
         metric = panel.metric.name
         worst_first = not panel.metric.smaller_is_better
         ordered = panel.table.sort_values(metric, ascending=worst_first).reset_index(drop=True)
         for place, (_, row) in enumerate(ordered.iterrows()):
             if row[metric] > panel.edge:
-                draw_at_the_edge(axis, (panel.edge, place), ">", row[metric])
+                drawing.at_the_edge(axis, (panel.edge, place), ">", row[metric])
                 continue
             single = runs[runs["setting"] == row["setting"]][metric]
-            axis.plot(single, [place] * len(single), "o", color=COLOURS[0], alpha=0.5, markersize=4)
+            dots: dict[str, Any] = {"color": drawing.COLOURS[0], "alpha": 0.5, "markersize": 4}
+            axis.plot(single, [place] * len(single), "o", **dots)
             axis.errorbar(
                 row[metric], place, xerr=_spread(row, metric),
                 marker="D", color="black", capsize=3,
@@ -220,7 +203,7 @@ def _by_generator(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, dict[str,
     table = table.assign(_by=table.apply(_generated_by, axis=1))
     several = len(set(table["_by"]) - {"off"}) > 1
     coloured_by = "peft.method" if table["peft.method"].nunique() > 1 else "_by"
-    own = dict(zip(sorted(set(table[coloured_by])), paired_styles(), strict=False))
+    own = dict(zip(sorted(set(table[coloured_by])), drawing.paired_styles(), strict=False))
     for (_, by), points in table.groupby(["peft.method", "_by"]):
         first = points.iloc[0]
         name = family(first) + (f", {by}" if several and by != "off" else "")
@@ -253,7 +236,7 @@ def _series(
         yield name, points.sort_values("trainable_params")
 
 
-def _classical_curve(axis: Axes, panel: Panel) -> None:
+def _classical_curve(axis: Axes, panel: drawing.Panel) -> None:
     """The classical method, each point with its rank beyond its error bar.
 
     Above and below in turn, since neighbours may be close.
@@ -263,13 +246,13 @@ def _classical_curve(axis: Axes, panel: Panel) -> None:
         return
     metric = panel.metric.name
     name = family(classical.iloc[0])
-    draw_curve(axis, classical, "trainable_params", metric, label=name, **CLASSICAL)
+    drawing.curve(axis, classical, "trainable_params", metric, label=name, **drawing.CLASSICAL)
     if "peft.r" not in classical or not classical["peft.r"].notna().any():
         return
     for place, (_, row) in enumerate(classical.iterrows()):
         up, va = (1, "bottom") if place % 2 else (-1, "top")
         at = (row["trainable_params"], row[metric] + up * _spread(row, metric))
-        write_beside(axis, f"r={row['peft.r']:g}", at, (0, 5 * up), "black", ha="center", va=va)
+        drawing.text(axis, f"r={row['peft.r']:g}", at, (0, 5 * up), "black", ha="center", va=va)
 
 
 def _spread(row: pd.Series, metric: str) -> float:
@@ -277,7 +260,7 @@ def _spread(row: pd.Series, metric: str) -> float:
     return 0.0 if np.isnan(spread) else spread
 
 
-def _reported_marks(axis: Axes, panel: Panel) -> None:
+def _reported_marks(axis: Axes, panel: drawing.Panel) -> None:
     """The paper's values as hollow marks, where model, text and metric are the paper's."""
     first = panel.table.iloc[0]
     if panel.metric.name != METRIC or first["data.name"] != "wikitext2":
@@ -290,7 +273,7 @@ def _reported_marks(axis: Axes, panel: Panel) -> None:
         if points:
             axis.plot(
                 *zip(*points, strict=True), marker=marker, markersize=9, markerfacecolor="none",
-                linestyle="none", color=COLOURS[1], label=name,
+                linestyle="none", color=drawing.COLOURS[1], label=name,
             )  # fmt: skip
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from qpa_exp.errors import InputError
-from qpa_exp.report.names import family, measured
+from qpa_exp.report.comparisons import aggregate, chosen, family, measured
 from qpa_exp.report.paper_values import METRIC, PROTOCOL, Reported, protocol_differences, reported
-from qpa_exp.report.settings import aggregate, chosen
 
 NOT_MEASURED, NOT_REPORTED = "not measured", "not reported"
 

@@ -8,7 +8,7 @@ from qpa_exp.errors import InputError, one_line
 from qpa_exp.task import TASKS
 
 if TYPE_CHECKING:
-    from wandb_workspaces.workspaces import Section, Workspace
+    from wandb_workspaces.workspaces import Workspace
 
 NAME = "QPA: the paper's panels"
 _SIZE = "trainable_params"
@@ -16,6 +16,9 @@ _SIZE = "trainable_params"
 
 def build(entity: str, project: str, study: str | None, task: str = "causal_lm") -> Workspace:
     """The workspace, not saved anywhere yet.
+
+    Its sections are Figures 2 to 9 (each metric, the qubits and the time against the size), the
+    settings (Figure 4: rank and depth; the ansatz, shots and noise of Figures 7 to 9), and curves.
 
     Args:
         entity: a W&B user or team.
@@ -28,69 +31,54 @@ def build(entity: str, project: str, study: str | None, task: str = "causal_lm")
     """
     try:
         from wandb_workspaces import workspaces
+        from wandb_workspaces.reports.v2 import interface
     except ImportError as error:
         raise InputError("The dashboard needs: pip install 'qpa-exp[sweeps]'.") from error
-    metrics = [metric.name for metric in TASKS[task].metrics]
-    ranked_by = TASKS[task].ranked_by().name
-    runs = workspaces.RunsetSettings(
-        filters=[] if study is None else f"Group == '{study}'",
-        pinned_columns=[f"summary:{name}" for name in (*metrics, _SIZE)],
-    )
+    metrics, ranked_by = [m.name for m in TASKS[task].metrics], TASKS[task].ranked_by().name
+    names = {name: name for name in metrics}
+    names |= {"qubits": "n_qubits", "seconds of training": "train_seconds"}
+    summary, config = interface.SummaryMetric, interface.Config
+    size, best = summary(_SIZE), summary(ranked_by)
+    sections: dict[str, list[Any]] = {
+        "Parameters": [
+            interface.ScatterPlot(
+                title=f"{title} against trainable parameters",
+                x=size, y=summary(name), log_x=True, running_ymin=name in metrics,
+            )
+            for title, name in names.items()
+        ],
+        "Settings": [
+            *(
+                interface.ScatterPlot(title=f"{ranked_by} against {k}", x=config(k), y=best)
+                for k in ("peft.r", "qpa.n_layers", "qpa.n_mlp")
+            ),
+            *(
+                interface.BarPlot(
+                    title=f"{ranked_by} by {k}", metrics=[best], groupby=config(k),
+                    groupby_rangefunc="stddev",
+                )
+                for k in ("peft.method", "qpa.variant", "qpa.ansatz", "qpa.shots", "qpa.noise")
+            ),
+        ],
+        "Curves": [
+            interface.LinePlot(title=name, x="trainer/global_step", y=[name])
+            for name in ("train/loss", "validation/loss", f"validation/{ranked_by}")
+        ],
+    }  # fmt: skip
     return workspaces.Workspace(
         entity=entity,
         project=project,
         name=NAME if study is None else f"{NAME}, {study}",
-        sections=[_parameters(metrics), _settings(ranked_by), _curves(ranked_by)],
+        sections=[
+            workspaces.Section(name=name, panels=panels, is_open=True)
+            for name, panels in sections.items()
+        ],
         settings=workspaces.WorkspaceSettings(max_runs=100),
-        runset_settings=runs,
+        runset_settings=workspaces.RunsetSettings(
+            filters=[] if study is None else f"Group == '{study}'",
+            pinned_columns=[f"summary:{name}" for name in (*metrics, _SIZE)],
+        ),
     )
-
-
-def _parameters(metrics: list[str]) -> Section:
-    """Figures 2 to 9: each metric against trainable parameters, and qubits, and time."""
-    from wandb_workspaces import workspaces
-    from wandb_workspaces.reports.v2.interface import ScatterPlot, SummaryMetric
-
-    names = {metric: metric for metric in metrics}
-    names |= {"qubits": "n_qubits", "seconds of training": "train_seconds"}
-    panels: list[Any] = [
-        ScatterPlot(
-            title=f"{title} against trainable parameters",
-            x=SummaryMetric(_SIZE), y=SummaryMetric(name), log_x=True,
-            running_ymin=name in metrics,
-        )
-        for title, name in names.items()
-    ]  # fmt: skip
-    return workspaces.Section(name="Parameters", panels=panels, is_open=True)
-
-
-def _settings(metric: str) -> Section:
-    """Figure 4: rank and depth; and the ansatz, shots and noise of Figures 7 to 9."""
-    from wandb_workspaces import workspaces
-    from wandb_workspaces.reports.v2.interface import BarPlot, Config, ScatterPlot, SummaryMetric
-
-    y = SummaryMetric(metric)
-    panels: list[Any] = [
-        ScatterPlot(title=f"{metric} against {key}", x=Config(key), y=y)
-        for key in ("peft.r", "qpa.n_layers", "qpa.n_mlp")
-    ]
-    panels += [
-        BarPlot(
-            title=f"{metric} by {key}",
-            metrics=[y], groupby=Config(key), groupby_rangefunc="stddev",
-        )
-        for key in ("peft.method", "qpa.variant", "qpa.ansatz", "qpa.shots", "qpa.noise")
-    ]  # fmt: skip
-    return workspaces.Section(name="Settings", panels=panels, is_open=True)
-
-
-def _curves(metric: str) -> Section:
-    from wandb_workspaces import workspaces
-    from wandb_workspaces.reports.v2.interface import LinePlot
-
-    names = ("train/loss", "validation/loss", f"validation/{metric}")
-    panels: list[Any] = [LinePlot(title=name, x="trainer/global_step", y=[name]) for name in names]
-    return workspaces.Section(name="Curves", panels=panels, is_open=True)
 
 
 def save(entity: str | None, project: str, study: str | None, task: str = "causal_lm") -> str:

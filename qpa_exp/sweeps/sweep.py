@@ -16,12 +16,10 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from qpa_exp.errors import InputError
-from qpa_exp.sweeps.expand import expand, values_of
-from qpa_exp.sweeps.manifest import record_study
-from qpa_exp.sweeps.prepare import Job, Preparation
+from qpa_exp.sweeps.prepare import Job, Preparation, expand, values_of
 from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, finish
 from qpa_exp.sweeps.search import prepare_search
-from qpa_exp.sweeps.studies import Study, own_sweep, read_study, study_names
+from qpa_exp.sweeps.studies import Study, own_sweep, read_study, record_study, study_names
 
 
 class StudiesFailed(SweepFailed):

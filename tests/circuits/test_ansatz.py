@@ -60,7 +60,7 @@ def test_a_gate_is_qiskits_gate_of_that_name(name):
     from qiskit import QuantumCircuit
     from qiskit.quantum_info import Operator
 
-    from qpa_exp.circuits.gate_matrices import gate_matrix
+    from qpa_exp.circuits.torch_engine import gate_matrix
 
     ours = gate_matrix(name, torch.tensor([0.7, -2.1], dtype=torch.float64))
     n_qubits = ours.shape[-1].bit_length() - 1

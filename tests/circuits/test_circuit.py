@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from qpa_exp.circuits.ansatze import ANSATZE
-from qpa_exp.circuits.circuit import Circuit, probabilities
+from qpa_exp.circuits.circuit import Circuit, probabilities, sample_frequencies
 from qpa_exp.circuits.gradients.parameter_shift import parameter_shift
-from qpa_exp.circuits.sampling import sample_frequencies
 from qpa_exp.config import QPAConfig, count_shots
 from qpa_exp.errors import InputError
 from qpa_exp.generator.rules import check_generator

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from qpa_exp.config import DataConfig
 from qpa_exp.data.corpora.pydoc import divide_topics, long_paragraphs
-from qpa_exp.data.corpus import load_corpus
-from qpa_exp.data.sources import divide_by_position
+from qpa_exp.data.corpus import divide_by_position, load_corpus
 from qpa_exp.errors import InputError
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from qpa_exp.fast_head.hidden_tables import Backbone, HiddenTable, TableDirectory, default_directory
+from qpa_exp.fast_head.hidden_tables import Backbone, HiddenTable, TableDirectory
 
 
 def track(parts, total):
@@ -212,13 +212,3 @@ def test_processes_that_want_one_table_make_it_once(tmp_path):
     assert sums[0] == sums[1]
     marks.get(timeout=10)
     assert marks.empty()
-
-
-def test_where_tables_lie(monkeypatch, tmp_path):
-    monkeypatch.setenv("QPA_EXP_CACHE", str(tmp_path / "own"))
-    assert default_directory() == tmp_path / "own"
-    monkeypatch.delenv("QPA_EXP_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_directory() == tmp_path / "qpa_exp"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_directory() == Path.home() / ".cache" / "qpa_exp"

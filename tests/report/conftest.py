@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qpa_exp.__main__ import run_hydra
 from qpa_exp.adapters.catalogue import Counts
 from qpa_exp.cli import compose_config
+from qpa_exp.config import Config
 from qpa_exp.runs import directory
 
 MakeRun = Callable[..., Path]
-Sweep = Callable[..., None]
+
+PLAIN = ("seed", "peft.r", "qpa.n_mlp", "qpa.n_layers", "optim.lr", "trainer.max_epochs")
+"""Keys that are set in a composed config: composing takes as long as all else in these tests."""
 
 
-@pytest.fixture
-def sweep(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    """``sweep("qpa.n_mlp=32,64")``: runs of two steps on the small model, in ``tmp_path``."""
-    monkeypatch.chdir(tmp_path)
-    short = ["trainer.max_steps=2", "trainer.validate_every_n_steps=2", "hydra.sweep.dir=runs"]
-    return lambda *more: run_hydra(["-m", *overrides, *short, *more])
+def _config(overrides: Sequence[str]) -> Config:
+    given = dict(override.split("=", 1) for override in overrides)
+    rest = tuple(f"{key}={value}" for key, value in given.items() if key not in PLAIN)
+    config = copy.deepcopy(_composed(rest))
+    for key in PLAIN:
+        if key in given:
+            node, _, name = key.rpartition(".")
+            setattr(getattr(config, node) if node else config, name, json.loads(given[key]))
+    config.qpa.seed = config.seed
+    return config
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> Config:
+    return compose_config(overrides)
 
 
 @pytest.fixture
@@ -34,7 +47,7 @@ def make_run() -> MakeRun:
         path: Path, *overrides: str, validation: float | None = None,
         metric: str = "perplexity", **metrics: Any,
     ) -> Path:  # fmt: skip
-        config = compose_config(overrides)
+        config = _config(overrides)
         directory.claim(path, config)
         given = {"status": "complete", "perplexity": 100.0, "perplexity_padded": None}
         sizes = Counts(1000, 2000, 100_000, 8, 3).__dict__
@@ -60,7 +73,7 @@ def make_study() -> Callable[..., Path]:
     def make(place: Path, runs: list[Path], **changed: Any) -> Path:
         record = {
             "study": "fig2", "title": "A title", "paper": "Figure 2", "scale": "tiny",
-            "command": "python -m qpa_exp -m sweep=fig2", "work": "train", "figures": [],
+            "command": "python -m qpa_exp -m sweep=fig2", "figures": [],
             "tables": [], "notes": [], "differs": [],
             "runs": [
                 {"path": str(run), "label": run.name, "overrides": [f"run={run.name}"]}

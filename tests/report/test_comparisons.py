@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpa_exp.report.collect import collect
-from qpa_exp.report.comparisons import comparisons
+from qpa_exp.report.comparisons import aggregate, comparisons, pareto
 from qpa_exp.report.paper_values import differences, protocol_differences
-from qpa_exp.report.settings import aggregate, pareto
 from qpa_exp.task import TASKS
 
 # Student's t for 95 %, two-sided, from a printed table: 2, 3 and 4 degrees of freedom.

@@ -14,10 +14,11 @@ from qpa_exp.sweeps.studies import study_names
 
 
 def test_all_is_every_study_and_a_typo_is_named() -> None:
-    assert reproduce.chosen("all") == study_names()
-    assert reproduce.chosen("fig2,table2") == ["fig2", "table2"]
+    assert reproduce.chosen("all", "paper") == study_names()
+    assert set(reproduce.chosen("all", "gpt2_xl")) < set(study_names())
+    assert reproduce.chosen("fig2,table2", "tiny") == ["fig2", "table2"]
     with pytest.raises(InputError, match="studies=fig22 is unknown: did you mean fig2"):
-        reproduce.chosen("fig22")
+        reproduce.chosen("fig22", "tiny")
 
 
 def test_the_papers_scales_are_those_of_the_study() -> None:
@@ -31,12 +32,12 @@ def test_the_bundled_model_s_runs_go_side_by_side_unless_a_launcher_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    both = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    assert reproduce.launcher("tiny", ["seed=1"]) == both
-    assert reproduce.launcher("gpt2", []) == []
-    assert reproduce.launcher("smoke", ["hydra/launcher=basic"]) == []
+    monkeypatch.setattr(reproduce, "free_memory", lambda: 2**36)
+    assert reproduce.side_by_side("tiny", ["seed=1"]) == 2
+    assert reproduce.side_by_side("gpt2", []) == 1
+    assert reproduce.side_by_side("smoke", ["hydra/launcher=basic"]) == 1
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    assert reproduce.launcher("tiny", []) == []
+    assert reproduce.side_by_side("tiny", []) == 1
 
 
 def test_a_study_is_run_and_reported_and_the_next_goes_on_after_a_failure(
@@ -50,7 +51,9 @@ def test_a_study_is_run_and_reported_and_the_next_goes_on_after_a_failure(
     with pytest.raises(InputError, match=r"did not complete, see above: fig10 \(smoke\)"):
         # A circuit that is not trained has no place in the gradient study alone.
         reproduce.main(["studies=fig10,fig4b", "scale=smoke", "qpa.ansatz=frozen", *short])
-    assert "qpa.ansatz=frozen has no angles to train" in capsys.readouterr().err
+    assert "fig10: trainer.gradient_variance_starts=2 has no effect: qpa.ansatz=frozen" in (
+        capsys.readouterr().err
+    )
     assert (tmp_path / "outputs/reports/fig4b-smoke/report.html").is_file()
     assert (tmp_path / "outputs/reports/fig4b-smoke/over.png").is_file()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +70,19 @@ def test_the_runs_are_written_as_csv_and_parquet(study: Path, tmp_path: Path) ->
         assert set(table["qpa.variant"]) == {"off", "tuned"}
     for name in ("parameters.png", "parameters.svg", "table2_table.csv", "runs_table.csv"):
         assert (out / name).stat().st_size > 0
+
+
+def test_a_report_needs_no_torch(study: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from qpa_exp.report.__main__ import main; main(sys.argv[1:]); "
+        "print(*({'torch', 'transformers', 'peft', 'pytorch_lightning'} & set(sys.modules)))"
+    )
+    options = [f"runs={study}", f"out={tmp_path / 'out'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *options], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == ""
+    assert (tmp_path / "out" / "fig2-tiny" / "report.html").is_file()
 
 
 def test_the_same_runs_make_the_same_bytes(study: Path, tmp_path: Path) -> None:

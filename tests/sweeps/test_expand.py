@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpa_exp.errors import InputError
-from qpa_exp.sweeps.expand import as_overrides, expand, labels, spell
+from qpa_exp.sweeps.prepare import as_overrides, expand, labels, spell
 
 PARTS = [{"peft": "lora", "qpa": "off", "peft.r": [1, 2]}, {"qpa": "tuned", "qpa.n_mlp": [16, 32]}]
 

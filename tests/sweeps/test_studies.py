@@ -18,8 +18,7 @@ from qpa_exp.report.figures import KINDS
 from qpa_exp.report.paper_values import reported
 from qpa_exp.report.tables import TABLES
 from qpa_exp.sweeps import sweep as sweep_module
-from qpa_exp.sweeps.expand import expand
-from qpa_exp.sweeps.prepare import Job
+from qpa_exp.sweeps.prepare import Job, expand
 from qpa_exp.sweeps.run_name import relevant
 from qpa_exp.sweeps.studies import (
     name_scales,

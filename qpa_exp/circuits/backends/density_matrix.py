@@ -21,11 +21,10 @@ from torch import Tensor
 
 from qpa_exp.circuits.ansatz import GATES, Ansatz
 from qpa_exp.circuits.ansatze import ANSATZE
-from qpa_exp.circuits.gate_matrices import gate_matrix, pauli_matrix
 from qpa_exp.circuits.recorded_devices import NOISES, NoiseOfGates, noise_model, record_of, snapshot
 from qpa_exp.circuits.simulator import Packages, Simulator
 from qpa_exp.circuits.to_qiskit import QISKIT, angle_places, measured_circuit, transpile_for
-from qpa_exp.circuits.torch_engine import follow, lead
+from qpa_exp.circuits.torch_engine import follow, gate_matrix, lead, pauli_matrix
 from qpa_exp.config import QPAConfig
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import DataConfig
-from qpa_exp.data.corpus import Corpus, Labelled, split_name
-from qpa_exp.data.sources import SPLITS
+from qpa_exp.data.corpus import SPLITS, Corpus, Labelled, split_name
 from qpa_exp.errors import InputError, first_line
 
 if TYPE_CHECKING:
