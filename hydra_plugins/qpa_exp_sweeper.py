@@ -16,11 +16,7 @@ class StudySweeper(Sweeper):
         """``options`` are what :class:`qpa_exp.sweeps.studies.SweeperConfig` describes."""
 
     def setup(
-        self,
-        *,
-        hydra_context: HydraContext,
-        task_function: TaskFunction,  # noqa: ARG002
-        config: DictConfig,
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Keep what Hydra hands over; the task is :func:`qpa_exp.sweeps.worker.work`."""
         self.hydra_context = hydra_context

@@ -59,10 +59,7 @@ Only the trained weights and the tokenizer's vocabulary are distributed here, no
 
 
 def save_all(
-    model: GPT2LMHeadModel,
-    tokenizer: PreTrainedTokenizerFast,
-    record: Mapping[str, Any],
-    out: Path,
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, record: Mapping[str, Any], out: Path
 ) -> None:
     """Write the complete model directory."""
     _save_tokenizer(tokenizer, out)

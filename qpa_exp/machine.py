@@ -1,12 +1,9 @@
-"""This machine: loops compiled for its processor, their threads, and its memory.
-
-A loop that is to be compiled is ``@compiled``, and beneath it ``@no_type_check``: the checks of
-types that the tests put into every function cannot be compiled.
-"""
+"""This machine: loops compiled for its processor, their threads, and its memory."""
 
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +31,7 @@ def compiled_in_order(function: Callable[..., Any]) -> Any:
 def _njit(function: Callable[..., Any], fastmath: set[str]) -> Any:
     import numba
 
+    function = inspect.unwrap(function)  # the tests check types in every function: not in a loop
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     try:
         return numba.njit(cache=True, **options)(function)

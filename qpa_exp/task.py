@@ -97,9 +97,7 @@ class Task(ABC):
         """Refuse a config that this task cannot train; nothing has been loaded."""
 
     def load_model(
-        self,
-        tokenizer: PreTrainedTokenizerBase,  # noqa: ARG002
-        class_names: list[str],  # noqa: ARG002
+        self, tokenizer: PreTrainedTokenizerBase, class_names: list[str]
     ) -> PreTrainedModel:
         """The frozen model, in evaluation mode, on the CPU."""
         from qpa_exp.lm.loading import load_model

@@ -323,8 +323,7 @@ def test_a_value_that_must_be_there_cannot_be_null(override):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "key"),
-    [(["model=hf"], "model.name_or_path=<"), (["data=text"], "data.path=<")],
+    ("overrides", "key"), [(["model=hf"], "model.name_or_path=<"), (["data=text"], "data.path=<")]
 )
 def test_a_value_that_is_missing_is_asked_for(overrides, key):
     assert f"{key}" in refusal(*overrides)

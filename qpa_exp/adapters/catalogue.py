@@ -230,10 +230,7 @@ class Counts:
 
 
 def plan_counts(
-    config: Config,
-    *,
-    auto_class: str = "AutoModelForCausalLM",
-    task_type: str = "CAUSAL_LM",
+    config: Config, *, auto_class: str = "AutoModelForCausalLM", task_type: str = "CAUSAL_LM"
 ) -> Counts:
     """The sizes that the configured model will have, from its shapes alone.
 

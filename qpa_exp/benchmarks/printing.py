@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -28,62 +28,42 @@ def show(suite: Suite, console: Console) -> None:
 def tables(suite: Suite) -> Iterator[Table]:
     """A table for each part that was measured."""
     if suite.circuits:
-        yield _circuits(suite)
-    for name in suite.steps:
-        yield _steps(suite, name)
+        names = list(dict.fromkeys(name for c in suite.circuits for name in c.times))
+        rows = [[str(c.n_qubits), *(_ms(c.times.get(n)) for n in names)] for c in suite.circuits]
+        yield _table("Circuit, forward and backward, L = 8 (ms)", ["qubits", *names], rows)
+    for name, times in suite.steps.items():
+        shape = suite.measured_shapes[name]
+        kind = f"{shape.layers} layers before it" if shape.layers else "the head alone"
+        title = (
+            f"A training step: {name}, head {shape.vocab:,} x {shape.width:,}, "
+            f"{shape.tokens} tokens, {kind}"
+        )
+        rows = [[step, _ms(t), f"{t.over(times['floor']):.2f}"] for step, t in times.items()]
+        yield _table(title, ["", "ms", "over the floor"], rows)
     if suite.memory:
-        yield _memory(suite)
+        measured = list(suite.memory.values())
+        rows = [
+            [step, *("" if (v := mib.get(step)) is None else f"{v:,.0f}" for mib in measured)]
+            for step in dict.fromkeys(step for mib in measured for step in mib)
+        ]
+        yield _table("Peak memory above the weights (MiB)", ["", *suite.memory], rows)
     if suite.growth:
-        yield _growth(suite)
+        rows = []
+        for growth in suite.growth:
+            of = zip(growth.values, growth.times, strict=True)
+            ends = [f"{value:,}: {1000 * time.median:,.1f} ms" for value, time in of]
+            name = "2^n_qubits" if growth.name == "n_qubits" else growth.name
+            rows.append([name, growth.what, ends[0], ends[-1], f"{growth.exponent:.2f}"])
+        header = ["size", "what is timed", "from", "to", "e"]
+        yield _table("Growth: seconds ~ size^e", header, rows)
 
 
-def _circuits(suite: Suite) -> Table:
-    names = list(dict.fromkeys(name for c in suite.circuits for name in c.times))
-    table = Table(title="Circuit, forward and backward, L = 8 (ms)")
-    table.add_column("qubits", justify="right")
-    for name in names:
-        table.add_column(name, justify="right")
-    for circuit in suite.circuits:
-        cells = [_ms(circuit.times.get(name)) for name in names]
-        table.add_row(str(circuit.n_qubits), *cells)
-    return table
-
-
-def _steps(suite: Suite, name: str) -> Table:
-    shape, times = suite.measured_shapes[name], suite.steps[name]
-    kind = f"{shape.layers} layers before it" if shape.layers else "the head alone"
-    table = Table(
-        title=f"A training step: {name}, head {shape.vocab:,} x {shape.width:,}, "
-        f"{shape.tokens} tokens, {kind}"
-    )
-    table.add_column("")
-    for column in ("ms", "over the floor"):
-        table.add_column(column, justify="right")
-    for step, seconds in times.items():
-        table.add_row(step, _ms(seconds), f"{seconds.over(times['floor']):.2f}")
-    return table
-
-
-def _memory(suite: Suite) -> Table:
-    table = Table(title="Peak memory above the weights (MiB)")
-    table.add_column("")
-    for name in suite.memory:
-        table.add_column(name, justify="right")
-    for step in dict.fromkeys(step for mib in suite.memory.values() for step in mib):
-        values = [mib.get(step) for mib in suite.memory.values()]
-        table.add_row(step, *["" if v is None else f"{v:,.0f}" for v in values])
-    return table
-
-
-def _growth(suite: Suite) -> Table:
-    table = Table(title="Growth: seconds ~ size^e")
-    for column in ("size", "what is timed", "from", "to"):
-        table.add_column(column)
-    table.add_column("e", justify="right")
-    for growth in suite.growth:
-        ends = (f"{growth.values[i]:,}: {1000 * growth.times[i].median:,.1f} ms" for i in (0, -1))
-        name = "2^n_qubits" if growth.name == "n_qubits" else growth.name
-        table.add_row(name, growth.what, *ends, f"{growth.exponent:.2f}")
+def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title)
+    for name in header:
+        table.add_column(name, justify="left" if name in ("", "what is timed") else "right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -10,8 +10,15 @@ from typing import Any
 
 from qpa_exp.benchmarks.circuit_times import CircuitTimes, measure_circuits
 from qpa_exp.benchmarks.measuring import Machine, Seconds, side_by_side
-from qpa_exp.benchmarks.peak_memory import can_measure, measure_memory
-from qpa_exp.benchmarks.workloads import SHAPES, Growth, Shape, Workload, measure_growth
+from qpa_exp.benchmarks.workloads import (
+    SHAPES,
+    Growth,
+    Shape,
+    Workload,
+    can_measure,
+    measure_growth,
+    measure_memory,
+)
 from qpa_exp.machine import free_memory, release_freed_memory
 
 log = logging.getLogger(__name__)
@@ -24,10 +31,7 @@ _QUICK_ROUNDS = {"circuits": 3, "tiny": 7, "gpt2": 3, "gemma": 2, "gemma2": 2, "
 _QUBITS = [4, 6, 8, 10, 12, 14, 16, 18, 20]
 _QUICK_QUBITS = [4, 8, 12]
 _RATIOS = {
-    "qpa_over_lora": {
-        "": ("qpa_fast", "lora_fast"),
-        "_tuned": ("qpa_fast_tuned", "lora_fast"),
-    },
+    "qpa_over_lora": {"": ("qpa_fast", "lora_fast"), "_tuned": ("qpa_fast_tuned", "lora_fast")},
     "naive_over_fast": {
         "_cached": ("qpa_naive", "qpa_fast"),
         "_uncached": ("qpa_naive", "qpa_fast_uncached"),

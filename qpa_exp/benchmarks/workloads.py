@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +29,7 @@ from qpa_exp.fast_head.accelerator import AdaptedHead
 from qpa_exp.fast_head.hidden_tables import Backbone
 from qpa_exp.fast_head.low_rank_loss import FinalLogits
 from qpa_exp.generator.generator import Generator
-from qpa_exp.machine import stock_memory
+from qpa_exp.machine import keep_freed_memory, release_freed_memory, stock_memory
 
 _SEED = 0
 _RANK = 4
@@ -338,3 +341,47 @@ def _generate(n_mlp: int, n_chunks: int, n_layers: int) -> Callable[[], object]:
 def _step(shape: Shape) -> Callable[[], object]:
     work = Workload(shape)
     return work.fast(work.qpa("statevector"))
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STEPS = 2
+
+
+def can_measure() -> bool:
+    """Whether this system tells a process its peak (Linux does)."""
+    return _STATUS.is_file() and _RESET.is_file()
+
+
+def measure_memory(shape: Shape, steps: list[str], threads: int) -> dict[str, float | None]:
+    """MiB above the weights, by name of the step; None where a process did not end well."""
+    found: dict[str, float | None] = {}
+    for name in steps:  # each in a process of its own
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as one:
+            done = one.submit(peak_mib, shape, name, threads)
+            found[name] = None if done.exception() else done.result()
+    return found
+
+
+def peak_mib(shape: Shape, step: str, threads: int) -> float:
+    """MiB between what the process holds before its first step and the peak of its steps.
+
+    The model, its hidden states and the adapter are there before; the optimizer's moments, which
+    the first step makes, count as the step's.
+    """
+    torch.set_num_threads(threads)
+    do = Workload(shape).step(step)
+    torch.mm(torch.ones(256, 256), torch.ones(256, 256))  # the library's own start-up
+    release_freed_memory()  # or a step would take what building the model has left
+    before = _mib("VmRSS")
+    keep_freed_memory()
+    _RESET.write_text("5", encoding="ascii")  # the peak begins anew
+    for _ in range(_STEPS):
+        do()
+    return _mib("VmHWM") - before
+
+
+def _mib(field: str) -> float:
+    values = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines())
+    return int(values[field].split()[0]) / 1024

@@ -80,7 +80,7 @@ class Simulator(ABC):
         """Do now what needs to be done once; not called where a model is only counted."""
 
     @classmethod
-    def packages(cls, config: QPAConfig) -> Packages | None:  # noqa: ARG003
+    def packages(cls, config: QPAConfig) -> Packages | None:
         """What has to be installed for this config, if anything."""
         return None
 

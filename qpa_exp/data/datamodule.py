@@ -344,7 +344,7 @@ class TextDataModule(LightningDataModule):
         """Let one process of a machine fill the hub's cache before the others read it."""
         _ = self.corpus
 
-    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning names it
+    def setup(self, stage: str | None = None) -> None:
         """Read and tokenise everything; at once if that has been done."""
         _ = self.examples
 

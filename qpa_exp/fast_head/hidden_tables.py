@@ -218,10 +218,7 @@ class Packing:
         return layer in self._kept or layer.weight.nbytes <= _SHARE_OF_FREE * free_memory()
 
     def _multiply(
-        self,
-        layer: Layer,
-        x: Float[Tensor, "*batch k"],
-        then: tuple[str, str] = ("none", ""),
+        self, layer: Layer, x: Float[Tensor, "*batch k"], then: tuple[str, str] = ("none", "")
     ) -> Float[Tensor, "*batch n"]:
         """What the layer gives for ``x``, and its activation's name and algorithm, if any."""
         activation, algorithm = then

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, no_type_check
+from typing import Any
 
 import numpy as np
 import torch
@@ -214,7 +214,6 @@ def _bits(stored: Tensor) -> np.ndarray:
 
 
 @compiled
-@no_type_check
 def _exponentiate(
     stored: Any, stored_raw: Any, left: Any, right: Any, share: Any, cap: Any,
     shift: Any, b: Any, keep: Any, sums: Any, first: Any, last: Any,
@@ -262,7 +261,6 @@ def _exponentiate(
 
 
 @compiled
-@no_type_check
 def _bend(row: Any, slope: Any, cap: Any) -> None:
     """Row becomes cap tanh(row / cap)."""
     one = np.float32(1)  # a plain 1 would make it all float64
@@ -274,7 +272,6 @@ def _bend(row: Any, slope: Any, cap: Any) -> None:
 
 
 @compiled
-@no_type_check
 def _add_rows(factors: Any, rows: Any, to: Any) -> None:
     """Add factors @ rows to a row, four at a time."""
     n = factors.shape[0]
@@ -290,7 +287,6 @@ def _add_rows(factors: Any, rows: Any, to: Any) -> None:
 
 
 @compiled
-@no_type_check
 def _spread_row(factors: Any, row: Any, to: Any) -> None:
     """Add the outer product of factors and row to rows, four at a time."""
     n = factors.shape[0]
@@ -310,7 +306,6 @@ def _spread_row(factors: Any, row: Any, to: Any) -> None:
 
 
 @compiled
-@no_type_check
 def _add_product(stored: Any, rows: Any, to: Any, first: Any, last: Any) -> None:
     n = rows.shape[0]
     zero = np.float32(0)
@@ -348,7 +343,6 @@ _C5, _C6, _C7 = np.float32(1 / 120), np.float32(1 / 720), np.float32(1 / 5040)
 
 
 @compiled_in_order
-@no_type_check
 def _exp(z: Any) -> Any:
     """e^z to 2e-7: e^z = 2^n e^f with |f| < ln 2 / 2, and that by Taylor's series.
 
@@ -371,7 +365,6 @@ _P2, _P3, _P4 = (np.float32(p) for p in (-5.37397155531e-2, 2.06390887954e-2, -5
 
 
 @compiled_in_order
-@no_type_check
 def _tanh(x: Any) -> Any:
     """Tanh x to 2e-7."""
     y = x * x
@@ -381,7 +374,6 @@ def _tanh(x: Any) -> Any:
 
 
 @compiled
-@no_type_check
 def _read(stored: Any, row: Any) -> None:
     """A row of float32's bits, or of bfloat16's, whose lower half is zero."""
     missing = 32 - 8 * stored.itemsize
@@ -390,7 +382,6 @@ def _read(stored: Any, row: Any) -> None:
 
 
 @compiled
-@no_type_check
 def _write(row: Any, stored: Any) -> None:
     """A row's bits, or those of the nearest bfloat16, half even.
 

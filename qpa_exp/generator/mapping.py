@@ -129,9 +129,7 @@ class MappingModel(nn.Sequential):
                     nn.init.zeros_(layer.bias)
 
     def forward(  # type: ignore[override]
-        self,
-        bits: Float[Tensor, "chunks qubits"],
-        features: Float[Tensor, "circuits states"],
+        self, bits: Float[Tensor, "chunks qubits"], features: Float[Tensor, "circuits states"]
     ) -> Float[Tensor, "at_least_chunks n_out"]:
         """The parameters of each chunk, from its bits and the features of all basis states."""
         first, *others = self

@@ -114,10 +114,7 @@ def render(
         ],
         tables=[_cells(table) for table in tables],
         notes=list(dict.fromkeys(line for m in manifests for line in m.notes)),
-        differs=[
-            *dict.fromkeys(line for m in manifests for line in m.differs),
-            *differences(runs),
-        ],
+        differs=[*dict.fromkeys(line for m in manifests for line in m.differs), *differences(runs)],
         skipped=[without_place(f"{item.path}: {item.why}") for item in collected.skipped],
         commands=[*(manifest.command for manifest in manifests), report],
         run_commands=[command for command in runs["command"] if command],

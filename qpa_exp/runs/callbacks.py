@@ -119,25 +119,20 @@ class StepTimes(Callback):
             left = min(left, steps * trainer.accumulate_grad_batches)
         return max(0, left) * median
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._began = time.perf_counter()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
         self._before, self._began = self.train_seconds, None
 
-    def on_train_batch_start(self, *args: Any) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, *args: Any) -> None:
         """A batch begins."""
         self._batch_began = time.perf_counter()
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,  # noqa: ARG002
-        pl_module: LightningModule,  # noqa: ARG002
-        outputs: Any,  # noqa: ARG002
-        batch: Any,
-        batch_idx: int,  # noqa: ARG002
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """A batch ends; on a GPU its last kernels may still run, which the next one waits for."""
         self._steps.append(time.perf_counter() - self._batch_began)
@@ -191,10 +186,7 @@ class SayHowToResume(Callback):
         self.run_dir = run_dir
 
     def on_exception(
-        self,
-        trainer: Trainer,  # noqa: ARG002
-        pl_module: LightningModule,  # noqa: ARG002
-        exception: BaseException,
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Lightning leaves with status 1 after this."""
         if isinstance(exception, KeyboardInterrupt):
@@ -204,8 +196,5 @@ class SayHowToResume(Callback):
 def checkpoints(directory: Path, every_n_steps: int) -> ModelCheckpoint:
     """Keep the newest checkpoint: the next is whole on disk before the last one is removed."""
     return ModelCheckpoint(
-        dirpath=directory,
-        filename="{step:08d}",
-        every_n_train_steps=every_n_steps,
-        save_top_k=1,
+        dirpath=directory, filename="{step:08d}", every_n_train_steps=every_n_steps, save_top_k=1
     )

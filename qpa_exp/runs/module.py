@@ -92,17 +92,17 @@ class AdapterModule(LightningModule):
 
     # --- a training step ----------------------------------------------------------------------
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Let the task add what it knows of these examples already."""
         return self.task.look_up(batch)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Give the step its own random stream."""
         torch.manual_seed(
             _step_seed(self.config.seed, self.current_epoch, batch_idx, self.global_rank)
         )
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss that is minimised; a loss that is not finite ends the run."""
         self.stopwatch.on = True
         with self.stopwatch.section("generator", self.device):
@@ -131,7 +131,7 @@ class AdapterModule(LightningModule):
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """A gradient that is not finite would spoil the weights: end the run before it does."""
         if self.trainer.precision == "16-mixed":  # the loss scaler steps over those by itself
             return
@@ -139,7 +139,7 @@ class AdapterModule(LightningModule):
             if parameter.grad is not None:
                 self._require_finite(parameter.grad, "gradient")
 
-    def on_train_batch_end(self, *args: Any) -> None:  # noqa: ARG002
+    def on_train_batch_end(self, *args: Any) -> None:
         """What follows, a validation or a test, is not timed."""
         self.stopwatch.on = False
         here = self.model.circuit_evaluations
@@ -163,7 +163,7 @@ class AdapterModule(LightningModule):
 
     # --- measuring ----------------------------------------------------------------------------
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count one batch of the validation split."""
         self.validation.add(self.task.measure(self.model, batch))
 
@@ -173,7 +173,7 @@ class AdapterModule(LightningModule):
         self.log_dict(values, prog_bar=True, sync_dist=True)
         _require_numbers(values)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count one batch of the test split, for the adapted model and for the base model."""
         self.adapted.add(self.task.measure(self.model, batch))
         with self.model.disable_adapter():

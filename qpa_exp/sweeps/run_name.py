@@ -104,6 +104,6 @@ def model_files(name_or_path: str) -> list[tuple[str, str]]:
 
 
 @functools.cache
-def _sha256(file: Path, changed: int) -> str:  # noqa: ARG001 - asked anew after a change
+def _sha256(file: Path, changed: int) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

@@ -31,11 +31,7 @@ STORAGE = "optuna.db"
 
 
 def prepare_search(
-    study: Study,
-    preparation: Preparation,
-    runner: Runner,
-    master: DictConfig,
-    given: Sequence[str],
+    study: Study, preparation: Preparation, runner: Runner, master: DictConfig, given: Sequence[str]
 ) -> Callable[[], None]:
     """What runs trials until there are ``n_trials``, once the space has been looked at.
 
@@ -214,10 +210,7 @@ def _open(path: Path, name: str, seed: int, directions: Sequence[Any]) -> optuna
         raise InputError("A search needs Optuna: pip install 'qpa-exp[sweeps]'.") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        storage=f"sqlite:///{path}",
-        study_name=name,
-        directions=directions,
-        load_if_exists=True,
+        storage=f"sqlite:///{path}", study_name=name, directions=directions, load_if_exists=True
     )
     # A search that goes on must not draw again what it drew at its start.
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))

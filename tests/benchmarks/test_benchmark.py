@@ -18,10 +18,9 @@ from qpa_exp.benchmark import parse, write
 from qpa_exp.benchmarks import suite as suite_module
 from qpa_exp.benchmarks.circuit_times import N_LAYERS, SIMULATORS
 from qpa_exp.benchmarks.measuring import Seconds, fit_exponent, side_by_side
-from qpa_exp.benchmarks.peak_memory import can_measure, probe
 from qpa_exp.benchmarks.printing import show
 from qpa_exp.benchmarks.suite import Suite
-from qpa_exp.benchmarks.workloads import SHAPES, Growth, Shape, Workload
+from qpa_exp.benchmarks.workloads import SHAPES, Growth, Shape, Workload, can_measure, peak_mib
 from qpa_exp.errors import InputError
 
 SMALL = {
@@ -111,8 +110,7 @@ def test_where_memory_is_short_the_vocabulary_is_smaller_and_that_is_said():
 def test_a_probe_sees_what_a_step_takes():
     shape = Shape("probe", "gpt2", vocab=20000, width=32, tokens=256, n_mlp=64)
     before = torch.get_num_threads()
-    request = {"shape": vars(shape), "threads": before}
-    naive, fast = (probe(request | {"step": f"lora_{kind}"}) for kind in ("naive", "fast"))
+    naive, fast = (peak_mib(shape, f"lora_{kind}", before) for kind in ("naive", "fast"))
     logits = 4 * shape.vocab * shape.tokens / 2**20
     assert naive > 2 * logits
     assert fast < naive

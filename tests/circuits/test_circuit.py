@@ -293,10 +293,7 @@ def test_product_does_not_entangle(qpa):
             r"qpa\.shots=20x has no effect: qpa\.ansatz=\w+ does not read it",
         ),
         ({"mapping_hidden": [32, 0]}, r"qpa\.mapping_hidden=\[32, 0\] has a layer of 0"),
-        (
-            {"squash": True, "feature": "log"},
-            r"qpa\.squash=true and qpa\.feature=log ask for two",
-        ),
+        ({"squash": True, "feature": "log"}, r"qpa\.squash=true and qpa\.feature=log ask for two"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused_in_one_sentence(qpa, keys, sentence):

@@ -51,11 +51,7 @@ def test_every_variant_trains_what_the_paper_prints_for_gpt2(variant):
 
 @pytest.mark.parametrize(
     ("n_circuits", "n_mlp", "hidden", "trainable"),
-    [
-        (16, 64, [32, 64, 32], 8_608),
-        (32, 16, [32, 64, 32], 9_520),
-        (64, 16, [64, 64], 16_848),
-    ],
+    [(16, 64, [32, 64, 32], 8_608), (32, 16, [32, 64, 32], 9_520), (64, 16, [64, 64], 16_848)],
 )
 def test_several_circuits_and_a_smaller_mapping_model_are_counted(
     n_circuits, n_mlp, hidden, trainable

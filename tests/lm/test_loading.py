@@ -13,13 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from qpa_exp.config import ModelConfig
 from qpa_exp.errors import InputError
-from qpa_exp.lm.loading import (
-    BUNDLED,
-    load_architecture,
-    load_model,
-    load_tokenizer,
-    n_positions,
-)
+from qpa_exp.lm.loading import BUNDLED, load_architecture, load_model, load_tokenizer, n_positions
 
 LOADERS = [load_model, load_tokenizer, load_architecture]
 

@@ -54,9 +54,7 @@ FAMILIES = list(ADAPTABLE)
 NEVER_MERGED = {
     "prefix_tuning", "prompt_tuning", "p_tuning", "cartridge", "adaption_prompt", "lily", "beft",
 }  # fmt: skip
-REFUSED = {
-    *((method, "mamba") for method in ("prefix_tuning", "cartridge", "adaption_prompt")),
-}
+REFUSED = {*((method, "mamba") for method in ("prefix_tuning", "cartridge", "adaption_prompt"))}
 """No attention, or no place that PEFT knows of."""
 
 

@@ -107,10 +107,7 @@ def test_a_trial_that_fails_is_told_and_does_not_stop_the_rest(
 
 @pytest.mark.parametrize(
     ("more", "says"),
-    [
-        (["seed=1,2"], "describes 2 runs"),
-        (["qpa.scale=-1"], "qpa.scale=-1.0 is out of range"),
-    ],
+    [(["seed=1,2"], "describes 2 runs"), (["qpa.scale=-1"], "qpa.scale=-1.0 is out of range")],
 )
 def test_a_mistake_is_refused_before_any_trial(sweep: Sweep, more: list[str], says: str) -> None:
     with pytest.raises(InputError, match=says):

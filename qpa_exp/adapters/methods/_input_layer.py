@@ -51,7 +51,7 @@ class InputLayer(nn.Module, BaseTunerLayer):
                     x = self.change(x, name)
         return self.base_layer(x, *args, **kwargs)
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:  # noqa: ARG002
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused: what is done to the input is no change of the weight."""
         raise InputError(
             f"{type(self).__name__} cannot be merged into the weights: it changes the layer's "
@@ -79,7 +79,7 @@ class InputTuner(BaseTuner):
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        parameter_name: str | None = None,  # noqa: ARG002
+        parameter_name: str | None = None,
     ) -> None:
         if isinstance(target, self.tuner_layer_cls):
             target.add_adapter(adapter_name, peft_config)

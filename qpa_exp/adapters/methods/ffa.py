@@ -21,7 +21,7 @@ def _config_class() -> type[PeftConfig]:
     return FFAConfig
 
 
-def _head_count(peft: PeftMethodConfig, vocabulary: int, width: int) -> int | None:  # noqa: ARG001
+def _head_count(peft: PeftMethodConfig, vocabulary: int, width: int) -> int | None:
     """Two layers between the head's k inputs and k / reduction, with their biases."""
     reduction = peft.options.get("reduction")
     activations = {"gelu", "relu", "tanh"}

@@ -22,7 +22,7 @@ def _config_class() -> type[PeftConfig]:
     return PrefixConfig
 
 
-def _head_count(peft: PeftMethodConfig, vocabulary: int, width: int) -> int | None:  # noqa: ARG001
+def _head_count(peft: PeftMethodConfig, vocabulary: int, width: int) -> int | None:
     """A vector of the head's k inputs for each position."""
     length = peft.options.get("length")
     if set(peft.options) != {"length"} or type(length) is not int or length < 1:

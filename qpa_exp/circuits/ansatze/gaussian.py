@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def _make(config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:  # noqa: ARG001
+def _make(config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:
     import torch
 
     from qpa_exp.circuits.controls import FixedNumbers

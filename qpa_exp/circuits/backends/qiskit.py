@@ -62,7 +62,7 @@ class QiskitSampler(Simulator):
         return _noisy_aer(self.config.device, self._transpiled)
 
     @classmethod
-    def packages(cls, config: QPAConfig) -> Packages:  # noqa: ARG003
+    def packages(cls, config: QPAConfig) -> Packages:
         """Qiskit, Aer and Runtime, on every device."""
         return QISKIT
 
@@ -92,7 +92,7 @@ class QiskitSampler(Simulator):
             )
 
     @classmethod
-    def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:  # noqa: ARG003
+    def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:
         """The state in double precision where this machine simulates it, and the frequencies."""
         return 2**n_qubits * (16 + 2 * 4)
 

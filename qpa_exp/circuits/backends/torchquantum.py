@@ -26,8 +26,7 @@ from qpa_exp.circuits.simulator import Packages, Simulator
 from qpa_exp.config import QPAConfig
 
 _PACKAGE = Packages(
-    ("torchquantum",),
-    "pip install --no-deps torchquantum==0.1.8, and pip install opt_einsum",
+    ("torchquantum",), "pip install --no-deps torchquantum==0.1.8, and pip install opt_einsum"
 )
 _NAMES = {"cx": "cnot", "h": "hadamard", "x": "paulix", "z": "pauliz", "id": "i"}
 """Where its functional interface does not take the name of OpenQASM."""
@@ -43,7 +42,7 @@ class TorchQuantum(Simulator):
         import_torchquantum()
 
     @classmethod
-    def packages(cls, config: QPAConfig) -> Packages:  # noqa: ARG003
+    def packages(cls, config: QPAConfig) -> Packages:
         """TorchQuantum alone has a version that counts."""
         return _PACKAGE
 
@@ -124,10 +123,7 @@ class _Finder(MetaPathFinder, Loader):
     """Finds an empty module for every name inside the packages stood in for."""
 
     def find_spec(
-        self,
-        fullname: str,
-        path: Any = None,  # noqa: ARG002
-        target: ModuleType | None = None,  # noqa: ARG002
+        self, fullname: str, path: Any = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         return ModuleSpec(fullname, self, is_package=True) if _stands_in(fullname) else None
 

@@ -23,7 +23,7 @@ def _check(config: QPAConfig) -> None:
         )
 
 
-def parameter_shift(config: QPAConfig, most: int) -> Estimate:  # noqa: ARG001
+def parameter_shift(config: QPAConfig, most: int) -> Estimate:
     """The vector-Jacobian product by the parameter-shift rule.
 
     For a gate ``exp(-i angle/2 P)`` the slope of any probability is exactly

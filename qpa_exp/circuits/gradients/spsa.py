@@ -10,7 +10,7 @@ from qpa_exp.circuits.gradients import Estimate, GradientMethod, Measure
 from qpa_exp.config import QPAConfig
 
 
-def spsa(config: QPAConfig, most: int) -> Estimate:  # noqa: ARG001
+def spsa(config: QPAConfig, most: int) -> Estimate:
     """All angles move by +-``qpa.spsa_step`` at once, each with a sign from torch's global stream.
 
     An unbiased estimate of the slope up to the step squared, with a variance that grows with the

@@ -2,4 +2,4 @@
 
 from qpa_exp.generator.features import Feature
 
-ENTRY = Feature("p", lambda probabilities, n_qubits: probabilities)  # noqa: ARG005
+ENTRY = Feature("p", lambda probabilities, n_qubits: probabilities)

@@ -22,4 +22,4 @@ def squash(probabilities: Float[Tensor, "*circuits states"]) -> Float[Tensor, "*
     return squashed - squashed.mean(-1, keepdim=True)
 
 
-ENTRY = Feature("squashed p", lambda probabilities, n_qubits: squash(probabilities))  # noqa: ARG005
+ENTRY = Feature("squashed p", lambda probabilities, n_qubits: squash(probabilities))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
 
-def make(config: Config, run_dir: Path) -> Logger:  # noqa: ARG001 - there is nothing to choose
+def make(config: Config, run_dir: Path) -> Logger:
     """Lightning's."""
     from pytorch_lightning.loggers import TensorBoardLogger
 

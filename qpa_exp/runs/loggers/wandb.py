@@ -73,7 +73,5 @@ def summarize(logger: Any, metrics: dict[str, Any]) -> None:
 
 
 ENTRY = Destination(
-    make,
-    summarize,
-    reads=("logger.project", "logger.entity", "logger.group", "logger.tags"),
+    make, summarize, reads=("logger.project", "logger.entity", "logger.group", "logger.tags")
 )

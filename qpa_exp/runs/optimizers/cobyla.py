@@ -6,9 +6,6 @@ from qpa_exp.runs.optimizers import AnglesOptimizer
 from qpa_exp.runs.optimizers._simplex import scipy_search
 
 ENTRY = AnglesOptimizer(
-    scipy_search(
-        "COBYLA",
-        lambda x0, config, most: {"maxiter": most, "rhobeg": config.radius},  # noqa: ARG005
-    ),
+    scipy_search("COBYLA", lambda x0, config, most: {"maxiter": most, "rhobeg": config.radius}),
     keeps_a_simplex=True,
 )
