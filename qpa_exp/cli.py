@@ -205,11 +205,6 @@ def _lower_first(text: str) -> str:
 
 
 def _explain_missing_default(error: BaseException) -> str:
-    if match := re.search(r"'(hydra\.sweeper\.scale\.\w+)' not found", str(error)):
-        return (
-            f"This sweep needs {match.group(1)}, which its scale does not have: choose another, "
-            f"as in scale=tiny, or give +{match.group(1)}=<value>."
-        )
     key = _full_key(str(error))
     return (
         f"{key} has no default for this combination of model, variant and method: "

@@ -104,22 +104,17 @@ def _sweep(studies: list[str], scale: str, out: Path, rest: list[str]) -> list[s
 
 def _report_all(at: dict[str, list[str]], out: Path, processes: int) -> list[str]:
     """Write the report of every study that has a record; say which failed."""
-    found = {
-        name: [str(record) for place in of_one if (record := _record(name, place, out)).is_dir()]
-        for name, of_one in at.items()
-    }
-    tasks = [(records, name, out / "reports") for name, records in found.items() if records]
-    failed = []
+    tasks, failed = [], []
+    for name, places in at.items():
+        records = [record_directory(out / "studies", name, place) for place in places]
+        if found := [str(record) for record in records if record.is_dir()]:
+            tasks.append((found, name, out / "reports"))
     for (_, name, _), (said, error) in zip(tasks, _side_by_side(tasks, processes), strict=True):
         print(said, end="", flush=True)
         if error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             failed.append(f"the report of {name}")
     return failed
-
-
-def _record(study: str, scale: str, out: Path) -> Path:
-    return record_directory(out / "studies", study, scale)
 
 
 def _side_by_side(tasks: list[ReportTask], processes: int) -> Iterator[tuple[str, str]]:

@@ -28,6 +28,7 @@ from qpa_exp.errors import InputError
 from qpa_exp.runs.check_config import plan
 from qpa_exp.runs.directory import State, state_of
 from qpa_exp.sweeps.run_name import run_name
+from qpa_exp.sweeps.runner import unique
 from qpa_exp.sweeps.worker import OUTPUT
 
 Axes = dict[str, list[str]]
@@ -180,11 +181,8 @@ class Preparation:
         Raises:
             InputError: a key, a value or a corpus that is not allowed, before anything has run.
         """
-        made: dict[Path, Job] = {}
-        for run, label in zip(runs, labels(runs), strict=True):
-            job = self.job(run, label, study)
-            made.setdefault(job.run_dir, job)
-        return list(made.values())
+        named = zip(runs, labels(runs), strict=True)
+        return unique([self.job(run, label, study) for run, label in named])
 
     def job(self, run: Mapping[str, str], label: str, study: str | None) -> Job:
         """The job of one run; errors as :meth:`jobs`."""
