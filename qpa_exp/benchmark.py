@@ -17,8 +17,7 @@ from typing import NoReturn
 import torch
 from rich.console import Console
 
-from qpa_exp.benchmarks.printing import show
-from qpa_exp.benchmarks.suite import PARTS, Suite
+from qpa_exp.benchmarks.suite import PARTS, Suite, show
 from qpa_exp.cli import run_command
 from qpa_exp.errors import InputError
 from qpa_exp.machine import keep_freed_memory

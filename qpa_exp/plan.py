@@ -53,7 +53,7 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _check_drawing(config: Config, output: str, drawing: str) -> None:
-    from qpa_exp.circuits.draw import check_picture
+    from qpa_exp.circuits.to_qiskit import check_picture
 
     if drawing == "false":
         return
@@ -68,7 +68,7 @@ def _check_drawing(config: Config, output: str, drawing: str) -> None:
 
 
 def _draw(config: Config, n_qubits: int, drawing: str) -> None:
-    from qpa_exp.circuits.draw import draw_picture, draw_text
+    from qpa_exp.circuits.to_qiskit import draw_picture, draw_text
 
     if drawing == "true":
         print(draw_text(config.qpa, n_qubits, Console().width))

@@ -104,11 +104,13 @@ def _sweep(studies: list[str], scale: str, out: Path, rest: list[str]) -> list[s
 
 def _report_all(at: dict[str, list[str]], out: Path, processes: int) -> list[str]:
     """Write the report of every study that has a record; say which failed."""
-    tasks, failed = [], []
-    for name, places in at.items():
-        records = [record_directory(out / "studies", name, place) for place in places]
-        if found := [str(record) for record in records if record.is_dir()]:
-            tasks.append((found, name, out / "reports"))
+    records = {
+        name: [record_directory(out / "studies", name, place) for place in of_one]
+        for name, of_one in at.items()
+    }
+    found = {name: [str(r) for r in of_one if r.is_dir()] for name, of_one in records.items()}
+    tasks = [(there, name, out / "reports") for name, there in found.items() if there]
+    failed = []
     for (_, name, _), (said, error) in zip(tasks, _side_by_side(tasks, processes), strict=True):
         print(said, end="", flush=True)
         if error:

@@ -134,10 +134,5 @@ def _processor() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    there = (importlib.metadata.distributions(name=name) for name in _PACKAGES)
+    return {d.metadata["Name"]: d.version for found in there for d in found}

@@ -38,8 +38,10 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
 from qpa_exp.fast_head.low_rank_loss import FinalLogits
-from qpa_exp.files.writing import whole_file
+from qpa_exp.files import whole_file
 from qpa_exp.machine import free_memory
+
+log = logging.getLogger(__name__)
 
 _HASHED_AT_A_TIME = 64 * 2**20
 
@@ -263,7 +265,7 @@ def _possible(weight: Tensor) -> bool:
     )
 
 
-log = logging.getLogger(__name__)
+# --- the tables -------------------------------------------------------------------------------
 
 GIB = 2**30
 _FORMAT = "2"

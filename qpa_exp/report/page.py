@@ -21,7 +21,7 @@ from qpa_exp.report.collect import Collected
 from qpa_exp.report.comparisons import comparisons
 from qpa_exp.report.figures import draw
 from qpa_exp.report.paper_values import differences
-from qpa_exp.report.tables import Table, make_table, runs_table
+from qpa_exp.report.tables import TABLES, Table, runs_table
 
 PAGE = "report.html"
 
@@ -64,22 +64,17 @@ def _write_runs(runs: pd.DataFrame, directory: Path) -> None:
     plain.to_parquet(directory / "runs.parquet", index=False, store_schema=False)
 
 
-def _specs(collected: Collected) -> list[dict[str, Any]]:
+def _figures(collected: Collected) -> Iterator[tuple[str, Figure]]:
     specs: list[dict[str, Any]] = []
     for manifest in collected.manifests:
         specs += [spec for spec in manifest.figures if spec not in specs]
-    return specs or [{"kind": "categories"}]
-
-
-def _figures(collected: Collected) -> Iterator[tuple[str, Figure]]:
-    for spec in _specs(collected):
+    for spec in specs or [{"kind": "categories"}]:
         yield str(spec.get("kind")), draw(collected.runs, spec)
 
 
 def _tables(collected: Collected) -> Iterator[Table]:
-    names = dict.fromkeys(name for m in collected.manifests for name in m.tables)
-    for name in names:
-        yield make_table(name, collected.runs)
+    for name in dict.fromkeys(name for m in collected.manifests for name in m.tables):
+        yield TABLES[name](name, collected.runs)
     yield runs_table(collected.runs)
 
 

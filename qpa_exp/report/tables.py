@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from qpa_exp.errors import InputError
+from qpa_exp.registry import Registry
 from qpa_exp.report.comparisons import aggregate, chosen, family, measured
 from qpa_exp.report.paper_values import METRIC, PROTOCOL, Reported, protocol_differences, reported
 
@@ -170,20 +170,13 @@ def setting_of(row: Reported) -> str:
     return ", ".join(parts)
 
 
-TABLES: dict[str, Callable[[str, pd.DataFrame], Table]] = {
-    "table2": perplexity_table,
-    "table3": perplexity_table,
-    "table8": time_table,
-    "table9": time_table,
-}
-
-
-def make_table(name: str, runs: pd.DataFrame) -> Table:
-    """One of the paper's tables by name.
-
-    Raises:
-        InputError: there is no such table.
-    """
-    if name not in TABLES:
-        raise InputError(f"table {name} is unknown: give one of {', '.join(TABLES)}.")
-    return TABLES[name](name, runs)
+TABLES: Registry[Callable[[str, pd.DataFrame], Table]] = Registry(
+    "tables",
+    {
+        "table2": perplexity_table,
+        "table3": perplexity_table,
+        "table8": time_table,
+        "table9": time_table,
+    },
+)
+"""The paper's tables, each with ours beside it."""

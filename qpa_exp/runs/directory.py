@@ -26,8 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError, first_line, one_line
-from qpa_exp.files.reading import read_json
-from qpa_exp.files.writing import write_json, write_text
+from qpa_exp.files import read_json, write_json, write_text
 from qpa_exp.runs.check_config import check
 
 CONFIG, METRICS, FAILED, CACHE = "config.yaml", "metrics.json", "failed.json", "cache.json"

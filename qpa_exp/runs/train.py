@@ -33,6 +33,7 @@ from qpa_exp.lm.loading import load_tokenizer, loaded_revision
 from qpa_exp.machine import keep_freed_memory
 from qpa_exp.runs import directory
 from qpa_exp.runs.callbacks import (
+    GradientVariance,
     PlainBar,
     SayHowToResume,
     StepTimes,
@@ -41,7 +42,6 @@ from qpa_exp.runs.callbacks import (
     checkpoints,
 )
 from qpa_exp.runs.directory import CURVES, Metrics, read_curve
-from qpa_exp.runs.gradient_variance import GradientVariance
 from qpa_exp.runs.loggers import LOGGERS
 from qpa_exp.runs.module import AdapterModule, Divergence
 from qpa_exp.task import TASKS, Task

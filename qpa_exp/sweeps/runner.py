@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from qpa_exp.errors import InputError
-from qpa_exp.files.reading import read_json
+from qpa_exp.files import read_json
 from qpa_exp.runs.directory import FAILED, METRICS, State, error_of
+from qpa_exp.sweeps.studies import say
 from qpa_exp.sweeps.worker import attempt_all, hand_over, is_busy, work
 
 if TYPE_CHECKING:
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _LONGEST_TABLE = 80
-
-
-def say(line: str) -> None:
-    """To the terminal, at once."""
-    print(line, flush=True)
 
 
 class Progress:

@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 from qpa_exp.errors import InputError
 from qpa_exp.runs.directory import State, error_of, last_of_curve
 from qpa_exp.sweeps.prepare import Job, Preparation, expand, spell
-from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, say, unique
-from qpa_exp.sweeps.studies import Study, record_directory, record_study
+from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, unique
+from qpa_exp.sweeps.studies import Study, record_directory, record_study, say
 from qpa_exp.task import TASKS
 
 if TYPE_CHECKING:

@@ -21,9 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 from qpa_exp.errors import InputError, first_line
-from qpa_exp.files.reading import read_json
-from qpa_exp.files.writing import write_json
-from qpa_exp.sweeps.runner import say
+from qpa_exp.files import read_json, write_json
 
 if TYPE_CHECKING:
     from qpa_exp.sweeps.prepare import Job
@@ -316,3 +314,8 @@ def name_scales(arguments: list[str]) -> list[str]:
         for scale in scale_names()
     }
     return [word for argument in arguments for word in both.get(argument, [argument])]
+
+
+def say(line: str) -> None:
+    """To the terminal, at once."""
+    print(line, flush=True)

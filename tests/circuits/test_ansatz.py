@@ -9,7 +9,7 @@ import pytest
 
 from qpa_exp.circuits.ansatz import GATES
 from qpa_exp.circuits.ansatze import ANSATZE
-from qpa_exp.circuits.draw import draw_text
+from qpa_exp.circuits.to_qiskit import draw_text
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 

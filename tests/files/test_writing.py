@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from qpa_exp.files.reading import read_json
-from qpa_exp.files.writing import whole_file, write_json, write_text
+from qpa_exp.files import read_json, whole_file, write_json, write_text
 
 
 def test_a_file_takes_its_name_when_it_is_complete(tmp_path):

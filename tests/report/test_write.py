@@ -15,7 +15,7 @@ import pytest
 from qpa_exp.errors import InputError
 from qpa_exp.report import __main__ as command
 from qpa_exp.report.collect import collect
-from qpa_exp.report.tables import make_table, runs_table
+from qpa_exp.report.tables import TABLES, runs_table
 
 MakeRun, MakeStudy = Callable[..., Path], Callable[..., Path]
 GPT2 = ["model=gpt2", "data=wikitext2"]
@@ -119,7 +119,7 @@ def test_nothing_to_report_is_one_sentence(
 
 def table_of(tmp_path: Path, name: str) -> pd.DataFrame:
     (collected,) = collect([str(tmp_path)])
-    return make_table(name, collected.runs).rows
+    return TABLES[name](name, collected.runs).rows
 
 
 def test_a_run_of_the_papers_setting_stands_beside_it(make_run: MakeRun, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_times_stand_beside_the_papers(make_run: MakeRun, tmp_path: Path) -> Non
 
 def test_an_unknown_table_is_one_sentence(make_run: MakeRun, tmp_path: Path) -> None:
     make_run(tmp_path / "a")
-    with pytest.raises(InputError, match="table table7 is unknown"):
+    with pytest.raises(InputError, match="tables=table7 is unknown"):
         table_of(tmp_path, "table7")
 
 

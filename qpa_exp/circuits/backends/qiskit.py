@@ -8,9 +8,13 @@ credential passes through here.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
+from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,11 +23,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qpa_exp.circuits.recorded_devices import RECORDED, noise_model, record_of, restrict, snapshot
-from qpa_exp.circuits.shots_cache import Counts, digest, read_counts, write_counts
 from qpa_exp.circuits.simulator import Packages, Simulator
 from qpa_exp.circuits.to_qiskit import QISKIT, angle_places, measured_circuit, transpile_for
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, sentence_end
+from qpa_exp.files import read_json, write_json
+from qpa_exp.machine import user_cache
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -182,3 +187,33 @@ def _find_device(name: str) -> Any:
         raise InputError(
             f"qpa.device={name} cannot be reached through Qiskit Runtime: {sentence_end(error)}"
         ) from error
+
+
+# --- measured counts on disk, so that nobody pays twice for the same circuit ------------------
+
+Counts = dict[int, int]
+"""From a basis state to how often it was measured."""
+
+
+def digest(record: Mapping[str, Any]) -> str:
+    """A name for what was measured; ``record`` is plain JSON."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_counts(name: str, shots: int) -> Counts | None:
+    """The counts of that name; None where there are none, or none that can be read."""
+    try:
+        counts = {int(state): int(n) for state, n in (read_json(_path(name)) or {}).items()}
+    except (ValueError, TypeError):
+        return None
+    return counts if sum(counts.values()) == shots else None
+
+
+def write_counts(name: str, counts: Counts) -> None:
+    """Write the file whole or not at all."""
+    write_json(_path(name), counts)
+
+
+def _path(name: str) -> Path:
+    return user_cache() / "qiskit" / name[:2] / f"{name}.json"
