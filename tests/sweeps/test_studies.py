@@ -15,8 +15,7 @@ from qpa_exp.__main__ import main, run_sweep
 from qpa_exp.cli import compose_config
 from qpa_exp.errors import InputError
 from qpa_exp.report.figures import KINDS
-from qpa_exp.report.paper_values import reported
-from qpa_exp.report.tables import TABLES
+from qpa_exp.report.tables import TABLES, reported
 from qpa_exp.sweeps import sweep as sweep_module
 from qpa_exp.sweeps.prepare import Job, expand
 from qpa_exp.sweeps.run_name import relevant
@@ -66,7 +65,13 @@ def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[J
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", scale_names())
+@pytest.mark.parametrize(
+    "scale",
+    [
+        pytest.param(s, marks=() if s in ("smoke", "gpt2") else pytest.mark.long)
+        for s in scale_names()
+    ],
+)
 def test_every_study_plans_at_every_scale_that_it_allows(
     scale: str, planned: dict[str, list[Job]], tmp_path: Path
 ) -> None:
