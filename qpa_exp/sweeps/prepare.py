@@ -183,6 +183,7 @@ class Preparation:
             InputError: a key, a value or a corpus that is not allowed, before anything has run.
         """
         made: dict[Path, Job] = {}
+        self._unread.clear()
         for run, label in zip(runs, labels(runs), strict=True):
             job = self.job(run, label, study)
             made.setdefault(job.run_dir, job)
