@@ -13,9 +13,10 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from qpa_exp.adapters.catalogue import option_nodes, unknown_method
+from qpa_exp.adapters.catalogue import METHODS, option_nodes, unknown_method
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError, first_line, nearest
+from qpa_exp.generator.rules import VARIANTS
 from qpa_exp.runs.check_config import check
 
 USAGE_ERROR = 2
@@ -119,6 +120,8 @@ def to_config(composed: DictConfig) -> Config:
         _refuse_appended_keys(composed)
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
+        for registry in (METHODS, VARIANTS):  # defaults hang on these: an unknown one has none
+            _ = registry[OmegaConf.select(composed, registry.key)]
         raise InputError(explain(error)) from error
     assert isinstance(config, Config)
     check(config)
@@ -205,11 +208,6 @@ def _lower_first(text: str) -> str:
 
 
 def _explain_missing_default(error: BaseException) -> str:
-    if match := re.search(r"'(hydra\.sweeper\.scale\.\w+)' not found", str(error)):
-        return (
-            f"This sweep needs {match.group(1)}, which its scale does not have: choose another, "
-            f"as in scale=tiny, or give +{match.group(1)}=<value>."
-        )
     key = _full_key(str(error))
     return (
         f"{key} has no default for this combination of model, variant and method: "

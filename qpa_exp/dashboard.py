@@ -6,9 +6,108 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from qpa_exp.cli import parse_options, run_command
-from qpa_exp.report.wandb_workspace import save
+from qpa_exp.errors import InputError, one_line
+from qpa_exp.task import TASKS
+
+if TYPE_CHECKING:
+    from wandb_workspaces.workspaces import Workspace
+
+NAME = "QPA: the paper's panels"
+_SIZE = "trainable_params"
+
+
+def build(entity: str, project: str, study: str | None, task: str = "causal_lm") -> Workspace:
+    """The workspace, not saved anywhere yet.
+
+    Its sections are Figures 2 to 9 (each metric, the qubits and the time against the size), the
+    settings (Figure 4: rank and depth; the ansatz, shots and noise of Figures 7 to 9), and curves.
+
+    Args:
+        entity: a W&B user or team.
+        project: of ``logger.project``.
+        study: show the runs of this study alone, by the group that a sweep gives them.
+        task: whose metrics the panels show.
+
+    Raises:
+        InputError: the package that makes workspaces is not installed, or there is no such task.
+    """
+    try:
+        from wandb_workspaces import workspaces
+        from wandb_workspaces.reports.v2 import interface
+    except ImportError as error:
+        raise InputError("The dashboard needs: pip install 'qpa-exp[sweeps]'.") from error
+    metrics, ranked_by = [m.name for m in TASKS[task].metrics], TASKS[task].ranked_by().name
+    names = {name: name for name in metrics}
+    names |= {"qubits": "n_qubits", "seconds of training": "train_seconds"}
+    summary, config = interface.SummaryMetric, interface.Config
+    size, best = summary(_SIZE), summary(ranked_by)
+    sections: dict[str, list[Any]] = {
+        "Parameters": [
+            interface.ScatterPlot(
+                title=f"{title} against trainable parameters",
+                x=size, y=summary(name), log_x=True, running_ymin=name in metrics,
+            )
+            for title, name in names.items()
+        ],
+        "Settings": [
+            *(
+                interface.ScatterPlot(title=f"{ranked_by} against {k}", x=config(k), y=best)
+                for k in ("peft.r", "qpa.n_layers", "qpa.n_mlp")
+            ),
+            *(
+                interface.BarPlot(
+                    title=f"{ranked_by} by {k}", metrics=[best], groupby=config(k),
+                    groupby_rangefunc="stddev",
+                )
+                for k in ("peft.method", "qpa.variant", "qpa.ansatz", "qpa.shots", "qpa.noise")
+            ),
+        ],
+        "Curves": [
+            interface.LinePlot(title=name, x="trainer/global_step", y=[name])
+            for name in ("train/loss", "validation/loss", f"validation/{ranked_by}")
+        ],
+    }  # fmt: skip
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=NAME if study is None else f"{NAME}, {study}",
+        sections=[
+            workspaces.Section(name=name, panels=panels, is_open=True)
+            for name, panels in sections.items()
+        ],
+        settings=workspaces.WorkspaceSettings(max_runs=100),
+        runset_settings=workspaces.RunsetSettings(
+            filters=[] if study is None else f"Group == '{study}'",
+            pinned_columns=[f"summary:{name}" for name in (*metrics, _SIZE)],
+        ),
+    )
+
+
+def save(entity: str | None, project: str, study: str | None, task: str = "causal_lm") -> str:
+    """Create the workspace in W&B and return its address.
+
+    Raises:
+        InputError: no key is set up, or W&B cannot be reached or refuses.
+    """
+    import wandb
+
+    from qpa_exp.runs.loggers.wandb import is_offline
+
+    if is_offline():
+        raise InputError(
+            "The dashboard lives in W&B, where this machine is offline: log in with wandb login, "
+            "send the runs with wandb sync, then start this again."
+        )
+    try:
+        owner = entity or str(wandb.Api().default_entity)
+        return str(build(owner, project, study, task).save().url)
+    except InputError:
+        raise
+    except Exception as error:  # requests, gql and W&B have errors of their own
+        raise InputError(f"W&B did not take the dashboard: {one_line(error)[:300]}") from error
 
 
 @dataclass

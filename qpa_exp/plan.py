@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from qpa_exp.adapters.catalogue import Counts, describe
+from qpa_exp.adapters.counts import Counts, describe
 from qpa_exp.cli import compose_config, run_command
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError

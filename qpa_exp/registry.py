@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
-from qpa_exp.errors import InputError, nearest
+from qpa_exp.errors import InputError
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(self._entries, str):
-            return name in self._entries
+            return name in list(self)
         if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
             return False
         return find_spec(f"{self._entries}.{name}") is not None  # much faster than a list of them
@@ -72,16 +72,14 @@ class Registry(Mapping[str, T], Generic[T]):
             InputError: there is none.
         """
         if name not in self:
-            raise InputError(f"{self.key}={name} is unknown: give {self._choices(str(name))}.")
+            raise InputError(f"{self.key}={name} is unknown: give {self._choices()}.")
         if not isinstance(self._entries, str):
             return self._entries[name]
         entry: T = import_module(f"{self._entries}.{name}").ENTRY
         return entry
 
-    def _choices(self, name: str) -> str:
+    def _choices(self) -> str:
         names = list(self)
-        if len(names) > 12:
-            names = nearest(name, names) or names
         return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
 
 
@@ -90,6 +88,14 @@ def read_key(config: Any, key: str) -> Any:
     for part in key.split("."):
         config = getattr(config, part)
     return config
+
+
+class NoEffect(InputError):
+    """A key was set that nothing reads."""
+
+    def __init__(self, key: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.key = key
 
 
 def refuse_unread(config: Any, registries: Iterable[Registry[Any]]) -> None:
@@ -104,7 +110,7 @@ def refuse_unread(config: Any, registries: Iterable[Registry[Any]]) -> None:
         registries: those of its keys, in any order.
 
     Raises:
-        InputError: the first such key, its value, and who does not read it.
+        NoEffect: the first such key, its value, and who does not read it.
     """
     registries = list(registries)
     unread: dict[str, str] = {}
@@ -124,7 +130,8 @@ def refuse_unread(config: Any, registries: Iterable[Registry[Any]]) -> None:
         value, default = read_key(config, key), read_key(type(config)(), key)
         if value != default:
             right = "null" if default is None else _spelled(default)
-            raise InputError(f"{key}={_spelled(value)} has no effect: {why}; leave it at {right}.")
+            wrong = f"{key}={_spelled(value)} has no effect"
+            raise NoEffect(key, f"{wrong}: {why}; leave it at {right}.")
 
 
 def _outer_first(registries: list[Registry[Any]]) -> list[Registry[Any]]:

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from qpa_exp import plan as command
-from qpa_exp.adapters.catalogue import count
+from qpa_exp.adapters.counts import count
 from qpa_exp.adapters.qpa_model import adapt
 from qpa_exp.cli import compose_config
 from qpa_exp.errors import InputError

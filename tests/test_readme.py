@@ -56,6 +56,9 @@ def python(arguments: list[str], cwd: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
         patch.setattr("sys.argv", arguments)
+        for name in (arguments[0], f"{arguments[0]}.__main__"):  # a process begins without it
+            if name != "qpa_exp":
+                patch.delitem("sys.modules", name, raising=False)
         try:
             runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
         except SystemExit as ended:

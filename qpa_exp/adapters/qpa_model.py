@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from qpa_exp.adapters import formats as files
 from qpa_exp.adapters.adapted import AdaptedModel, ClassicalModel, know_own_methods
-from qpa_exp.adapters.catalogue import check_length, check_method
+from qpa_exp.adapters.catalogue import check_method
 from qpa_exp.adapters.peft_model import (
     build_peft_model,
     checkpoint_activations,
@@ -28,7 +28,6 @@ from qpa_exp.config import Config, QPAConfig
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.generator.generator import Generator
 from qpa_exp.generator.rules import VARIANTS, check_generator
-from qpa_exp.lm.loading import n_positions
 
 
 class GeneratedVector:
@@ -341,11 +340,9 @@ def adapt(
         task_type: PEFT's name for what the model does: ``CAUSAL_LM`` or ``SEQ_CLS``.
 
     Raises:
-        InputError: a target that does not exist, examples longer than the model's positions, or
-            more qubits than the back end takes.
+        InputError: a target that does not exist, or more qubits than the back end takes.
     """
     check_method(config)
-    check_length(config, n_positions(base_model.config))
     peft_config = make_peft_config(config.peft, task_type)
     adapted: AdaptedModel
     if VARIANTS[config.qpa.variant].generates:

@@ -1,7 +1,8 @@
-"""Seconds side by side, exponents, and what they were measured on."""
+"""Seconds side by side, exponents, what they were measured on, and those of the circuits."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import math
 import os
@@ -15,6 +16,12 @@ from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
+
+from qpa_exp.circuits.backends import BACKENDS
+from qpa_exp.circuits.simulator import make_simulator
+from qpa_exp.config import QPAConfig
+from qpa_exp.errors import InputError, one_line
 
 _PACKAGES = (
     "torch", "transformers", "peft", "numpy", "torchquantum", "pennylane",
@@ -136,3 +143,149 @@ def _processor() -> str:
 def _versions() -> dict[str, str]:
     there = (importlib.metadata.distributions(name=name) for name in _PACKAGES)
     return {d.metadata["Name"]: d.version for found in there for d in found}
+
+
+N_LAYERS = 8
+_MOST = 20
+_BUDGET, _QUICK_BUDGET = 4 * 2**30, 8 * 2**20
+
+Probabilities = Callable[[Tensor], Tensor]
+"""Angles (layers, 1, qubits) -> the 2^N probabilities."""
+
+
+def own(backend: str) -> Callable[[int], Probabilities]:
+    """A back end of this package.
+
+    Raises:
+        InputError: what it needs is not installed.
+    """
+    return lambda n_qubits: make_simulator(_config(backend), n_qubits)
+
+
+def _config(backend: str) -> QPAConfig:
+    return QPAConfig(n_layers=N_LAYERS, backend=backend)
+
+
+def _most(backend: str, budget: int) -> int:
+    """The most qubits that it takes with so many bytes, which are about as its time."""
+    needed, config = BACKENDS[backend].bytes_needed, _config(backend)
+    return max(n for n in range(1, _MOST + 1) if n == 1 or needed(config, n) <= budget)
+
+
+def pennylane(device: str, diff_method: str) -> Callable[[int], Probabilities]:
+    """A device of PennyLane."""
+
+    def make(n_qubits: int) -> Probabilities:
+        qml = _library("pennylane")
+
+        @qml.qnode(qml.device(device, wires=n_qubits), interface="torch", diff_method=diff_method)
+        def run(theta: Tensor) -> Any:
+            for layer in theta:
+                for qubit in range(n_qubits):
+                    qml.RY(layer[0, qubit], wires=qubit)
+                for qubit in range(n_qubits - 1):
+                    qml.CNOT(wires=[qubit, qubit + 1])
+            return qml.probs(wires=range(n_qubits))
+
+        probabilities: Probabilities = run
+        return probabilities
+
+    return make
+
+
+def tensorcircuit(n_qubits: int) -> Probabilities:
+    """TensorCircuit-NG on torch."""
+    tc = _library("tensorcircuit")
+    tc.set_backend("pytorch")
+
+    def run(theta: Tensor) -> Tensor:
+        circuit = tc.Circuit(n_qubits)
+        for layer in theta:
+            for qubit in range(n_qubits):
+                circuit.ry(qubit, theta=layer[0, qubit])
+            for qubit in range(n_qubits - 1):
+                circuit.cx(qubit, qubit + 1)
+        state: Tensor = circuit.state()
+        return state.abs().square()
+
+    return run
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a package in a state of its own raises all sorts
+        raise InputError(f"{name} cannot be imported: {one_line(error)[:200]}") from error
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """One way to simulate, and the most qubits at which that ends within the time there is."""
+
+    make: Callable[[int], Probabilities]
+    most: int
+    most_if_quick: int
+
+
+SIMULATORS: dict[str, Simulator] = {
+    **{
+        name: Simulator(own(name), _most(name, _BUDGET), _most(name, _QUICK_BUDGET))
+        for name in BACKENDS
+        if not BACKENDS[name].samples
+    },
+    "pennylane default.qubit": Simulator(pennylane("default.qubit", "backprop"), 16, 10),
+    "pennylane lightning.qubit": Simulator(pennylane("lightning.qubit", "parameter-shift"), 10, 6),
+    "tensorcircuit": Simulator(tensorcircuit, 14, 8),
+}
+
+
+@dataclass(frozen=True)
+class CircuitTimes:
+    """Forward and backward of one circuit, by each simulator that takes it."""
+
+    n_qubits: int
+    times: dict[str, Seconds]
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        seconds = {name: time.record() for name, time in self.times.items()}
+        return {"n_qubits": self.n_qubits, "n_layers": N_LAYERS, "seconds": seconds}
+
+
+def measure_circuits(
+    qubits: list[int], rounds: int, quick: bool
+) -> tuple[list[CircuitTimes], list[str]]:
+    """All simulators side by side, and a line for each that was left out or capped."""
+    notes, usable = [], {}
+    for name, simulator in SIMULATORS.items():
+        try:
+            simulator.make(2)(torch.zeros(N_LAYERS, 1, 2, requires_grad=True)).sum().backward()
+        except InputError as error:
+            notes.append(f"{name} is left out: {error}")
+            continue
+        usable[name] = simulator
+        most = simulator.most_if_quick if quick else simulator.most
+        if most < max(qubits):
+            notes.append(f"{name} is slow: measured up to {most} qubits.")
+    return [_measure(n, usable, rounds, quick) for n in qubits], notes
+
+
+def _measure(n: int, usable: dict[str, Simulator], rounds: int, quick: bool) -> CircuitTimes:
+    stream = torch.Generator().manual_seed(n)
+    theta = torch.rand(N_LAYERS, 1, n, generator=stream)
+    towards = torch.rand(2**n, generator=stream)
+
+    def step(run: Probabilities) -> Callable[[], None]:
+        def do() -> None:
+            leaf = theta.clone().requires_grad_()
+            found = run(leaf)
+            found.backward(towards.to(found.dtype))
+
+        return do
+
+    taken = {
+        name: step(simulator.make(n))
+        for name, simulator in usable.items()
+        if n <= (simulator.most_if_quick if quick else simulator.most)
+    }
+    return CircuitTimes(n, side_by_side(taken, rounds))

@@ -11,8 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from qpa_exp.benchmarks.circuit_times import CircuitTimes, measure_circuits
-from qpa_exp.benchmarks.measuring import Machine, Seconds, side_by_side
+from qpa_exp.benchmarks.measuring import (
+    CircuitTimes,
+    Machine,
+    Seconds,
+    measure_circuits,
+    side_by_side,
+)
 from qpa_exp.benchmarks.workloads import (
     SHAPES,
     Growth,

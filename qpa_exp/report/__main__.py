@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     """Report the runs that these options name."""
     options = parse_options(ReportOptions, arguments)
     if options.counts:
-        from qpa_exp.report.paper_values import counts_page
+        from qpa_exp.report.tables import counts_page
 
         print(counts_page(), end="")
         return

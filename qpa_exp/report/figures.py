@@ -29,7 +29,7 @@ from qpa_exp.report.comparisons import (
     ranked_by,
     validation_of,
 )
-from qpa_exp.report.paper_values import METRIC, reported_perplexities
+from qpa_exp.report.tables import METRIC, reported_perplexities
 
 _MOST_LABELLED = 2
 """With more QPA series than that in one panel, labels would lie over each other."""

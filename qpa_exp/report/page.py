@@ -20,8 +20,7 @@ from PIL import Image
 from qpa_exp.report.collect import Collected
 from qpa_exp.report.comparisons import comparisons
 from qpa_exp.report.figures import draw
-from qpa_exp.report.paper_values import differences
-from qpa_exp.report.tables import TABLES, Table, runs_table
+from qpa_exp.report.tables import TABLES, Table, differences, runs_table
 
 PAGE = "report.html"
 

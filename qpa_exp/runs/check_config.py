@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from qpa_exp.adapters.catalogue import METHODS, Counts, plan_counts
+from qpa_exp.adapters.catalogue import METHODS
+from qpa_exp.adapters.counts import Counts, plan_counts
 from qpa_exp.config import Config, validate
 from qpa_exp.data.corpus import CORPORA
 from qpa_exp.errors import InputError

@@ -23,13 +23,14 @@ from rich.console import Console
 from rich.table import Table
 
 from qpa_exp.adapters.adapted import AdaptedModel
-from qpa_exp.adapters.catalogue import count, describe
+from qpa_exp.adapters.catalogue import check_length
+from qpa_exp.adapters.counts import count, describe
 from qpa_exp.adapters.qpa_model import adapt
 from qpa_exp.circuits.simulator import record_versions
 from qpa_exp.config import Config
 from qpa_exp.data.datamodule import TextDataModule
 from qpa_exp.errors import InputError, one_line
-from qpa_exp.lm.loading import load_tokenizer, loaded_revision
+from qpa_exp.lm.loading import load_architecture, load_tokenizer, loaded_revision, n_positions
 from qpa_exp.machine import keep_freed_memory
 from qpa_exp.runs import directory
 from qpa_exp.runs.callbacks import (
@@ -113,6 +114,7 @@ def build(config: Config, cache_mode: str | None = None) -> RunParts:
     """
     _quiet()
     keep_freed_memory()
+    check_length(config, n_positions(load_architecture(config.model)))
     stopwatch = Stopwatch()
     task = TASKS[config.task](config, stopwatch)
     data = TextDataModule(

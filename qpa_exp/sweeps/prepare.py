@@ -20,11 +20,12 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from qpa_exp.adapters.catalogue import Counts
+from qpa_exp.adapters.counts import Counts
 from qpa_exp.cli import explain, to_config
 from qpa_exp.config import Config
 from qpa_exp.data.corpus import comes_from_the_hub
 from qpa_exp.errors import InputError
+from qpa_exp.registry import NoEffect
 from qpa_exp.runs.check_config import plan
 from qpa_exp.runs.directory import State, state_of
 from qpa_exp.sweeps.run_name import run_name
@@ -173,24 +174,35 @@ class Preparation:
         self._bases: dict[tuple[str, ...], DictConfig] = {}
         self._counts: dict[str, Counts] = {}
         self._jobs: dict[tuple[str, ...], Job] = {}
+        self._unread: dict[str, NoEffect] = {}
 
     def jobs(self, runs: Sequence[Mapping[str, str]], study: str | None) -> list[Job]:
-        """One job for each different run.
+        """One job for each different run, without the keys that others of them read alone.
 
         Raises:
             InputError: a key, a value or a corpus that is not allowed, before anything has run.
         """
         made: dict[Path, Job] = {}
+        self._unread.clear()
         for run, label in zip(runs, labels(runs), strict=True):
             job = self.job(run, label, study)
             made.setdefault(job.run_dir, job)
+        read = {override.partition("=")[0] for job in made.values() for override in job.overrides}
+        for key in self._unread.keys() - read:
+            raise self._unread[key]
         return list(made.values())
 
     def job(self, run: Mapping[str, str], label: str, study: str | None) -> Job:
         """The job of one run; errors as :meth:`jobs`."""
         overrides = tuple(as_overrides(run))
         if overrides not in self._jobs:
-            self._jobs[overrides] = self._job(run, overrides)
+            try:
+                self._jobs[overrides] = self._job(run, overrides)
+            except NoEffect as error:
+                if error.key not in run:  # of a group: it is no single value to leave out
+                    raise
+                self._unread[error.key] = error
+                return self.job({k: v for k, v in run.items() if k != error.key}, label, study)
         job = self._jobs[overrides]
         return dataclasses.replace(job, label=label, config=_in_a_sweep(job.config, study))
 

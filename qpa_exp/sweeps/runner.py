@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qpa_exp.sweeps.prepare import Job
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+_LONGEST_TABLE = 80
 
 
 class Progress:
@@ -117,10 +118,6 @@ def duration(seconds: float) -> str:
         return f"{seconds / 60:.0f} min"
     hours = seconds / 3600
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
-
-
-_SECONDS_BETWEEN_LOOKS = 1.0
-_LONGEST_TABLE = 80
 
 
 class SweepFailed(InputError):

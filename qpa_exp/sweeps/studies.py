@@ -302,8 +302,7 @@ def own_sweep(name: str | None, scale: str, *, at_scale: bool) -> Study:
     """
     if not at_scale:
         return Study(name, scale)
-    place = OmegaConf.create({"scale": _scale(scale)})
-    plain: Any = OmegaConf.to_container(place, resolve=True)
+    plain: Any = OmegaConf.to_container(OmegaConf.create({"scale": _scale(scale)}), resolve=True)
     return Study(name, scale, fixed=plain["scale"]["fixed"], differs=plain["scale"]["differs"])
 
 

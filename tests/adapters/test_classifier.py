@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from qpa_exp.adapters.adapted import AdaptedModel
-from qpa_exp.adapters.catalogue import count, plan_counts
+from qpa_exp.adapters.counts import count, plan_counts
 from qpa_exp.adapters.qpa_model import QPAModel, adapt, get_qpa_model, load_adapted
 from qpa_exp.errors import InputError
 

@@ -16,8 +16,7 @@ from rich.console import Console
 
 from qpa_exp.benchmark import parse, write
 from qpa_exp.benchmarks import suite as suite_module
-from qpa_exp.benchmarks.circuit_times import N_LAYERS, SIMULATORS
-from qpa_exp.benchmarks.measuring import Seconds, fit_exponent, side_by_side
+from qpa_exp.benchmarks.measuring import N_LAYERS, SIMULATORS, Seconds, fit_exponent, side_by_side
 from qpa_exp.benchmarks.suite import Suite, show
 from qpa_exp.benchmarks.workloads import SHAPES, Growth, Shape, Workload, can_measure, peak_mib
 from qpa_exp.errors import InputError

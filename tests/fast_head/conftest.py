@@ -34,7 +34,7 @@ def make_model() -> Callable[[str], PreTrainedModel]:
 @pytest.fixture(scope="session")
 def peft_config() -> Callable[..., Any]:
     """``peft_config("dora", "peft.r=2")``: PEFT's config, at the small models' size."""
-    from qpa_exp.adapters import make_peft_config
+    from qpa_exp.adapters.peft_model import make_peft_config
     from qpa_exp.cli import compose_config
 
     @functools.cache

@@ -15,7 +15,7 @@ from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.fast_head import accelerator
 from qpa_exp.fast_head.hidden_tables import Backbone
-from qpa_exp.generator import Generator
+from qpa_exp.generator.generator import Generator
 from qpa_exp.runs import train as run_module
 from qpa_exp.runs.directory import read_metrics
 from qpa_exp.runs.module import AdapterModule

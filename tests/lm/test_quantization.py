@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from qpa_exp.adapters.catalogue import count
+from qpa_exp.adapters.counts import count
 from qpa_exp.adapters.formats import export
 from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.config import ModelConfig, QPAConfig

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qpa_exp.adapters.catalogue import Counts
+from qpa_exp.adapters.counts import Counts
 from qpa_exp.cli import compose_config
 from qpa_exp.config import Config
 from qpa_exp.runs import directory

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qpa_exp.report.collect import collect
 from qpa_exp.report.comparisons import aggregate, comparisons, pareto
-from qpa_exp.report.paper_values import differences, protocol_differences
+from qpa_exp.report.tables import differences, protocol_differences
 from qpa_exp.task import TASKS
 
 # Student's t for 95 %, two-sided, from a printed table: 2, 3 and 4 degrees of freedom.

@@ -9,7 +9,7 @@ import pytest
 from qpa_exp.cli import compose_config
 from qpa_exp.plan import plan
 from qpa_exp.report import __main__ as report
-from qpa_exp.report.paper_values import REPORTED, Reported, reported
+from qpa_exp.report.tables import REPORTED, Reported, reported
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qpa_exp import dashboard, reproduce
+from qpa_exp.dashboard import build
 from qpa_exp.errors import InputError
-from qpa_exp.report.wandb_workspace import build
 from qpa_exp.sweeps.studies import study_names
 
 

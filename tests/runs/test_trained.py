@@ -62,7 +62,7 @@ def test_sampling_repeats_with_its_seed(
     ("arguments", "says"),
     [
         (["run=x", "out=y", "formt=peft"], "it takes run, out, format, overwrite"),
-        (["run=x", "out=y", "format=onnx"], "expected one of"),
+        (["run=x", "out=y", "format=onnx"], "is unknown: give one of peft, merged, qpa"),
         (["out=y"], "run has no value"),
         (["run"], "write key=value"),
     ],

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from qpa_exp.__main__ import run_sweep
-from qpa_exp.adapters.catalogue import Counts
+from qpa_exp.adapters.counts import Counts
 from qpa_exp.cli import compose_config
 from qpa_exp.runs import directory
 from qpa_exp.sweeps import studies

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from qpa_exp.report.analysis import aggregate
 
 from qpa_exp.report.collect import collect
+from qpa_exp.report.comparisons import aggregate
 
 pytestmark = pytest.mark.slow
 

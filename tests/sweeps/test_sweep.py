@@ -201,10 +201,13 @@ def test_only_a_plan_runs_nothing(sweep: Sweep, capsys: pytest.CaptureFixture[st
     assert not Path("runs").exists()
 
 
-def test_the_runs_of_a_study_share_a_group_and_a_tag(sweep: Sweep) -> None:
+def test_the_runs_of_a_study_share_a_group_and_a_tag(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from qpa_exp.runs.directory import read_config
 
-    sweep("seed=1", "hydra.sweeper.study=mine", "logger.tags=[yours]")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    sweep("seed=1", "hydra.sweeper.study=mine", "logger=wandb", "logger.tags=[yours]")
     (run,) = runs()
     logger = read_config(run).logger
     assert (logger.group, logger.tags) == ("mine", ["yours", "mine"])

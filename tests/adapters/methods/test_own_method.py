@@ -14,7 +14,8 @@ from peft import PeftType
 from torch import Tensor
 
 from qpa_exp.adapters import methods
-from qpa_exp.adapters.catalogue import METHODS, count
+from qpa_exp.adapters.catalogue import METHODS
+from qpa_exp.adapters.counts import count
 from qpa_exp.adapters.qpa_model import adapt, load_adapted
 from qpa_exp.cli import compose_config, register_schema
 from qpa_exp.plan import plan
@@ -22,7 +23,7 @@ from qpa_exp.plan import plan
 WIDTH = 16
 
 FILE = '''
-"""``gain``: one factor for each input of a linear layer."""
+"""``stretch``: one factor for each input of a linear layer."""
 
 from dataclasses import dataclass
 
@@ -35,63 +36,63 @@ from qpa_exp.adapters.methods._input_layer import InputLayer, InputTuner, regist
 
 
 @dataclass
-class GainConfig(PeftConfig):
+class StretchConfig(PeftConfig):
     start: float = 1.0
     target_modules: list[str] | set[str] | str | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        self.peft_type = PeftType("QPA_GAIN")
+        self.peft_type = PeftType("QPA_STRETCH")
 
 
-class GainLayer(InputLayer):
-    adapter_layer_names = ("qpa_gain_factors",)
+class StretchLayer(InputLayer):
+    adapter_layer_names = ("qpa_stretch_factors",)
     other_param_names = ()
 
     def __init__(self, base_layer):
         super().__init__(base_layer)
-        self.qpa_gain_factors = nn.ParameterDict()
+        self.qpa_stretch_factors = nn.ParameterDict()
 
     def add_adapter(self, name, config):
         start = torch.full((self.in_features,), config.start)
-        self.qpa_gain_factors[name] = nn.Parameter(start)
+        self.qpa_stretch_factors[name] = nn.Parameter(start)
 
     def change(self, x, name):
-        return x * self.qpa_gain_factors[name].to(x.dtype)
+        return x * self.qpa_stretch_factors[name].to(x.dtype)
 
 
-class GainTuner(InputTuner):
-    prefix = "qpa_gain_"
-    tuner_layer_cls = GainLayer
+class StretchTuner(InputTuner):
+    prefix = "qpa_stretch_"
+    tuner_layer_cls = StretchLayer
 
 
-register("qpa_gain", GainConfig, GainTuner)
-ENTRY = Method("gain", lambda: GainConfig, head_count=lambda peft, vocabulary, width: width)
+register("qpa_stretch", StretchConfig, StretchTuner)
+ENTRY = Method("stretch", lambda: StretchConfig, head_count=lambda peft, vocabulary, width: width)
 '''
 
 
 @pytest.fixture
-def gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def stretch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A directory of the user's own, with the method's file, on the package's path."""
     (tmp_path / "methods").mkdir()
-    (tmp_path / "methods" / "gain.py").write_text(FILE)
+    (tmp_path / "methods" / "stretch.py").write_text(FILE)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path / "methods")])
     importlib.invalidate_caches()
     register_schema.cache_clear()
     yield
-    sys.modules.pop("qpa_exp.adapters.methods.gain", None)
+    sys.modules.pop("qpa_exp.adapters.methods.stretch", None)
 
 
-@pytest.mark.usefixtures("gain")
+@pytest.mark.usefixtures("stretch")
 @pytest.mark.parametrize("variant", ["tuned", "off"])
 def test_it_plans_trains_saves_and_loads(
     variant: str, make_model: Any, architectures: Any, tokens: Tensor, tmp_path: Path
 ) -> None:
-    config = compose_config(["peft=gain", "peft.options.start=1.0", f"qpa={variant}"])
+    config = compose_config(["peft=stretch", "peft.options.start=1.0", f"qpa={variant}"])
     config.model.architecture = architectures["gpt2"].to_dict()
     config.data.max_length, config.qpa.n_mlp = 16, 8
-    assert METHODS["gain"].label == "gain"
-    assert "gain" in METHODS
+    assert METHODS["stretch"].label == "stretch"
+    assert "stretch" in METHODS
 
     model = adapt(make_model("gpt2"), config)
     assert plan(config) == count(model)
@@ -113,4 +114,4 @@ def test_it_plans_trains_saves_and_loads(
     with torch.no_grad():
         expected = model.eval()(input_ids=tokens).logits
         assert torch.equal(loaded(input_ids=tokens).logits, expected)
-    assert PeftType("QPA_GAIN") == model.peft_config.peft_type
+    assert PeftType("QPA_STRETCH") == model.peft_config.peft_type
