@@ -132,7 +132,8 @@ def accelerate(
     task: Task, model: AdaptedModel, data: TextDataModule, cache_mode: str | None
 ) -> Task:
     """The task by the fastest way there is for this model; without ``fast_head``, as it is."""
-    if importlib.util.find_spec("qpa_exp.fast_head") is None:
+    room = importlib.util.find_spec("qpa_exp.fast_head")
+    if room is None or room.origin is None:  # no folder, or one with nothing but old byte code
         return task
     from qpa_exp.fast_head import accelerate as by_the_head
 

@@ -40,7 +40,8 @@ class CausalLM(Task):
         ids, mask = batch["input_ids"], batch["attention_mask"]
         with self.stopwatch.section("backbone", ids.device):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            return token_losses(logits, ids, batch["labels"])
+            text = logits[:, -ids.shape[1] :]  # some methods put virtual tokens before it
+            return token_losses(text, ids, batch["labels"])
 
     def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Nats a token, or in padded lines nats a position."""

@@ -90,7 +90,7 @@ def test_a_batch_is_one_job_and_no_circuit_is_measured_twice(sampler, jobs, cach
     assert jobs == [5]
     assert torch.equal(first, again)
     files = list(cache.rglob("*"))
-    assert len([f for f in files if f.suffix == ".safetensors"]) == 5
+    assert len([f for f in files if f.suffix == ".json"]) == 5
     assert not [f for f in files if f.suffix == ".part"]
     more = torch.cat([theta[:2], theta[:1] + 1])
     sampler("aer", "ry", 2).sample(more, 100, seed=1)
