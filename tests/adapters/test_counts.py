@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qpa_exp.adapters import catalogue as counts
+from qpa_exp.adapters import counts
 from qpa_exp.adapters.catalogue import METHODS, check_length
 from qpa_exp.cli import compose_config, conf_dir
 from qpa_exp.config import Config, DataConfig, ModelConfig, PeftMethodConfig
