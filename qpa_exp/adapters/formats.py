@@ -34,7 +34,8 @@ from qpa_exp.generator.rules import VARIANTS, check_generator
 from qpa_exp.registry import Registry
 
 WEIGHTS, CONFIG, WHOLE = "generator.safetensors", "qpa_config.json", "modules.safetensors"
-_FORMAT = 1
+_FORMAT, _LOWEST_FIRST = 1, 2
+"""The files' formats: of a variant that reads the bits lowest first, 1 read them otherwise."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,17 @@ def save(
         else:
             (target / file).unlink(missing_ok=True)
     record = {
-        "format": _FORMAT,
+        "format": _format(generator.config),
         "qpa_config": {k: _plain(v) for k, v in dataclasses.asdict(generator.config).items()},
         "peft_config": _peft_dict(peft_config),
         "shapes": shapes,
         "start_norm": generator.start_norm(),
     }
     (target / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _format(config: QPAConfig) -> int:
+    return _LOWEST_FIRST if VARIANTS[config.variant].lowest_first else _FORMAT
 
 
 def read(directory: str | Path) -> SavedGenerator:
@@ -147,11 +152,12 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 def _read_config(source: Path) -> SavedGenerator:
     record = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    if record["format"] != _FORMAT:
-        raise ValueError(f"its format is {record['format']}, this version reads {_FORMAT}")
     merged = OmegaConf.merge(OmegaConf.structured(QPAConfig), record["qpa_config"])
     qpa_config: Any = OmegaConf.to_object(merged)
     check_generator(qpa_config, saved=True)
+    if record["format"] != _format(qpa_config):
+        read = _format(qpa_config)
+        raise ValueError(f"its format is {record['format']}, this version reads {read}")
     if not VARIANTS[qpa_config.variant].generates:
         raise ValueError(f"qpa={qpa_config.variant} has no generator")
     shapes = {str(name): [int(n) for n in shape] for name, shape in record["shapes"].items()}

@@ -231,8 +231,16 @@ def test_a_method_other_than_the_saved_one_is_refused(saved, make_gpt2, key, val
 
 
 def test_a_format_of_the_future_is_refused(saved, make_gpt2):
-    tamper(saved, lambda record: record.update(format=2))
+    tamper(saved, lambda record: record.update(format=3))
     assert "format" in refusal(saved, make_gpt2())
+
+
+def test_a_released_generator_whose_bits_were_read_the_other_way_is_refused(saved, make_gpt2):
+    def as_it_was(record):
+        record["qpa_config"] = {"variant": "released", "basis_order": "random"}
+
+    tamper(saved, as_it_was)
+    assert "its format is 1, this version reads 2" in refusal(saved, make_gpt2())
 
 
 @pytest.mark.filterwarnings("ignore:.*base_model_name_or_path")
