@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
@@ -53,12 +54,10 @@ def test_make_knows_the_target(command: str) -> None:
 
 def python(arguments: list[str], cwd: Path) -> None:
     """``python -m`` with these arguments, in this process: importing it all takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of runs this short, and of what was imported before
         patch.chdir(cwd)
         patch.setattr("sys.argv", arguments)
-        for name in (arguments[0], f"{arguments[0]}.__main__"):  # a process begins without it
-            if name != "qpa_exp":
-                patch.delitem("sys.modules", name, raising=False)
         try:
             runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
         except SystemExit as ended:
