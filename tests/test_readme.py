@@ -69,9 +69,13 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What stands for the places that a reader fills in: a run, a text, a model."""
     run = tmp_path_factory.mktemp("readme") / "run"
     python(["qpa_exp", *SHORT, f"hydra.run.dir={run}"], run.parent)
+    rows = [f"line {i} of two classes,{'odd' if i % 2 else 'even'}" for i in range(80)]
+    labelled = run.parent / "labelled.csv"
+    labelled.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
     return {
         "<run>": str(run),
         "<a text file or a directory>": str(ROOT / "LICENSE"),
+        "<a CSV, JSON-lines or parquet file>": str(labelled),
         "<a hub id or directory>": str(ROOT / "qpa_exp" / "lm" / "tiny"),
     }
 
