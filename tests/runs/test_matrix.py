@@ -54,8 +54,11 @@ FAMILIES = list(ADAPTABLE)
 NEVER_MERGED = {
     "prefix_tuning", "prompt_tuning", "p_tuning", "cartridge", "adaption_prompt", "lily", "beft",
 }  # fmt: skip
-REFUSED = {*((method, "mamba") for method in ("prefix_tuning", "cartridge", "adaption_prompt"))}
-"""No attention, or no place that PEFT knows of."""
+REFUSED = {
+    *((method, "mamba") for method in ("prefix_tuning", "cartridge")),
+    *(("adaption_prompt", f) for f in FAMILIES if f not in ("gpt2", "gpt2_untied", "llama")),
+}
+"""No attention, or one that PEFT's own code does not know."""
 
 
 class Matrix:
