@@ -1,8 +1,7 @@
-"""Sweeps in this process, and runs on disk with figures that a test chooses."""
+"""Sweeps in this process, and studies of a test's own."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from qpa_exp.__main__ import run_sweep
-from qpa_exp.adapters.counts import Counts
-from qpa_exp.cli import compose_config
-from qpa_exp.runs import directory
 from qpa_exp.sweeps import studies
 
-MakeRun = Callable[..., Path]
 Sweep = Callable[..., None]
 
 
@@ -41,48 +36,3 @@ def add_study(
         studies.register_studies(directory)
 
     return add
-
-
-@pytest.fixture
-def make_run() -> MakeRun:
-    """``make_run(path, *overrides, perplexity=...)``: a complete run's files, not its training."""
-
-    def make(path: Path, *overrides: str, validation: float | None = None, **metrics: Any) -> Path:
-        config = compose_config(overrides)
-        directory.claim(path, config)
-        given = {"status": "complete", "perplexity": 100.0, "perplexity_padded": None}
-        sizes = Counts(1000, 2000, 100_000, 8, 3).__dict__
-        rest = {
-            "base_perplexity": 200.0, "base_perplexity_padded": 2.0, "seed": config.seed,
-            "train_seconds": 5.0, "step_seconds_median": 0.1, "steps": 10,
-            "versions": {"python": "3", "qpa_exp": "0"}, "data_sha256": "ab",
-        }  # fmt: skip
-        directory.write_metrics(path, {**given, **sizes, **rest, **metrics})
-        if validation is not None:
-            curve = path / "csv" / "version_0" / "metrics.csv"
-            curve.parent.mkdir(parents=True)
-            curve.write_text(f"step,validation/perplexity\n0,999\n9,{validation}\n")
-        return path
-
-    return make
-
-
-@pytest.fixture
-def make_study() -> Callable[..., Path]:
-    """``make_study(directory, runs, figures=...)``: the record of a study of these runs."""
-
-    def make(place: Path, runs: list[Path], **changed: Any) -> Path:
-        record = {
-            "study": "fig2", "title": "A title", "paper": "Figure 2", "scale": "tiny",
-            "command": "python -m qpa_exp -m sweep=fig2", "figures": [],
-            "tables": [], "notes": [], "differs": [],
-            "runs": [
-                {"path": str(run), "label": run.name, "overrides": [f"run={run.name}"]}
-                for run in runs
-            ],
-        }  # fmt: skip
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "sweep.json").write_text(json.dumps(record | changed))
-        return place
-
-    return make
