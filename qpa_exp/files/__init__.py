@@ -1,13 +1,28 @@
-"""One way to write a file, whole or not at all; one to read, as data, what somebody else wrote."""
+"""The one place that writes, reads and removes files, and what it takes for its own.
+
+Nothing is removed that does not carry the package's mark: a name of the package's own form, in a
+directory that the package has marked. What somebody else wrote is data: it is read up to a limit,
+checked, and a path that stands in it is never followed to write or to remove.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from qpa_exp.errors import InputError
+
+MIB = 2**20
+MARK = ".qpa_exp"
+"""A directory that has a file of this name is the package's own."""
+
+_PART = re.compile(r"\..+\.\d+\.part")
 
 
 @contextmanager
@@ -32,6 +47,16 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         part.unlink(missing_ok=True)
 
 
+def remove_parts(directory: Path) -> None:
+    """Remove what killed processes left of :func:`whole_file` in this directory.
+
+    The caller holds the directory's lock, so that nobody is writing there now.
+    """
+    for file in directory.glob(".*.part"):
+        if _PART.fullmatch(file.name) and file.is_file() and not file.is_symlink():
+            file.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text."""
     with whole_file(path) as file:
@@ -43,14 +68,71 @@ def write_json(path: Path, value: Any) -> None:
 
     Raises:
         TypeError: JSON has no such value; nothing is written then.
+        ValueError: a number is not finite, which JSON does not have.
     """
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def mark(directory: Path) -> None:
+    """Make a directory the package's own; it must be new or empty, or have its mark already.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if is_marked(directory):
+        return
+    if any(directory.iterdir()):
+        raise InputError(f"{directory} holds files of yours: give a directory that is new or empty.")
+    write_text(directory / MARK, "This directory belongs to qpa_exp, which removes files in it.\n")
+
+
+def is_marked(directory: Path) -> bool:
+    """Whether a directory is the package's own."""
+    return (directory / MARK).is_file()
+
+
+def read_bytes(path: Path, most: int = 16 * MIB) -> bytes:
+    """The content of an ordinary file that somebody else may have written.
+
+    Args:
+        path: the file. A device or a pipe is refused before it is opened, for it may never end.
+        most: bytes that it may have.
+
+    Raises:
+        InputError: one sentence with the path: it is missing, no ordinary file, too large, or
+            cannot be read.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path} is no ordinary file.")
+        if found.st_size > most:
+            raise InputError(f"{path} has {found.st_size:,} bytes, more than the {most:,} allowed.")
+        with path.open("rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:  # a path with a zero byte
+        raise InputError(f"{str(path)!r} is no path: {error}.") from error
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object from disk; None where there is none, or something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = json.loads(read_bytes(path))
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def plain_name(name: Any, what: str) -> str:
+    """A name out of a file that somebody else may have written, which will be part of a path.
+
+    Raises:
+        InputError: it is none: letters, digits, ``_``, ``-`` and ``.``, at most 100 of them, and no
+            dot first.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]{0,99}", name):
+        raise InputError(f"{what} is {name!r:.100}: a name has letters, digits, _, - and . alone.")
+    return name
