@@ -18,6 +18,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # A run of the README's is cut short here; all else of it is as printed.
 SHORT = ["trainer.max_steps=2", "trainer.limit_eval_batches=1", "trainer.progress_bar=false"]
+SHORTER = {
+    "optim=cobyla": "optim.max_evaluations=4",
+    "sweep=": "hydra.sweeper.only_plan=true",  # make reproduce-all SCALE=smoke runs them all
+}
 NEEDS_A_DOWNLOAD = re.compile(
     r"model=(gpt2|gemma)|experiment=|data=(wikitext2|ptb)(?!.*data\.path)"
 )
@@ -90,4 +94,5 @@ def test_the_command_runs(command: str, stand_ins: dict[str, str], tmp_path: Pat
         compose_config([a for a in arguments if a != "-m"])
         return
     trains = module == "qpa_exp" and "resume=" not in command
-    python([module, *arguments, *(SHORT if trains else [])], tmp_path)
+    more = [given for word, given in SHORTER.items() if word in command]
+    python([module, *arguments, *(SHORT + more if trains else [])], tmp_path)

@@ -176,6 +176,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_share_the_batch_or_the_frozen_weights(small_directory: Path, tmp_path: Path):
     """DistributedDataParallel, and FSDP's ``fully_shard`` on the frozen blocks."""

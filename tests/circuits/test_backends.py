@@ -30,7 +30,9 @@ def evaluated(config, theta: np.ndarray, weights: np.ndarray):
     return probabilities.detach().numpy(), angles.grad.numpy()
 
 
-@pytest.mark.parametrize("n_qubits", [1, pytest.param(2, marks=pytest.mark.long), 5, 8])
+@pytest.mark.parametrize(
+    "n_qubits", [1, 5, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 8))]
+)
 @pytest.mark.parametrize("ansatz", ANSATZ)
 @pytest.mark.parametrize("backend", EXACT)
 def test_probabilities_and_slopes_are_qiskits(
@@ -152,7 +154,9 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> float:
     "n_qubits", [5, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 6))]
 )
 @pytest.mark.parametrize("ansatz", ["ry", "rx", "rx_rz", "ry_rz", "product"])
-@pytest.mark.parametrize("noise", list(NOISE))
+@pytest.mark.parametrize(
+    "noise", [pytest.param(n, marks=pytest.mark.long if i else ()) for i, n in enumerate(NOISE)]
+)
 def test_noisy_probabilities_are_aers(qpa, noise, ansatz, n_qubits, random_theta):
     theta = random_theta(ansatz, n_qubits)
     config = qpa(backend="density_matrix", noise=noise, ansatz=ansatz, n_layers=2)

@@ -114,7 +114,7 @@ def classify(small_model_dir: Path, labelled: Path) -> Configure:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["tuned", "off"])
+@pytest.mark.parametrize("variant", ["tuned", pytest.param("off", marks=pytest.mark.long)])
 def test_a_classifier_learns_is_saved_and_comes_back(
     classify: Configure, tmp_path: Path, variant: str
 ) -> None:
