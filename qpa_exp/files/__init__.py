@@ -119,7 +119,7 @@ def read_bytes(path: Path, most: int = 16 * MIB) -> bytes:
         if found.st_size > most:
             raise InputError(f"{path} has {found.st_size:,} bytes, more than the {most:,} allowed.")
         with path.open("rb") as file:
-            return file.read(most)
+            return file.read(found.st_size)  # more would be allocated first
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:  # a path with a zero byte
