@@ -168,10 +168,11 @@ def test_a_split_that_is_blank_is_refused(tmp_path: Path, layout: str) -> None:
     [
         ("a.csv", "text,class\na,b\n", "has no column 'label'"),
         ("a.csv", "text,label\na\nb,1\n", "rows without"),
+        ("a.csv", "text,label\na,\nb,1\n", "rows without"),
         ("a.csv", "text,label\na,0,1\nb,1,1\n", "more cells"),
         ("a.csv", "text,label\na,0\nb,1,1\n", "cannot be read"),
         ("a.csv", "text,label\n", "no rows"),
-        ("a.csv", "text,label\n ,0\n ,1\n" * 20, "blank|one class"),
+        ("a.csv", "text,label\n" + " ,0\n ,1\n" * 20, "is blank"),
         ("a.jsonl", '{"text": "a", "label": 0}\n{"text": "b"}\n', "rows without"),
         ("a.jsonl", '{"text": ["a"], "label": 0}\n{"text": "b", "label": 1}\n', "rows without"),
         ("a.jsonl", "[" * 9999, "cannot be read"),

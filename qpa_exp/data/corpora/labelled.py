@@ -98,7 +98,8 @@ def _read(file: Path, columns: list[str]) -> Any:
             )
     chosen = table[columns]
     nested = chosen.map(lambda cell: isinstance(cell, list | dict | np.ndarray))
-    if chosen.isna().any(axis=None) or nested.any(axis=None):
+    unlabelled = (chosen[columns[1]].astype(str) == "").any()  # a row that ends too soon
+    if chosen.isna().any(axis=None) or nested.any(axis=None) or unlabelled:
         raise InputError(f"{file} has rows without a {columns[0]!r} or {columns[1]!r}.")
     return table
 
