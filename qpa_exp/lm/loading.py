@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -57,7 +58,7 @@ def load_model(
     if isinstance(source, Path):
         architecture = _load(AutoConfig, config)
         with _one_sentence(source):
-            _check_weights(source, empty_model(architecture, auto_class))
+            _check_weights(source, architecture, auto_class)
     # Safetensors alone: a pickle may run code. Other shapes are refused below, in a sentence.
     more_options = {"use_safetensors": True, "ignore_mismatched_sizes": True}
     model, found = _load(loader, config, output_loading_info=True, **more_options, **options)
@@ -149,9 +150,14 @@ def _check_files(directory: Path) -> None:
         _check_numbers(json.loads(read_bytes(path)))
 
 
-def _check_weights(directory: Path, model: PreTrainedModel) -> None:
+def _check_weights(directory: Path, architecture: PretrainedConfig, auto_class: str) -> None:
     """Refuse a model much larger than the files: what is missing would be made up, at any size."""
-    there = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    files = list(directory.glob("*.safetensors"))
+    for file in files:
+        with safe_open(file, "pt"):  # its header is read, and refused if it is none
+            pass
+    there = sum(file.stat().st_size for file in files)
+    model = empty_model(architecture, auto_class)
     if there == 0 and any(directory.glob("*.bin")):
         raise InputError(
             f"{directory} does not hold a model that can be loaded safely: its weights are a "
