@@ -24,6 +24,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from qpa_exp import plan
 from qpa_exp.config import ModelConfig
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import BUNDLED, empty_model, load_architecture, load_model, load_tokenizer
@@ -46,7 +47,7 @@ def at(place: object, **fields: object) -> ModelConfig:
     return ModelConfig(name="hf", name_or_path=str(place), **fields)
 
 
-def refusal(load: Callable[..., Any], *given: Any, **named: Any) -> str:
+def sentence_of(load: Callable[..., Any], *given: Any, **named: Any) -> str:
     with pytest.raises(InputError) as caught:
         load(*given, **named)
     sentence = str(caught.value)
@@ -177,7 +178,7 @@ def test_any_tokenizer_file(
 def test_a_config_file_of_any_depth(model_copy: Path, text: str) -> None:
     (model_copy / "config.json").write_text(text)
     for load in (load_model, load_architecture):
-        assert str(model_copy) in refusal(load, at(model_copy))
+        assert str(model_copy) in sentence_of(load, at(model_copy))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -188,7 +189,7 @@ def test_a_pipe_in_place_of_a_file_hangs_nothing(
     (model_copy / name).unlink()
     make(model_copy / name)
     for load in (load_model, load_tokenizer):
-        assert f"{model_copy / name} is no ordinary file" in refusal(load, at(model_copy))
+        assert f"{model_copy / name} is no ordinary file" in sentence_of(load, at(model_copy))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_a_model_that_the_files_cannot_hold_is_refused_before_it_is_made(model_c
     config = json.loads((model_copy / "config.json").read_text())
     config |= {"vocab_size": 10**9, "n_embd": 2**12}
     (model_copy / "config.json").write_text(json.dumps(config))
-    assert "asks for 4,0" in refusal(load_model, at(model_copy))
+    assert "asks for 4,0" in sentence_of(load_model, at(model_copy))
 
 
 def changed_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -222,18 +223,18 @@ def test_missing_weights_are_refused_by_name(tmp_path: Path) -> None:
     shape = {"vocab_size": 61, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
     GPT2LMHeadModel(GPT2Config(**shape, tie_word_embeddings=False)).save_pretrained(tmp_path)
     changed_weights(tmp_path, lambda weights: weights.pop("lm_head.weight"))
-    assert "lacks weights that its model needs: lm_head.weight." in refusal(
+    assert "lacks weights that its model needs: lm_head.weight." in sentence_of(
         load_model, at(tmp_path)
     )
     changed_weights(tmp_path, dict.clear)
-    assert " and " in refusal(load_model, at(tmp_path))
+    assert " and " in sentence_of(load_model, at(tmp_path))
 
 
 def test_weights_of_another_shape_are_refused_by_name(model_copy: Path) -> None:
     changed_weights(
         model_copy, lambda weights: weights.update({"transformer.ln_f.weight": torch.ones(3)})
     )
-    assert "has other shapes of weights that its model needs: transformer.ln_f" in refusal(
+    assert "has other shapes of weights that its model needs: transformer.ln_f" in sentence_of(
         load_model, at(model_copy)
     )
 
@@ -244,7 +245,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(
     model_copy: Path, number: float, dtype: str
 ) -> None:
     changed_weights(model_copy, lambda weights: weights["transformer.wpe.weight"][3].fill_(number))
-    sentence = refusal(load_model, at(model_copy, dtype=dtype))
+    sentence = sentence_of(load_model, at(model_copy, dtype=dtype))
     assert "not finite in weights that its model needs: transformer.wpe.weight." in sentence
 
 
@@ -259,7 +260,7 @@ def test_a_classifier_alone_may_be_new(model_copy: Path) -> None:
     assert isinstance(model, GPT2ForSequenceClassification)
     assert model.score.weight.shape == (3, 4)
     changed_weights(model_copy, lambda weights: weights.pop("transformer.ln_f.weight"))
-    assert "transformer.ln_f.weight" in refusal(load_model, at(model_copy), **new)
+    assert "transformer.ln_f.weight" in sentence_of(load_model, at(model_copy), **new)
 
 
 def test_an_encoder_is_no_causal_model(tmp_path: Path) -> None:
@@ -269,7 +270,7 @@ def test_an_encoder_is_no_causal_model(tmp_path: Path) -> None:
         intermediate_size=32,
     )  # fmt: skip
     BertForMaskedLM(shape).save_pretrained(tmp_path)
-    sentence = refusal(load_model, at(tmp_path))
+    sentence = sentence_of(load_model, at(tmp_path))
     assert "BertLMHeadModel, which sees the tokens that it is to predict" in sentence
     load_model(at(tmp_path), auto_class="AutoModelForMaskedLM")
 
@@ -277,18 +278,18 @@ def test_an_encoder_is_no_causal_model(tmp_path: Path) -> None:
 def test_a_pickle_alone_is_refused(model_copy: Path) -> None:
     (model_copy / "model.safetensors").unlink()
     torch.save({}, model_copy / "pytorch_model.bin")
-    assert "its weights are a pickle" in refusal(load_model, at(model_copy))
+    assert "its weights are a pickle" in sentence_of(load_model, at(model_copy))
 
 
 def test_an_adapter_is_no_model(model_copy: Path) -> None:
     (model_copy / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    assert "holds an adapter" in refusal(load_model, at(model_copy))
+    assert "holds an adapter" in sentence_of(load_model, at(model_copy))
 
 
 def test_a_tokenizer_without_its_files_is_refused(model_copy: Path) -> None:
     for file in model_copy.glob("tokenizer*"):
         file.unlink()
-    assert "no vocabulary" in refusal(load_tokenizer, at(model_copy))
+    assert "no vocabulary" in sentence_of(load_tokenizer, at(model_copy))
 
 
 def test_names_as_people_have_them(
@@ -302,3 +303,19 @@ def test_names_as_people_have_them(
 def test_the_bundled_tokenizer_has_a_vocabulary() -> None:
     proper = AutoTokenizer.from_pretrained(BUNDLED["qpa_exp/tiny"])
     assert len(load_tokenizer(at("qpa_exp/tiny"))) == len(proper)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(f"{size}={n}" for size in ("vocab_size", "n_embd", "n_layer", "n_positions")
+          for n in ("-1", "0", "1000000000000", "[1,2]", "abc")),
+        *(f"model_type={kind}" for kind in ("nope", "[a,b]", "7", "null", "''")),
+    ],
+)  # fmt: skip
+def test_an_architecture_that_is_none_has_no_plan(
+    refusal: Callable[..., str], tmp_path: Path, given: str
+) -> None:
+    assert "rchitecture" in refusal(
+        plan.main, ["model=tiny", f"model.architecture.{given}"], tmp_path
+    )
