@@ -202,7 +202,8 @@ class DataConfig:
     they are computed once for all epochs, and on disk for all runs. ``auto`` is ``disk`` where
     they fit and are worth it, else ``off``."""
     cache_dir: str | None = None
-    """null = $QPA_EXP_CACHE, or qpa_exp in the user's cache directory."""
+    """null = $QPA_EXP_CACHE, or qpa_exp in the user's cache directory. They lie in a directory of
+    their own within it, and nothing else in it is touched."""
     cache_gib: float = positive(16.0)
     """The most that hidden states may take, there or in memory."""
     train_split: str = "train"

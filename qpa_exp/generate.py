@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +13,19 @@ from omegaconf import MISSING
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from qpa_exp.cli import parse_options, run_command
+from qpa_exp.config import Config
 from qpa_exp.errors import InputError
-from qpa_exp.lm.loading import load_tokenizer
+from qpa_exp.files import typed_path
+from qpa_exp.lm.loading import load_architecture, load_tokenizer, n_positions
+from qpa_exp.runs.directory import read_config
 from qpa_exp.runs.trained import TrainedRun, load_run
 from qpa_exp.task import TASKS
+
+_MOST_TOKENS = 2**20
+_COLDEST, _HOTTEST = 1e-3, 1e2
 
 
 @dataclass
@@ -37,23 +43,68 @@ class GenerateOptions:
 def main(arguments: list[str]) -> None:
     """Write with the run that these options name."""
     options = parse_options(GenerateOptions, arguments)
-    if options.max_new_tokens < 1:
-        raise InputError(f"max_new_tokens={options.max_new_tokens} is too small: give at least 1.")
-    if options.temperature < 0:
-        raise InputError(f"temperature={options.temperature} is negative: give 0 or more.")
-    if not options.prompt:
-        raise InputError("prompt= is empty: give some text to go on from.")
-    console, trained = Console(), load_run(Path(options.run))
-    if not TASKS[trained.config.task].writes_text:
-        raise InputError(f"{options.run} is of task={trained.config.task}, which writes no text.")
-    for title, text in write(trained, options).items():
+    check(options)
+    run_dir = typed_path(options.run)
+    config = read_config(run_dir)
+    if not TASKS[config.task].writes_text:
+        raise InputError(f"{options.run} is of task={config.task}, which writes no text.")
+    tokenizer = load_tokenizer(config.model)
+    prompt = tokenizer(options.prompt, return_tensors="pt")
+    check_length(prompt["input_ids"].shape[1], options, config)
+    console, trained = Console(), load_run(run_dir)
+    for title, text in write(trained, tokenizer, prompt, options).items():
         console.print(Panel(Text(text), title=title, title_align="left"))
 
 
-def write(trained: TrainedRun, options: GenerateOptions) -> dict[str, str]:
+def check(options: GenerateOptions) -> None:
+    """Refuse what no run can write; nothing has been read."""
+    if not 1 <= options.max_new_tokens <= _MOST_TOKENS:
+        raise InputError(
+            f"max_new_tokens={options.max_new_tokens} is out of range: give a whole number from 1 "
+            f"to {_MOST_TOKENS:,}."
+        )
+    if options.temperature != 0 and not _COLDEST <= options.temperature <= _HOTTEST:
+        raise InputError(
+            f"temperature={options.temperature} is out of range: give 0, or a number from "
+            f"{_COLDEST:g} to {_HOTTEST:g}."
+        )
+    if not 0 <= options.seed < 2**63:
+        raise InputError(
+            f"seed={options.seed} is out of range: give a whole number from 0 to below 2^63."
+        )
+    if not options.prompt:
+        raise InputError("prompt= is empty: give some text to go on from.")
+    try:
+        options.prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"prompt={options.prompt!a:.200} is no valid text: give UTF-8.") from error
+
+
+def check_length(n: int, options: GenerateOptions, config: Config) -> None:
+    """Refuse more tokens than the model has positions for.
+
+    Args:
+        n: tokens of the prompt.
+        options: of the command.
+        config: of the run.
+    """
+    if n == 0:
+        raise InputError(f"prompt={options.prompt!r:.200} has no token: give some text.")
+    most = n_positions(load_architecture(config.model))
+    if most is not None and n + options.max_new_tokens > most:
+        raise InputError(
+            f"The prompt's {n:,} tokens and max_new_tokens={options.max_new_tokens:,} are more "
+            f"than the {most:,} that this model takes: give a shorter prompt or fewer tokens."
+        )
+
+
+def write(
+    trained: TrainedRun,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: BatchEncoding,
+    options: GenerateOptions,
+) -> dict[str, str]:
     """The prompt continued by the base model and by the adapted one, from the same seed."""
-    tokenizer = load_tokenizer(trained.config.model)
-    prompt = tokenizer(options.prompt, return_tensors="pt")
     model: Any = trained.model
 
     def go_on() -> str:

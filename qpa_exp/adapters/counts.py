@@ -103,6 +103,9 @@ _HEADS = {
 """Families whose lm_head is one matrix of vocab_size x width: their names for that width, and for
 the longest sequence."""
 
+_LARGEST = 2**24
+"""The largest size that is believed without building."""
+
 
 def _by_formula(config: Config) -> _Sizes | None:
     """None where the model's shape, the targets or the method are not known well enough."""
@@ -117,12 +120,14 @@ def _by_formula(config: Config) -> _Sizes | None:
 
 
 def _head_shape(model: ModelConfig) -> tuple[int, int, int] | None:
-    architecture = model.architecture or {}
-    names = _HEADS.get(architecture.get("model_type", ""))
-    if names is None:
-        return None
+    architecture = dict(model.architecture or {})
+    names = _HEADS.get(str(architecture.pop("model_type", None)))
+    tokens = ("bos_token_id", "eos_token_id")
+    sizes = [value for name, value in architecture.items() if name not in tokens]
+    if names is None or not all(isinstance(n, int) and 0 < n <= _LARGEST for n in sizes):
+        return None  # what is wrong with it is said where it is built
     match [architecture.get(name) for name in ("vocab_size", *names)]:
-        case [int(vocabulary), int(width), int(positions)] if min(vocabulary, width, positions) > 0:
+        case [int(vocabulary), int(width), int(positions)]:
             return vocabulary, width, positions
     return None
 
@@ -131,17 +136,13 @@ def _head_shape(model: ModelConfig) -> tuple[int, int, int] | None:
 
 
 def _by_building(config: Config, auto_class: str, task_type: str) -> _Sizes:
-    import transformers
-
     from qpa_exp.adapters.peft_model import build_for_sizes, make_peft_config
-    from qpa_exp.lm.loading import load_architecture, n_positions
+    from qpa_exp.lm.loading import empty_model, load_architecture, n_positions
 
     architecture = load_architecture(config.model)
     check_length(config, n_positions(architecture))
-    loader: Any = getattr(transformers, auto_class)
     built = build_for_sizes(
-        lambda: loader.from_config(architecture, trust_remote_code=False),
-        make_peft_config(config.peft, task_type),
+        lambda: empty_model(architecture, auto_class), make_peft_config(config.peft, task_type)
     )
     return _of_built(built)
 

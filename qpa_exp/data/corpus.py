@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qpa_exp.config import DataConfig
-from qpa_exp.errors import InputError
+from qpa_exp.errors import InputError, one_line
+from qpa_exp.files import read_bytes, typed_path
 from qpa_exp.registry import Registry
 
 SPLITS = ("train", "validation", "test")
@@ -119,7 +120,7 @@ def _one_source(root: Path, split: str, names: list[re.Match[str]]) -> list[Path
 
 def text_files(path: Path) -> list[Path]:
     """The file itself, or a directory's ``*.txt`` in sorted order."""
-    if path.is_file():
+    if not path.is_dir():
         return [path]
     if files := sorted(path.glob("*.txt")):
         return files
@@ -137,29 +138,61 @@ def read_documents(rows: Callable[[str], list[str]], files: Iterable[Path]) -> l
     return documents
 
 
-def read_text(file: Path) -> str:
-    """A UTF-8 file with its newlines made plain."""
-    data = file.read_bytes()
+_MOST_BYTES = 64 * 2**30
+"""Of one file; what is no ordinary file has no size and may never end."""
+
+_LONGEST_LINE = 2**24
+"""Characters of one line, which a tokenizer takes in one piece."""
+
+
+def read_file(file: Path) -> bytes:
+    """An ordinary file of the user's that is not empty."""
+    data = read_bytes(file, _MOST_BYTES)
     if not data:
         raise InputError(f"{file} is empty (0 bytes).")
+    return data
+
+
+def read_text(file: Path) -> str:
+    """A UTF-8 file with its newlines made plain."""
     try:
-        text = data.decode("utf-8")
+        text = read_file(file).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 text: see byte offset {error.start}.") from error
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:
+        raise InputError(f"{file} is not text: it has bytes that are zero.")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    check_lines([text], file)
+    return text
+
+
+def check_lines(documents: Iterable[str], file: Path) -> None:
+    """Refuse a line that would keep a tokenizer busy for hours."""
+    for document in documents:
+        if len(document) > _LONGEST_LINE:
+            longest = max(map(len, lines_in(document)))
+            if longest > _LONGEST_LINE:
+                raise InputError(
+                    f"{file} has a line of {longest:,} characters, more than the "
+                    f"{_LONGEST_LINE:,} that are taken: break it into lines."
+                )
 
 
 def _read_parquet(file: Path) -> list[str]:
     import pyarrow
     import pyarrow.parquet
 
+    data = io.BytesIO(read_file(file))
     try:
-        column = _text_column(pyarrow.parquet.read_schema(file).names, file)
-        rows = pyarrow.parquet.read_table(file, columns=[column])[column].to_pylist()
-    except pyarrow.ArrowException as error:
+        column = _text_column(pyarrow.parquet.read_schema(data).names, file)
+        rows = pyarrow.parquet.read_table(data, columns=[column])[column].to_pylist()
+    except InputError:
+        raise
+    except Exception as error:  # Arrow's own, OSError, and what a damaged length leads to
         raise InputError(f"{file} is not a readable parquet file.") from error
     if not rows or not all(isinstance(row, str) for row in rows):
         raise InputError(f"Column {column!r} of {file} must hold text in every row.")
+    check_lines(rows, file)
     return rows
 
 
@@ -291,6 +324,10 @@ def load_corpus(config: DataConfig) -> CorpusText:
                 f"The {name} split of {source} has no text: it is too short to be divided at line"
                 " ends; give a directory with a file for each split."
             )
+        if not any(document.strip() for document in splits[name]):
+            raise InputError(
+                f"The {name} split of {source} is blank: it has nothing to predict; give text."
+            )
     splits = {name: splits[name] for name in needed}
     classes = {} if labelled is None else {name: labelled.classes[name] for name in needed}
     digest = _sha256(splits, classes)
@@ -300,10 +337,25 @@ def load_corpus(config: DataConfig) -> CorpusText:
     return CorpusText(config.name, splits, digest, source, classes, names)
 
 
+def data_path(config: DataConfig) -> Path:
+    """``data.path``, which is there.
+
+    Raises:
+        InputError: it is not, or it is no path.
+    """
+    path = typed_path(str(config.path))
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise InputError(f"data.path={path} does not exist.") from error
+    except (OSError, ValueError) as error:  # a loop of links, a name that is too long, a zero byte
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"data.path={str(path)!r:.200} cannot be read: {reason}.") from error
+    return path
+
+
 def _read_local(config: DataConfig, corpus: Corpus, needed: Sequence[str]) -> tuple[Documents, str]:
-    path = Path(str(config.path)).expanduser()
-    if not path.exists():
-        raise InputError(f"data.path={path} does not exist.")
+    path = data_path(config)
     source = str(path.resolve())
     files = split_files(path, corpus.hub.folder if corpus.hub else None) if path.is_dir() else {}
     if files:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +16,24 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as Progressing
+from rich.text import Text
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from qpa_exp.adapters.adapted import AdaptedModel
 from qpa_exp.adapters.methods._input_layer import InputLayer
+from qpa_exp.config import DataConfig
 from qpa_exp.data.datamodule import Batch, TextDataModule
-from qpa_exp.errors import InputError
+from qpa_exp.errors import InputError, one_line
 from qpa_exp.fast_head.hidden_tables import (
     GIB,
     Backbone,
@@ -38,6 +49,7 @@ from qpa_exp.fast_head.low_rank_loss import (
     multiplies_fast,
     with_gradients,
 )
+from qpa_exp.files import typed_path
 from qpa_exp.lm.losses import IGNORED, TokenLosses
 from qpa_exp.machine import user_cache
 from qpa_exp.task import Task
@@ -47,6 +59,8 @@ log = logging.getLogger(__name__)
 
 _LOW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _PROBED_ROWS, _PROBED_TOKENS = 2, 8
+_SAID_EVERY = 30.0
+"""Seconds between two lines that say how far the hidden states are, where no bar is shown."""
 
 CHUNK_BYTES = 64 * 2**20
 """The most that the logits of one chunk take in float32; torch holds a few times as much."""
@@ -205,10 +219,12 @@ def accelerate(
         task: any.
         model: what it is going to be given.
         data: the examples; a few of their tokens are tried out.
-        cache_mode: what ``data.cache=auto`` came to when the run began, where it goes on.
+        cache_mode: what ``data.cache=auto`` came to when the run began; given where it goes on, and
+            its config comes from a file that somebody else may have written.
 
     Raises:
-        InputError: ``data.cache`` asks for hidden states to be kept, and they cannot be.
+        InputError: ``data.cache`` asks for hidden states to be kept, and they cannot be; or
+            ``data.cache_dir`` cannot be used.
     """
     mode = cache_mode or task.config.data.cache
     final = None
@@ -219,7 +235,7 @@ def accelerate(
         if final is None:
             log.info("Logits of this model are not its head's: the whole model is computed.")
     if final is not None:
-        return FastHead(task, model, data, final, mode)
+        return FastHead(task, model, data, final, mode, resumed=cache_mode is not None)
     if mode in ("disk", "memory"):
         raise InputError(
             f"data.cache={mode}: hidden states are constants only where the output head alone is "
@@ -239,20 +255,23 @@ class FastHead(CausalLM):
     slope_section = "head"
 
     def __init__(
-        self, task: Task, model: AdaptedModel, data: TextDataModule, final: FinalLogits, mode: str
+        self,
+        task: Task,
+        model: AdaptedModel,
+        data: TextDataModule,
+        final: FinalLogits,
+        mode: str,
+        *,
+        resumed: bool = False,
     ) -> None:
-        """Decide where ``mode`` is auto. Nothing is computed or written yet."""
+        """Decide where ``mode`` is auto. Nothing is computed yet, and no table is written."""
         super().__init__(task.config, task.stopwatch)
         lm = model.language_model()
         autocast = _LOW.get(self.config.trainer.precision)
         low = autocast if autocast is not None and multiplies_fast(lm.device, autocast) else None
         self.backbone = Backbone(lm, autocast)
         self.head = AdaptedHead(model, final, low)
-        path = self.config.data.cache_dir
-        self.directory = TableDirectory(
-            user_cache() if path is None else Path(path).expanduser(),
-            self.config.data.cache_gib * GIB,
-        )
+        self.directory = _table_directory(self.config.data, resumed=resumed and mode != "off")
         self.tables: dict[str, HiddenTable] = {}
         """By the first purpose that their examples serve; one split may serve for two."""
         self.cache_mode = mode if mode == "off" else self._decide(mode, data)
@@ -295,14 +314,15 @@ class FastHead(CausalLM):
         """Fill the tables: compute them now, or read them."""
         for name, table in self.tables.items():
             if self.cache_mode == "memory":
-                table.fill_in_memory(self._track)
+                table.fill_in_memory(partial(self._track, name))
                 continue
             try:
-                self.directory.fill(table, name, self._track)
+                self.directory.fill(table, name, partial(self._track, name))
             except OSError as error:
                 raise InputError(
-                    f"Hidden states cannot be kept in {self.directory.path} ({error}): "
-                    "give another data.cache_dir, or data.cache=off."
+                    f"Hidden states cannot be kept in {self.directory.path} "
+                    f"({error.strerror or error}): make room there and resume the run, or begin "
+                    "one with another data.cache_dir or data.cache=off."
                 ) from error
 
     # --- whether tables are kept ----------------------------------------------------------------
@@ -316,19 +336,35 @@ class FastHead(CausalLM):
                 self.tables[role] = HiddenTable(self.backbone, examples.input_ids, examples.lengths)
         if mode == "auto" and not (self._worth_it(data) or self._all_there()):
             return "off"
+        on_disk, given = mode != "memory", self.config.data.cache_dir is not None
         refusal = None
-        if mode == "memory" or not self._all_there():
-            size = sum(table.size for table in self.tables.values())
-            refusal = self.directory.refusal(size, on_disk=mode != "memory")
+        if not (on_disk and self._all_there()):
+            refusal = self.directory.refusal(self.tables.values(), on_disk=on_disk)
+        asked = mode != "auto"
+        if refusal is None and on_disk:
+            refusal, asked = self._unusable(), asked or given
         if refusal is None:
             return "disk" if mode == "auto" else mode
-        if mode != "auto":
+        if asked:
             raise InputError(
-                f"data.cache={mode}: hidden states of {refusal}: "
+                f"data.cache={mode}: hidden states {refusal}: "
                 "give a larger data.cache_gib, another data.cache_dir, or data.cache=off."
             )
-        log.info("Hidden states are not kept: %s.", refusal)
+        log.info("Hidden states are not kept: they %s.", refusal)
         return "off"
+
+    def _unusable(self) -> str | None:
+        """Why no table can be written to the directory; it is made where it is not there."""
+        cache = self.directory.path.parent
+        try:
+            if self.config.data.cache_dir is not None and not cache.parent.is_dir():
+                return f"cannot be kept in {cache}, for {cache.parent} is no directory"
+            self.directory.make()
+        except OSError as error:
+            return f"cannot be kept in {str(cache)[:200]} ({error.strerror or error})"
+        except ValueError as error:  # somebody else's directory, or no path at all
+            return f"cannot be kept in {str(cache)!r:.200} ({one_line(error).rstrip('.')})"
+        return None
 
     def _worth_it(self, data: TextDataModule) -> bool:
         """Whether training will visit as many examples as there are."""
@@ -340,13 +376,63 @@ class FastHead(CausalLM):
     def _all_there(self) -> bool:
         return all(self.directory.has(table) for table in self.tables.values())
 
-    def _track(self, parts: Iterator[Tensor], total: int) -> Iterator[Tensor]:
-        """A progress bar on a terminal."""
+    def _track(
+        self, split: str, blocks: Iterator[Tensor], total: int, before: int
+    ) -> Iterator[Tensor]:
+        """A progress bar on a terminal, else a line now and then; and one at the end."""
         console = Console(stderr=True)
-        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        # One process writes a table to disk, whichever; in memory each has its own.
+        first = self.cache_mode == "disk" or os.environ.get("LOCAL_RANK", "0") == "0"
         shown = self.config.trainer.progress_bar and console.is_terminal and first
-        with Progress(console=console, disable=not shown) as bar:
-            task = bar.add_task("hidden states", total=total)
-            for part in parts:
-                yield part
-                bar.advance(task, len(part))
+        began = said = time.monotonic()
+        computed = 0
+        with Progress(*_columns(), console=console, disable=not shown) as bar:
+            task = bar.add_task(f"hidden states, {split}", total=total, completed=before)
+            for block in blocks:
+                yield block
+                tokens = len(block) * (block.shape[1] + 1)
+                computed += tokens
+                bar.advance(task, tokens)
+                now = time.monotonic()
+                if not shown and now - said >= _SAID_EVERY:
+                    said, rate = now, computed / (now - began)
+                    log.info(
+                        "Hidden states of the %s split: %.0f %%, %s tokens a second, %.0f s left",
+                        split, 100 * (before + computed) / total, f"{rate:,.0f}",
+                        (total - before - computed) / rate,
+                    )  # fmt: skip
+        seconds = time.monotonic() - began
+        log.info(
+            "Hidden states of the %s split: %s tokens in %.1f s", split, f"{computed:,}", seconds
+        )
+
+
+class _TokensASecond(ProgressColumn):
+    def render(self, task: Progressing) -> Text:
+        """How fast it goes, once that is known."""
+        return Text("" if task.speed is None else f"{task.speed:,.0f} tokens/s")
+
+
+def _columns() -> list[ProgressColumn]:
+    name = TextColumn("{task.description}")
+    return [name, BarColumn(), TaskProgressColumn(), _TokensASecond(), TimeRemainingColumn()]
+
+
+def _table_directory(config: DataConfig, *, resumed: bool) -> TableDirectory:
+    """Where tables are kept: where the config says, or in the user's cache.
+
+    A config that comes from a file says where nothing may be made: a cache of ours that is there
+    already is used, no other place.
+    """
+    bound = config.cache_gib * GIB
+    own = TableDirectory(user_cache(), bound)
+    if config.cache_dir is None:
+        return own
+    asked = TableDirectory(typed_path(config.cache_dir), bound)
+    if not resumed or asked.is_ours:
+        return asked
+    log.info(
+        "The run's data.cache_dir=%s is no cache of qpa_exp: %s is used.",
+        config.cache_dir, own.path.parent,
+    )  # fmt: skip
+    return own

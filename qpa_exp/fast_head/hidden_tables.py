@@ -5,30 +5,37 @@ nothing. Examples that are alike (the blank lines of a padded text) are computed
 
 On disk a table is one safetensors file, mapped into memory. Its name is a digest of all that its
 values depend on: the model's weights and config, the tokens of the examples themselves (so of the
-text, the tokenizer and the layout), and the type that the backbone computes in. It is written under
-another name and renamed when it is whole; processes that want the same table wait for the one that
-writes it. A checksum is compared each time it is opened; a damaged table is made again.
+text, the tokenizer and the layout), and the type that the backbone computes in. A checksum is
+compared each time it is opened; a damaged table is made again.
+
+A table is written block by block to ``<key>.part``, with a checksum of each block in
+``<key>.journal``. A process that finds those of one that was killed keeps the blocks that are whole
+and goes on from there. Whoever writes a table holds ``<key>.lock``; others that want it wait.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property, partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
 import xxhash
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -38,7 +45,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
 from qpa_exp.fast_head.low_rank_loss import FinalLogits
-from qpa_exp.files import whole_file
+from qpa_exp.files import is_marked, mark
 from qpa_exp.machine import free_memory
 
 log = logging.getLogger(__name__)
@@ -272,8 +279,8 @@ _FORMAT = "2"
 _TOKENS_AT_A_TIME = 4096
 _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
-Track = Callable[[Iterator[Tensor], int], Iterator[Tensor]]
-"""Passes parts of a table on, and shows how many of so many rows have come."""
+Track = Callable[[Iterator[Tensor], int, int], Iterator[Tensor]]
+"""Passes blocks of a table on, and shows how many tokens have come: of so many, after so many."""
 
 
 class HiddenTable:
@@ -331,11 +338,26 @@ class HiddenTable:
         facts += [backbone.model.device.type, version("torch"), version("transformers")]
         return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:32]
 
-    def parts(self) -> Iterator[Tensor]:
-        """The values, computed a few examples at a time, on the CPU."""
-        tokens = self.input_ids.shape[1]
-        step = max(1, _TOKENS_AT_A_TIME // tokens)
-        for ids, lengths in zip(self.input_ids.split(step), self.lengths.split(step), strict=True):
+    @property
+    def row_size(self) -> int:
+        """Bytes of one example's values."""
+        return self.size // len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """Of all the examples that differ, padding included."""
+        return self.input_ids.numel()
+
+    @property
+    def rows_a_block(self) -> int:
+        """How many examples are computed at a time; the last block may have fewer."""
+        return max(1, _TOKENS_AT_A_TIME // self.input_ids.shape[1])
+
+    def blocks(self, first: int = 0) -> Iterator[Tensor]:
+        """The values, computed a few examples at a time, on the CPU; from this block on."""
+        tokens, rows = self.input_ids.shape[1], self.rows_a_block
+        batches = zip(self.input_ids.split(rows), self.lengths.split(rows), strict=True)
+        for ids, lengths in islice(batches, first, None):
             mask = (torch.arange(tokens) < lengths[:, None]).long()
             yield self.backbone.hidden(ids, mask)[:, :-1].cpu().contiguous()
 
@@ -344,9 +366,9 @@ class HiddenTable:
         shape, dtype = self.shape
         values = torch.empty(shape, dtype=dtype)
         free = values
-        for part in track(self.parts(), len(values)):
-            free[: len(part)] = part
-            free = free[len(part) :]
+        for block in track(self.blocks(), self.tokens, 0):
+            free[: len(block)] = block
+            free = free[len(block) :]
         self.values = values
 
 
@@ -356,31 +378,78 @@ def _keys(input_ids: Tensor, lengths: Tensor) -> Iterator[bytes]:
         yield xxhash.xxh3_128_digest(row.tobytes())
 
 
+FOLDER = "hidden_states"
+"""The name of the tables' own directory within a cache."""
+
+_TABLE, _PART, _JOURNAL, _LOCK = ".safetensors", ".part", ".journal", ".lock"
+_OURS = re.compile(r"([0-9a-f]{32})(?:\.safetensors|\.part|\.journal|\.lock)")
+_UNKNOWN = "0" * 16
+"""In place of a checksum, while it is not known."""
+
+_A_LINE = 17
+"""Bytes of the journal for each block: its checksum and a newline."""
+
+_SAID_EVERY = 60.0
+"""Seconds between two lines that say what is waited for."""
+
+
 class TableDirectory:
-    """A directory of tables, none of which is needed: the oldest make room for new ones.
+    """The tables of a cache, none of which is needed: the oldest make room for new ones.
+
+    They lie in a directory of their own, with the package's mark. What is removed there has a name
+    of the tables' own form; nothing else in the cache is touched.
+
+    Args:
+        cache: the directory that tables lie within.
+        bound: bytes that they may take together, unfinished ones included.
 
     Attributes:
         path: where the tables lie.
-        bound: bytes that they may take together.
     """
 
-    def __init__(self, path: Path, bound: float | int) -> None:
-        self.path, self.bound = path, bound
+    def __init__(self, cache: Path, bound: float | int) -> None:
+        self.path, self.bound = cache / FOLDER, bound
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the directory is there and has the package's mark."""
+        with suppress(OSError):
+            return is_marked(self.path)
+        return False
+
+    def make(self) -> None:
+        """Make the directory, and its parents, where it is not there.
+
+        Raises:
+            OSError: it cannot be made, or nothing can be written there.
+            InputError: somebody else's files lie there.
+            ValueError: no path at all.
+        """
+        mark(self.path)
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
 
     def has(self, table: HiddenTable) -> bool:
         """Whether this table is there; whether it is whole is seen when it is opened."""
-        return self._file(table).is_file()
+        with suppress(OSError):
+            return self._file(table.key, _TABLE).is_file()
+        return False
 
-    def refusal(self, size: int, *, on_disk: bool = True) -> str | None:
-        """Why tables of so many bytes cannot be kept, or None."""
+    def refusal(self, tables: Collection[HiddenTable], *, on_disk: bool = True) -> str | None:
+        """Why there is no room for these tables, as it goes on after "hidden states"; or None."""
+        size = sum(table.size for table in tables)
         if size > self.bound:
-            return f"{_gib(size)} are more than data.cache_gib={self.bound / GIB:g}"
-        existing = self.path
-        while not existing.exists():
-            existing = existing.parent
-        free = shutil.disk_usage(existing).free
-        if on_disk and size > free:
-            return f"{_gib(size)} are more than the {_gib(free)} that are free in {existing}"
+            return f"of {_gib(size)} are more than data.cache_gib={self.bound / GIB:g}"
+        if on_disk:
+            with suppress(OSError, ValueError):  # such a path is refused when it is made
+                existing = next(p for p in (self.path, *self.path.parents) if p.exists())
+                missing = size - sum(self._bytes_there(table.key) for table in tables)
+                free = shutil.disk_usage(existing).free
+                if missing > free:
+                    return (
+                        f"of {_gib(missing)} are more than the {_gib(free)} that are free in "
+                        f"{existing}"
+                    )
         return None
 
     def fill(self, table: HiddenTable, name: str, track: Track) -> None:
@@ -394,67 +463,180 @@ class TableDirectory:
         Raises:
             OSError: it can be neither read nor written.
         """
-        path = self._file(table)
-        self.path.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            values = _open(path, table.shape) if path.is_file() else None
+        self.make()
+        path = self._file(table.key, _TABLE)
+        with self._locked(table.key, name):
+            values = _open(path, table) if path.is_file() else None
             if values is None:
-                self._make_room(table.size)
+                self._make_room(table)
                 log.info("Hidden states of the %s split: %s to %s", name, _gib(table.size), path)
-                with whole_file(path) as file:
-                    _write(file, table, track)
-                values = _open(path, table.shape)
-        if values is None:
-            raise OSError(f"{path} cannot be read back.")
-        os.utime(path)
+                self._write(table, track)
+                values = _open(path, table)
+            if values is None:
+                raise OSError(f"{path} cannot be read back")
+            for unfinished in (_PART, _JOURNAL):
+                self._file(table.key, unfinished).unlink(missing_ok=True)
+            os.utime(path)
         table.values = values
 
-    def _file(self, table: HiddenTable) -> Path:
-        return self.path / f"{table.key}.safetensors"
+    def _file(self, key: str, suffix: str) -> Path:
+        return self.path / f"{key}{suffix}"
 
-    def _make_room(self, size: int) -> None:
-        files = sorted(self.path.glob("*.safetensors"), key=lambda p: p.stat().st_mtime)
-        taken = sum(file.stat().st_size for file in files)
-        while files and taken + size > self.bound:
-            oldest = files.pop(0)
-            taken -= oldest.stat().st_size
-            log.info("To make room, %s is taken away.", oldest)
-            oldest.unlink(missing_ok=True)
+    def _bytes_there(self, key: str) -> int:
+        """Of the table, or of what there is of it."""
+        for suffix in (_TABLE, _PART):
+            with suppress(OSError):
+                return self._file(key, suffix).lstat().st_size
+        return 0
+
+    @contextmanager
+    def _locked(self, key: str, name: str) -> Iterator[None]:
+        lock, patience = FileLock(self._file(key, _LOCK)), 0.5
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=patience)
+            except Timeout:
+                patience = _SAID_EVERY
+                log.info("Another process has the hidden states of the %s split: waiting.", name)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # --- making room ----------------------------------------------------------------------------
+
+    def _make_room(self, table: HiddenTable) -> None:
+        """Remove what is left of tables that are gone, and the oldest tables as it is needed."""
+        files: defaultdict[str, list[Path]] = defaultdict(list)
+        sizes: defaultdict[str, int] = defaultdict(int)
+        used: defaultdict[str, float] = defaultdict(float)
+        for file in self.path.iterdir():
+            match = _OURS.fullmatch(file.name)
+            if match is None or match[1] == table.key or not file.is_file() or file.is_symlink():
+                continue
+            with suppress(FileNotFoundError):  # another process may make room, too
+                found = file.stat()
+                files[match[1]].append(file)
+                sizes[match[1]] += found.st_size
+                used[match[1]] = max(used[match[1]], found.st_mtime)
+        taken = sum(sizes.values())
+        for key in sorted(files, key=lambda key: used[key]):
+            is_gone = not {_TABLE, _PART} & {file.suffix for file in files[key]}
+            if is_gone or taken + table.size > self.bound:
+                taken -= self._remove(key, files[key])
+
+    def _remove(self, key: str, files: list[Path]) -> int:
+        """Take a table away, or what there is of it; how many bytes that were.
+
+        What another process is writing, or waits for, stays; a whole table that is mapped into
+        its memory stays there without its file.
+        """
+        lock = FileLock(self._file(key, _LOCK))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            files = [file for file in files if file.suffix == _TABLE]
+        removed = 0
+        try:
+            for file in files:
+                with suppress(FileNotFoundError):
+                    removed += file.stat().st_size
+                    file.unlink()
+                    if file.suffix in (_TABLE, _PART):
+                        log.info("To make room, %s is taken away.", file)
+            if lock.is_locked:
+                self._file(key, _LOCK).unlink(missing_ok=True)
+        finally:
+            lock.release()
+        return removed
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def _write(self, table: HiddenTable, track: Track) -> None:
+        """Write a table block by block, after the whole blocks that are there already."""
+        part, journal = self._file(table.key, _PART), self._file(table.key, _JOURNAL)
+        digest = xxhash.xxh3_64()
+        with _open_own(part) as data, _open_own(journal) as lines:
+            done = _keep_whole_blocks(table, data, lines, digest)
+            before = min(done * table.rows_a_block, len(table.lengths)) * table.input_ids.shape[1]
+            for block in track(table.blocks(done), table.tokens, before):
+                values = block.view(torch.uint8).numpy().data
+                digest.update(values)
+                data.write(values)
+                data.flush()
+                lines.write(_journal_line(values))
+                lines.flush()
+            data.seek(0)
+            data.write(_header(table, digest.hexdigest()))
+            data.flush()
+            os.fsync(data.fileno())
+        part.replace(self._file(table.key, _TABLE))
 
 
-def _write(file: IO[bytes], table: HiddenTable, track: Track) -> None:
-    """A safetensors file whose data comes in parts; its checksum is filled in at the end."""
+def _open_own(path: Path) -> IO[bytes]:
+    """A file to read and write, made where there is none; never one that a link points to."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "r+b")
+
+
+def _keep_whole_blocks(
+    table: HiddenTable, data: IO[bytes], lines: IO[bytes], digest: xxhash.xxh3_64
+) -> int:
+    """Leave both files at the end of the blocks that are whole, and count those into the digest.
+
+    Returns:
+        How many they are.
+    """
+    head = _header(table, _UNKNOWN)
+    blocks = 0
+    if data.read(len(head)) == head:
+        for lengths in table.lengths.split(table.rows_a_block):
+            values = data.read(len(lengths) * table.row_size)
+            if len(values) < len(lengths) * table.row_size:
+                break
+            if lines.read(_A_LINE) != _journal_line(values):
+                break
+            digest.update(values)
+            blocks += 1
+    rows = min(blocks * table.rows_a_block, len(table.lengths))
+    lines.seek(blocks * _A_LINE)
+    lines.truncate()
+    data.seek(0)
+    data.write(head)
+    data.seek(len(head) + rows * table.row_size)
+    data.truncate()
+    return blocks
+
+
+def _journal_line(values: bytes | memoryview) -> bytes:
+    return f"{xxhash.xxh3_64_hexdigest(values)}\n".encode()
+
+
+def _header(table: HiddenTable, found: str) -> bytes:
+    """Of a safetensors file with the table's values and this checksum of them."""
     shape, dtype = table.shape
-
-    def header(found: str) -> bytes:
-        offsets = [0, table.size]
-        record = {
-            "__metadata__": {"xxh3_64": found},
-            "hidden": {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": offsets},
-        }
-        text = json.dumps(record).encode()
-        text += b" " * (-len(text) % 8)
-        return struct.pack("<Q", len(text)) + text
-
-    digest = xxhash.xxh3_64()
-    file.write(header("0" * 16))
-    for part in track(table.parts(), len(table.lengths)):
-        data = part.view(torch.uint8).numpy().data
-        digest.update(data)
-        file.write(data)
-    file.seek(0)
-    file.write(header(digest.hexdigest()))
+    offsets = [0, table.size]
+    record = {
+        "__metadata__": {"xxh3_64": found},
+        "hidden": {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": offsets},
+    }
+    text = json.dumps(record).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
 
 
-def _open(path: Path, expected: tuple[torch.Size, torch.dtype]) -> Tensor | None:
+def _open(path: Path, table: HiddenTable) -> Tensor | None:
     """The table in a file, mapped into memory; None where the file is damaged."""
     try:
-        with safe_open(path, "pt") as file:
-            written = (file.metadata() or {})["xxh3_64"]
-            values: Tensor = file.get_tensor("hidden")
-        if (values.shape, values.dtype) == expected and checksum(values) == written:
-            return values
-    except (SafetensorError, OSError, KeyError, ValueError):
+        with path.open("rb") as file:
+            begin = file.read(len(_header(table, _UNKNOWN)))
+        written = re.search(rb'"xxh3_64": "([0-9a-f]{16})"', begin)
+        if written is not None and begin == _header(table, found := written[1].decode()):
+            with safe_open(path, "pt") as opened:
+                values: Tensor = opened.get_tensor("hidden")
+            if checksum(values) == found:
+                return values
+    except (SafetensorError, OSError):  # cut short
         pass
     log.warning("%s is damaged: it is made again.", path)
     return None

@@ -80,11 +80,20 @@ def mark(directory: Path) -> None:
         InputError: it holds something else.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    holds = any(directory.iterdir())  # first: another process may mark it, and then write to it
     if is_marked(directory):
         return
-    if any(directory.iterdir()):
-        raise InputError(f"{directory} holds files of yours: give a directory that is new or empty.")
-    write_text(directory / MARK, "This directory belongs to qpa_exp, which removes files in it.\n")
+    if holds:
+        raise InputError(
+            f"{directory} holds files of yours: give a directory that is new or empty."
+        )
+    text = "This directory belongs to qpa_exp, which removes files in it.\n"
+    (directory / MARK).write_text(text, encoding="utf-8")  # its name is all that counts
+
+
+def typed_path(text: str) -> Path:
+    """The path that somebody typed; ``~`` is their home, where the system knows one."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own fails where it knows none
 
 
 def is_marked(directory: Path) -> bool:
@@ -110,7 +119,7 @@ def read_bytes(path: Path, most: int = 16 * MIB) -> bytes:
         if found.st_size > most:
             raise InputError(f"{path} has {found.st_size:,} bytes, more than the {most:,} allowed.")
         with path.open("rb") as file:
-            return file.read(most)
+            return file.read(found.st_size)  # more would be allocated first
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:  # a path with a zero byte

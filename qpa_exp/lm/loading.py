@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -21,28 +26,179 @@ from transformers.utils.logging import disable_progress_bar
 
 from qpa_exp.config import ModelConfig
 from qpa_exp.errors import InputError, one_line
+from qpa_exp.files import read_bytes, typed_path
 
 BUNDLED = {"qpa_exp/tiny": Path(__file__).resolve().parent / "tiny"}
 """Names that stand for a model inside this package."""
 
 
 def load_model(
-    config: ModelConfig, auto_class: str = "AutoModelForCausalLM", **more: Any
+    config: ModelConfig,
+    auto_class: str = "AutoModelForCausalLM",
+    *,
+    new_head: bool = False,
+    **more: Any,
 ) -> PreTrainedModel:
     """The frozen language model, in evaluation mode, on the CPU.
 
     Args:
         config: which one.
         auto_class: transformers' class that loads it.
+        new_head: whether what follows the backbone may be missing, and starts at random then.
         more: what its ``from_pretrained`` takes besides.
 
     Raises:
         InputError: no such directory, a hub that cannot be reached, files that are no causal
-            language model, or a quantization whose package is not installed.
+            language model, weights that are missing or no finite numbers, or a quantization whose
+            package is not installed.
     """
     options = {"dtype": getattr(torch, config.dtype)} | _quantization(config) | more
-    model = _load(getattr(transformers, auto_class), config, **options)
-    return model.requires_grad_(False).eval()
+    loader = getattr(transformers, auto_class)
+    source = _source(config.name_or_path)
+    if isinstance(source, Path):
+        architecture = _load(AutoConfig, config)
+        with _one_sentence(source):
+            _check_weights(source, architecture, auto_class)
+    # Safetensors alone: a pickle may run code. Other shapes are refused below, in a sentence.
+    more_options = {"use_safetensors": True, "ignore_mismatched_sizes": True}
+    model, found = _load(loader, config, output_loading_info=True, **more_options, **options)
+    changed = {key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]}
+    prefix = f"{model.base_model_prefix}." if new_head else ""
+    _refuse_weights("lacks", source, {k for k in found["missing_keys"] if k.startswith(prefix)})
+    _refuse_weights("has other shapes of", source, {k for k in changed if k.startswith(prefix)})
+    _refuse_weights("has numbers that are not finite in", source, _not_finite(model))
+    model = model.requires_grad_(False).eval()
+    with _one_sentence(source):
+        if auto_class == "AutoModelForCausalLM" and not _predicts_the_next_token(model):
+            raise InputError(
+                f"{source} holds {type(model).__name__}, which sees the tokens that it is to "
+                "predict: give a causal language model."
+            )
+    return model
+
+
+def empty_model(architecture: PretrainedConfig, auto_class: str) -> PreTrainedModel:
+    """The model on torch's meta device: shapes without storage.
+
+    Raises:
+        InputError: transformers cannot build it, or a size in it is 0.
+    """
+    _quiet()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = getattr(transformers, auto_class).from_config(
+                architecture, trust_remote_code=False
+            )
+        empty = [name for name, weight in model.named_parameters() if weight.numel() == 0]
+        if empty:
+            raise ValueError(f"{empty[0]} would be empty")
+    except Exception as error:  # of every kind, as the sizes are
+        raise InputError(
+            f"The model's architecture is none that transformers can build: {_reason(error)}"
+        ) from error
+    return model
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+_LARGEST, _MOST_LAYERS = 2**31, 1000
+_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_READ = (".json", ".safetensors", ".txt", ".model", ".bin", ".jinja")
+"""Ends of the names of files that transformers reads."""
+
+_WEIGHTS_A_BYTE, _FEW_WEIGHTS = 8, 2**20
+"""The most weights that a byte of a file may stand for, where they are quantized; and how many a
+model may have besides, for a new head."""
+
+
+def _check_numbers(described: Any, key: str = "") -> None:
+    """Refuse a size that would fill the memory before transformers has looked at it."""
+    if isinstance(described, Mapping):
+        for name, value in described.items():
+            _check_numbers(value, str(name))
+    elif isinstance(described, list | tuple):
+        for value in described:
+            _check_numbers(value, key)
+    elif isinstance(described, int):
+        most = _MOST_LAYERS if "layer" in key else _LARGEST
+        if described > most:
+            raise ValueError(f"{key}={described:,} is more than {most:,}")
+
+
+def _check_sizes(architecture: PretrainedConfig) -> PretrainedConfig:
+    """Refuse sizes that no model has."""
+    _check_numbers(architecture.to_dict())
+    text = architecture.get_text_config()
+    for name in _SIZES:
+        value = getattr(text, name, None)
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{name}={value!r:.100} is no whole number from 1 up")
+    return architecture
+
+
+def _check_files(directory: Path) -> None:
+    """Refuse what would hang or fill the memory: pipes, devices, and a config of huge numbers."""
+    for file in directory.iterdir():
+        if file.suffix in _READ and not file.is_file():
+            raise InputError(f"{file} is no ordinary file.")
+    if (directory / "adapter_config.json").exists():
+        raise InputError(
+            f"{directory} holds an adapter: give the directory of the model that it belongs to."
+        )
+    path = directory / "config.json"
+    if path.exists():
+        _check_numbers(json.loads(read_bytes(path)))
+
+
+def _check_weights(directory: Path, architecture: PretrainedConfig, auto_class: str) -> None:
+    """Refuse a model much larger than the files: what is missing would be made up, at any size."""
+    files = list(directory.glob("*.safetensors"))
+    for file in files:
+        with safe_open(file, "pt"):  # its header is read, and refused if it is none
+            pass
+    there = sum(file.stat().st_size for file in files)
+    model = empty_model(architecture, auto_class)
+    if there == 0 and any(directory.glob("*.bin")):
+        raise InputError(
+            f"{directory} does not hold a model that can be loaded safely: its weights are a "
+            "pickle, which may run code; save them as safetensors."
+        )
+    count = sum(weight.numel() for weight in model.parameters())
+    if there and count > _WEIGHTS_A_BYTE * there + _FEW_WEIGHTS:
+        raise InputError(
+            f"{directory} does not hold a model that is whole: its config.json asks for {count:,} "
+            f"weights, and its files have {there:,} bytes."
+        )
+
+
+def _not_finite(model: PreTrainedModel) -> set[str]:
+    with torch.no_grad():
+        return {
+            name
+            for name, weight in model.named_parameters()
+            if weight.is_floating_point()
+            and not torch.isfinite(weight.sum(dtype=torch.float32))
+            and not torch.isfinite(weight).all()  # the sum of large ones may be infinite
+        }
+
+
+def _refuse_weights(what: str, source: Path | str, names: Collection[str]) -> None:
+    if names:
+        some = ", ".join(sorted(names)[:3])
+        more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+        raise InputError(f"{source} {what} weights that its model needs: {some}{more}.")
+
+
+@torch.no_grad()
+def _predicts_the_next_token(model: Any) -> bool:
+    """Whether what it gives for a token depends on none that comes later."""
+    ids = torch.arange(4).repeat(2, 1) % model.config.get_text_config().vocab_size
+    ids[1, -1] = ids[1, 0]
+    a, b = model(
+        input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
+    ).logits.double()
+    tolerance = (1e-5 if model.dtype.itemsize > 2 else 1e-2) * float(a.abs().max())
+    return not float((a - b)[:-1].abs().max()) > tolerance  # NaN says nothing of it
 
 
 def _quantization(config: ModelConfig) -> dict[str, Any]:
@@ -76,9 +232,15 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer.
 
     Raises:
-        InputError: as :func:`load_model`.
+        InputError: as :func:`load_model`; or it has no vocabulary, as where its files are missing.
     """
-    return _load(AutoTokenizer, config)
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, config)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise InputError(
+            f"{_source(config.name_or_path)} does not hold a model with a tokenizer: it has no "
+            "vocabulary."
+        )
+    return tokenizer
 
 
 def load_architecture(config: ModelConfig) -> PretrainedConfig:
@@ -87,10 +249,19 @@ def load_architecture(config: ModelConfig) -> PretrainedConfig:
     Raises:
         InputError: as :func:`load_model`.
     """
-    if config.architecture is not None:
-        arguments = dict(config.architecture)
-        return AutoConfig.for_model(arguments.pop("model_type"), **arguments)
-    return _load(AutoConfig, config)
+    if config.architecture is None:
+        return _load(AutoConfig, config)
+    arguments = dict(config.architecture)
+    model_type = arguments.pop("model_type", None)
+    try:
+        _check_numbers(arguments)
+        return _check_sizes(AutoConfig.for_model(model_type, **arguments))
+    except Exception as error:  # a check of transformers', or whatever a wrong type led to
+        known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+        reason = _reason(error) if known else f"model_type={model_type!r:.100} is unknown."
+        raise InputError(
+            f"model.architecture is none that transformers can build: {reason}"
+        ) from error
 
 
 def n_positions(architecture: PretrainedConfig) -> int | None:
@@ -108,10 +279,24 @@ def _load(loader: Any, config: ModelConfig, **options: Any) -> Any:
     source = _source(config.name_or_path)
     revision = None if isinstance(source, Path) else config.revision
     _quiet()
-    try:
-        return loader.from_pretrained(
+    with _one_sentence(source):
+        if isinstance(source, Path):
+            _check_files(source)
+        loaded = loader.from_pretrained(
             source, revision=revision or "main", trust_remote_code=False, **options
         )
+        return _check_sizes(loaded) if isinstance(loaded, PretrainedConfig) else loaded
+
+
+@contextmanager
+def _one_sentence(source: Path | str) -> Iterator[None]:
+    """Whatever goes wrong within is said with the model's place."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            str(error) if str(source) in str(error) else f"{source}: {error}"
+        ) from error
     except Exception as error:  # transformers, the hub client and parsers raise all sorts
         raise InputError(_explain(source, error)) from error
 
@@ -119,9 +304,10 @@ def _load(loader: Any, config: ModelConfig, **options: Any) -> Any:
 def _source(name_or_path: str) -> Path | str:
     if name_or_path in BUNDLED:
         return BUNDLED[name_or_path]
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return path
+    path = typed_path(name_or_path)
+    with suppress(OSError):  # a name that is too long
+        if path.is_dir():
+            return path
     if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
         raise InputError(
             f"model.name_or_path={name_or_path} is not a directory: "
@@ -132,13 +318,18 @@ def _source(name_or_path: str) -> Path | str:
 
 def _explain(source: Path | str, error: Exception) -> str:
     if isinstance(source, Path):
-        reason = one_line(error)[:300]
-        return f"{source} does not hold a model that transformers can load: {reason}"
+        return f"{source} does not hold a model that transformers can load: {_reason(error)}"
     return (
         f"{source} could not be had from the model hub ({type(error).__name__}): give "
         "model.name_or_path=<directory with the model's files>, or model=tiny, "
         "which needs no download."
     )
+
+
+def _reason(error: Exception) -> str:
+    """What another library's error says, cut to the end of a sentence."""
+    said = one_line(error) or type(error).__name__
+    return said[:300].rstrip(". ") + "."
 
 
 def _quiet() -> None:

@@ -85,7 +85,7 @@ def resume(run_dir: Path) -> Metrics:
         raise InputError(f"{run_dir} cannot be continued: {finished['error']}")
     checkpoint = directory.newest_checkpoint(run_dir)
     check_checkpoint(checkpoint)
-    parts = build(config, directory.noted_cache(run_dir))
+    parts = build(config, directory.noted_cache(run_dir) or config.data.cache)
     log.info("Continuing %s from %s", run_dir, checkpoint.name if checkpoint else "its start")
     rank_zero_only(directory.note_cache)(run_dir, parts.task.cache_mode)
     return train_and_test(parts, run_dir, checkpoint)
@@ -110,7 +110,7 @@ def build(config: Config, cache_mode: str | None = None) -> RunParts:
 
     Args:
         config: of the run.
-        cache_mode: what ``data.cache=auto`` came to when the run began, where it goes on.
+        cache_mode: what ``data.cache=auto`` came to when the run began; given where it goes on.
     """
     _quiet()
     keep_freed_memory()

@@ -64,6 +64,7 @@ class SequenceClassification(Task):
             return load_model(
                 self.config.model,
                 self.auto_class,
+                new_head=True,
                 id2label=dict(enumerate(class_names)),
                 label2id={name: number for number, name in enumerate(class_names)},
                 pad_token_id=tokenizer.eos_token_id,

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.fast_head import accelerator
-from qpa_exp.fast_head.hidden_tables import Backbone
+from qpa_exp.fast_head.hidden_tables import Backbone, TableDirectory
 from qpa_exp.generator.generator import Generator
 from qpa_exp.runs import train as run_module
-from qpa_exp.runs.directory import read_metrics
+from qpa_exp.runs.directory import claim, note_cache, read_metrics
 from qpa_exp.runs.module import AdapterModule
-from qpa_exp.runs.train import resume, run
+from qpa_exp.runs.train import build, resume, run
 
 Configure = Callable[..., Config]
 
@@ -161,6 +165,103 @@ def test_what_cannot_be_kept_is_refused_and_leaves_nothing(
         run(configure(own_cache, *more), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+PLACES = {
+    "a file": "{there}/file",
+    "under a file": "{there}/file/cache",
+    "a device": "/dev/null",
+    "under what does not exist": "{there}/missing/cache",
+    "a symlink loop": "{there}/loop",
+    "a name that is too long": "{there}/" + "x" * 5000,
+    "a path that is too long": "{there}" + "/x" * 5000,
+    "a zero byte": "{there}/a\0b",
+    "somebody else's directory": "{there}/theirs",
+    "nobody's home": "~no_such_user/cache",
+}
+
+
+@pytest.mark.parametrize("mode", ["auto", "disk"])
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_place_where_nothing_can_be_kept_is_refused_before_a_run_begins(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, mode: str
+) -> None:
+    there = tmp_path / "there"
+    (there / "theirs" / "hidden_states").mkdir(parents=True)
+    for file in (there / "file", there / "theirs" / "hidden_states" / "model.safetensors"):
+        file.write_text("theirs")
+    (there / "loop").symlink_to(there / "loop")
+    monkeypatch.chdir(there)
+    before = sorted(tmp_path.rglob("*"))
+    config = configure(f"data.cache={mode}")
+    config.data.cache_dir = place.format(there=there)
+    with pytest.raises(InputError, match=r"data\.cache_dir") as caught:
+        run(config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_resumed_run_writes_to_no_place_that_its_config_names(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    """Unless it is a cache of ours already: the config may be somebody else's."""
+    own, victim = tmp_path / "own", tmp_path / "victim"
+    victim.mkdir()
+    monkeypatch.setenv("QPA_EXP_CACHE", str(own))
+    for noted in ("cache.json", "no cache.json"):
+        directory = tmp_path / noted
+        claim(directory, configure(f"data.cache_dir={victim}"))
+        if noted == "cache.json":
+            note_cache(directory, "disk")
+        with caplog.at_level("INFO", logger="qpa_exp"):
+            resume(directory)
+        assert caplog.text.count("is no cache of qpa_exp") == 1
+        caplog.clear()
+        assert list(victim.iterdir()) == []
+    assert [file.name for file in own.iterdir()] == ["hidden_states"]
+    TableDirectory(victim, 2**30).make()
+    claim(tmp_path / "again", configure(f"data.cache_dir={victim}"))
+    resume(tmp_path / "again")
+    assert list(victim.glob("hidden_states/*.safetensors"))
+
+
+# --- how far it is ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["disk", "memory"])
+def test_a_file_is_told_now_and_then_how_far_it_is(
+    configure: Configure,
+    own_cache: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    mode: str,
+) -> None:
+    clock = itertools.count(step=20.0)
+    monkeypatch.setattr(accelerator.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("qpa_exp.fast_head.hidden_tables._TOKENS_AT_A_TIME", 128)
+    task = build(configure(own_cache, f"data.cache={mode}")).task
+    with caplog.at_level("INFO", logger="qpa_exp"):
+        task.prepare()
+    lines = [line for line in caplog.messages if "of the train split" in line]
+    lines = [line for line in lines if " to /" not in line]
+    tokens = task.tables["train"].tokens
+    assert len(lines) == tokens // 128 // 2 + 1
+    assert re.search(r"train split: \d+ %, \d+ tokens a second, \d+ s left", lines[0])
+    assert f"train split: {tokens:,} tokens in" in lines[-1]
+
+
+def test_a_terminal_has_a_bar(
+    configure: Configure, own_cache: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(accelerator, "Console", partial(Console, force_terminal=True, width=100))
+    monkeypatch.setattr("qpa_exp.fast_head.hidden_tables._TOKENS_AT_A_TIME", 128)
+    for shown in ("true", "false"):
+        config = configure(own_cache, "data.cache=memory", f"trainer.progress_bar={shown}")
+        build(config).task.prepare()
+        err = capsys.readouterr().err
+        assert ("hidden states, train" in err and "tokens/s" in err) == (shown == "true")
 
 
 def test_auto_goes_without_what_cannot_be_kept(

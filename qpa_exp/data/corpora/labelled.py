@@ -8,32 +8,41 @@ and 10 %, in the file's order), or a directory with one such file for each split
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qpa_exp.config import DataConfig
-from qpa_exp.data.corpus import SPLITS, Corpus, Labelled, split_name
+from qpa_exp.data.corpus import (
+    SPLITS,
+    Corpus,
+    Labelled,
+    check_lines,
+    data_path,
+    read_file,
+    split_name,
+)
 from qpa_exp.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def _readers() -> Mapping[str, Callable[[Path], pd.DataFrame]]:
+def _readers() -> Mapping[str, Callable[[BytesIO], pd.DataFrame]]:
     import pandas as pd
 
     return {
-        ".csv": lambda file: pd.read_csv(file, keep_default_na=False),
-        ".jsonl": lambda file: pd.read_json(file, lines=True, dtype=False),
-        ".parquet": lambda file: pd.read_parquet(file),
+        ".csv": lambda data: pd.read_csv(data, keep_default_na=False),
+        ".jsonl": lambda data: pd.read_json(data, lines=True, dtype=False),
+        ".parquet": lambda data: pd.read_parquet(data),
     }
 
 
 def load(config: DataConfig) -> tuple[Labelled, str]:
     """The texts and classes of every split, and the name of their source."""
-    path = Path(str(config.path)).expanduser()
-    if not path.exists():
-        raise InputError(f"data.path={path} does not exist.")
+    path = data_path(config)
     columns = [config.text_column, config.label_column]
     tables = (
         {split: _read(file, columns) for split, file in _split_files(path).items()}
@@ -42,8 +51,11 @@ def load(config: DataConfig) -> tuple[Labelled, str]:
     )
     names = sorted({str(name) for table in tables.values() for name in table[columns[1]]})
     if len(names) < 2:
-        raise InputError(f"{path} has one class alone, {names[0]}: a classifier needs two or more.")
+        found = f"one class alone, {names[0]}" if names else "no rows"
+        raise InputError(f"{path} has {found}: a classifier needs two classes or more.")
     documents = {split: [str(text) for text in t[columns[0]]] for split, t in tables.items()}
+    for texts in documents.values():
+        check_lines(texts, path)
     classes = {s: [names.index(str(name)) for name in t[columns[1]]] for s, t in tables.items()}
     return Labelled(documents, classes, names), str(path.resolve())
 
@@ -71,17 +83,23 @@ def _read(file: Path, columns: list[str]) -> Any:
     reader = _readers().get(file.suffix)
     if reader is None:
         raise InputError(f"{file} is no table: give one that ends in {', '.join(_readers())}.")
+    data = BytesIO(read_file(file))
     try:
-        table = reader(file)
-    except (ValueError, OSError, UnicodeError) as error:  # pandas' parsers', pyarrow's too
-        raise InputError(f"{file} cannot be read: {first_line(error)}") from error
+        table = reader(data)
+    except Exception as error:  # pandas' parsers', pyarrow's, and what damage leads them to
+        raise InputError(f"{file} cannot be read: {first_line(error)[:300]}") from error
+    if type(table.index).__name__ != "RangeIndex" and file.suffix == ".csv":
+        raise InputError(f"{file} has rows with more cells than its first line names columns.")
     for key, column in zip(("text", "label"), columns, strict=True):
         if column not in table:
             raise InputError(
                 f"{file} has no column {column!r}, but {', '.join(map(repr, table.columns))}: give "
                 f"data.{key}_column=<one of them>."
             )
-    if table[columns].isna().any(axis=None):
+    chosen = table[columns]
+    nested = chosen.map(lambda cell: isinstance(cell, list | dict | np.ndarray))
+    unlabelled = (chosen[columns[1]].astype(str) == "").any()  # a row that ends too soon
+    if chosen.isna().any(axis=None) or nested.any(axis=None) or unlabelled:
         raise InputError(f"{file} has rows without a {columns[0]!r} or {columns[1]!r}.")
     return table
 
