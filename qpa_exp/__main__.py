@@ -19,6 +19,7 @@ from qpa_exp.cli import (
     compose_config,
     conf_dir,
     known_keys,
+    refuse_interpolations,
     register_schema,
     run_command,
     to_config,
@@ -49,6 +50,7 @@ def main(arguments: list[str]) -> None:
     else:  # one of Hydra's own, which reads the shell's arguments itself
         import hydra
 
+        refuse_interpolations(arguments)
         register_schema()
         name = "multirun" if flags & MULTIRUN else "config"
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(one_run)()
@@ -99,6 +101,7 @@ def run_sweep(arguments: list[str]) -> None:
     from qpa_exp.sweeps.studies import name_scales
     from qpa_exp.sweeps.worker import work
 
+    refuse_interpolations(arguments)
     with hydra_of(conf_dir()) as started:
         started.multirun("multirun", work, name_scales(arguments))
 
