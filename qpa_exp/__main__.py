@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.cli import (
+    as_typed,
     compose_config,
     conf_dir,
     known_keys,
@@ -31,6 +32,7 @@ MULTIRUN = {"-m", "--multirun"}
 
 def main(arguments: list[str]) -> None:
     """Run what the command line describes."""
+    arguments = as_typed(arguments)
     flags = {argument for argument in arguments if argument.startswith("-")}
     if not flags:
         # Before Hydra makes a directory for the run, and before torch is imported.
@@ -101,6 +103,7 @@ def run_sweep(arguments: list[str]) -> None:
     from qpa_exp.sweeps.studies import name_scales
     from qpa_exp.sweeps.worker import work
 
+    arguments = as_typed(arguments)
     refuse_interpolations(arguments)
     with hydra_of(conf_dir()) as started:
         started.multirun("multirun", work, name_scales(arguments))

@@ -25,6 +25,7 @@ from qpa_exp.adapters.catalogue import METHODS, option_nodes, unknown_method
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError, first_line, nearest
 from qpa_exp.generator.rules import VARIANTS
+from qpa_exp.registry import dotted
 from qpa_exp.runs.check_config import check
 
 USAGE_ERROR = 2
@@ -60,6 +61,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
     Raises:
         InputError: a key, an option or a value that is not allowed.
     """
+    overrides = as_typed(overrides)
     refuse_interpolations(overrides)
     for override in overrides:
         _check_key(override)
@@ -154,6 +156,48 @@ def _refuse_left_references(config: Config) -> None:
             raise InputError(f"{key} holds ${{, which begins a reference: it cannot be in a text.")
 
 
+def as_typed(arguments: Sequence[str]) -> list[str]:
+    """Overrides that Hydra's grammar can read: a text that it cannot is quoted for it.
+
+    So ``data.path=~/my texts/a.txt`` means what it says, with blanks, umlauts, ``'`` and ``=``.
+
+    Example:
+        >>> as_typed(["data.path=o'neil/ä.txt", "qpa.n_mlp=64"])
+        ["data.path='o\\\\'neil/ä.txt'", 'qpa.n_mlp=64']
+    """
+    return [_as_typed(argument) for argument in arguments]
+
+
+def _as_typed(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or _PLAIN.fullmatch(value) or key not in _text_keys():
+        return argument
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(argument)
+    except (HydraException, ValueError, RecursionError):
+        return f"{key}={quoted(value)}"
+    return argument
+
+
+_PLAIN = re.compile(r"[\w./+-]+", re.ASCII)
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's grammar for overrides writes it, whatever is in it."""
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+@functools.cache
+def _text_keys() -> frozenset[str]:
+    """The keys of the schema that hold a text, and Hydra's own that hold a path."""
+    texts = {key for key, item in dotted(Config()) if "str" in str(item.type).split("[")[0]}
+    return frozenset({*texts, "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.records"})
+
+
 def _check_key(override: str) -> None:
     """Refuse a misspelt key at once: Hydra would say so, but takes a second to start."""
     if override.startswith("~"):
@@ -234,8 +278,8 @@ def explain(error: BaseException) -> str:
     cause = error.__cause__
     if isinstance(error, MissingMandatoryValue) or "Missing mandatory value" in text:
         return f"{_full_key(text)} has no value: give {_full_key(text)}=<value>."
-    if isinstance(cause, InputError):  # of a resolver of our own
-        return f"{_full_key(text)}: {cause}"
+    if match := re.match(r"InputError raised while resolving interpolation: (.*)", text):
+        return f"{_full_key(text)}: {match[1]}"
     if isinstance(error, InterpolationKeyError):
         return _explain_missing_default(error)
     if match := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):

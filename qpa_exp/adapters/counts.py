@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qpa_exp.adapters.catalogue import METHODS, check_length, check_method
 from qpa_exp.config import Config, ModelConfig
+from qpa_exp.errors import InputError, first_line
 from qpa_exp.generator.rules import VARIANTS, Chunking, count_generator
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
     from qpa_exp.adapters.adapted import AdaptedModel
 
@@ -118,7 +122,7 @@ def _by_formula(config: Config) -> _Sizes | None:
 
 def _head_shape(model: ModelConfig) -> tuple[int, int, int] | None:
     architecture = model.architecture or {}
-    names = _HEADS.get(architecture.get("model_type", ""))
+    names = _HEADS.get(str(architecture.get("model_type")))
     if names is None:
         return None
     match [architecture.get(name) for name in ("vocab_size", *names)]:
@@ -136,14 +140,47 @@ def _by_building(config: Config, auto_class: str, task_type: str) -> _Sizes:
     from qpa_exp.adapters.peft_model import build_for_sizes, make_peft_config
     from qpa_exp.lm.loading import load_architecture, n_positions
 
-    architecture = load_architecture(config.model)
-    check_length(config, n_positions(architecture))
+    with _described(config.model):
+        architecture = load_architecture(config.model)
+        positions, layers = n_positions(architecture), _n_layers(architecture)
+    if layers > _MOST_LAYERS:
+        raise InputError(
+            f"{_place(config.model)} has {layers:,} layers, more than the {_MOST_LAYERS:,} allowed."
+        )
+    check_length(config, positions)
     loader: Any = getattr(transformers, auto_class)
-    built = build_for_sizes(
-        lambda: loader.from_config(architecture, trust_remote_code=False),
-        make_peft_config(config.peft, task_type),
-    )
-    return _of_built(built)
+
+    def make_model() -> PreTrainedModel:
+        with _described(config.model):
+            return loader.from_config(architecture, trust_remote_code=False)
+
+    return _of_built(build_for_sizes(make_model, make_peft_config(config.peft, task_type)))
+
+
+_MOST_LAYERS = 10_000
+"""Each is built, so their number is time."""
+
+
+def _n_layers(architecture: Any) -> int:
+    return int(getattr(architecture.get_text_config(), "num_hidden_layers", None) or 0)
+
+
+@contextmanager
+def _described(model: ModelConfig) -> Iterator[None]:
+    """Refuse what transformers cannot build: it checks little, and raises all sorts."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{_place(model)} describes no model that transformers can build "
+            f"({type(error).__name__}): {first_line(error)[:200]}"
+        ) from error
+
+
+def _place(model: ModelConfig) -> str:
+    return f"model={model.name_or_path}" if model.architecture is None else "model.architecture"
 
 
 def _of_built(model: PeftModel) -> _Sizes:

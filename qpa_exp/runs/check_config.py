@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.adapters.counts import Counts, plan_counts
-from qpa_exp.config import Config, validate
+from qpa_exp.config import Config, TrainerConfig, validate
 from qpa_exp.data.corpus import CORPORA
 from qpa_exp.errors import InputError
 from qpa_exp.generator.rules import REGISTRIES as OF_THE_GENERATOR
@@ -45,6 +46,24 @@ def check(config: Config, *, saved: bool = False) -> None:
         )
     if not saved:
         refuse_unread(config, REGISTRIES)
+
+
+def check_devices(config: TrainerConfig) -> None:
+    """Refuse more processes than this machine has cores or GPUs; for a run that is to start here.
+
+    Raises:
+        InputError: it says how many there are.
+    """
+    import torch
+
+    if config.accelerator in ("gpu", "cuda"):
+        there, what = torch.cuda.device_count(), "GPUs"
+    else:
+        there, what = os.cpu_count() or 1, "cores"
+    if config.devices > there:
+        raise InputError(
+            f"trainer.devices={config.devices} is more than the {there} {what} of this machine."
+        )
 
 
 def plan(config: Config) -> Counts:
