@@ -157,13 +157,13 @@ def _refuse_left_references(config: Config) -> None:
 
 
 def as_typed(arguments: Sequence[str]) -> list[str]:
-    """Overrides that Hydra's grammar can read: a text that it cannot is quoted for it.
+    r"""Overrides that Hydra's grammar can read: a text that it cannot is quoted for it.
 
     So ``data.path=~/my texts/a.txt`` means what it says, with blanks, umlauts, ``'`` and ``=``.
 
     Example:
         >>> as_typed(["data.path=o'neil/ä.txt", "qpa.n_mlp=64"])
-        ["data.path='o\\\\'neil/ä.txt'", 'qpa.n_mlp=64']
+        ["data.path='o\\'neil/ä.txt'", 'qpa.n_mlp=64']
     """
     return [_as_typed(argument) for argument in arguments]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -325,19 +326,24 @@ def validate(config: Any, prefix: str = "") -> None:
         rule(config)
 
 
-def _check_numbers(key: str, value: Any) -> None:
+def _check_numbers(key: str, whole: Any) -> None:
     """Every number, in lists and tables too, is finite and fits into 64 bits."""
+    for value in _numbers(whole):
+        if not math.isfinite(value):
+            raise InputError(f"{key}={whole} is out of range: give a finite number.")
+        if isinstance(value, int) and value.bit_length() > 63:
+            shown = whole if value.bit_length() < 1000 else "a number of hundreds of digits"
+            raise InputError(f"{key}={shown} is out of range: give less than 2^63.")
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
     if isinstance(value, dict):
-        for name, item in value.items():
-            _check_numbers(f"{key}.{name}", item)
-    elif isinstance(value, list | tuple):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
         for item in value:
-            _check_numbers(key, item)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{key}={value} is out of range: give a finite number.")
-    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        few = str(value) if abs(value) < 10**30 else "a number of more than 30 digits"
-        raise InputError(f"{key}={few} is out of range: it does not fit into 64 bits.")
+            yield from _numbers(item)
+    elif isinstance(value, int | float):
+        yield value
 
 
 def _check_range(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Any
 
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.adapters.counts import Counts, plan_counts
-from qpa_exp.config import Config, TrainerConfig, validate
+from qpa_exp.config import Config, validate
 from qpa_exp.data.corpus import CORPORA
 from qpa_exp.errors import InputError
 from qpa_exp.generator.rules import REGISTRIES as OF_THE_GENERATOR
@@ -48,22 +49,26 @@ def check(config: Config, *, saved: bool = False) -> None:
         refuse_unread(config, REGISTRIES)
 
 
-def check_devices(config: TrainerConfig) -> None:
-    """Refuse more processes than this machine has cores or GPUs; for a run that is to start here.
+def check_machine(config: Config) -> None:
+    """Refuse what this machine does not have; for a run that is to start here.
 
     Raises:
-        InputError: it says how many there are.
+        InputError: more processes than cores or GPUs, or a package that is not installed.
     """
     import torch
 
-    if config.accelerator in ("gpu", "cuda"):
+    trainer, name = config.trainer, config.logger.name
+    if trainer.accelerator in ("gpu", "cuda"):
         there, what = torch.cuda.device_count(), "GPUs"
     else:
         there, what = os.cpu_count() or 1, "cores"
-    if config.devices > there:
+    if trainer.devices > there:
         raise InputError(
-            f"trainer.devices={config.devices} is more than the {there} {what} of this machine."
+            f"trainer.devices={trainer.devices} is more than the {there} {what} of this machine."
         )
+    for module in LOGGERS[name].needs:
+        if find_spec(module) is None:
+            raise InputError(f"logger={name} needs {module}: pip install 'qpa-exp[loggers]'.")
 
 
 def plan(config: Config) -> Counts:
