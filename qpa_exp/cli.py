@@ -9,6 +9,7 @@ import functools
 import io
 import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -395,6 +396,8 @@ def _run(main: Callable[[list[str]], None]) -> Any:
             _refuse_no_text(sys.argv[1:])
             main(sys.argv[1:])
         except SystemExit as ended:
+            if isinstance(ended.__context__, BrokenPipeError):  # which rich turns into status 1
+                return _CLOSED_PIPE
             status = ended.code
         if error := _fault(sys.stdout):
             raise error
@@ -403,7 +406,7 @@ def _run(main: Callable[[list[str]], None]) -> Any:
         _say("interrupted")
         return _INTERRUPTED
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _fault(sys.stdout) is not None:
+        if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout):
             return _CLOSED_PIPE
         sentence = _explain_any(error)
         if sentence is None:
@@ -411,6 +414,16 @@ def _run(main: Callable[[list[str]], None]) -> Any:
             return 1
         _say(f"error: {sentence}")
         return USAGE_ERROR
+
+
+def _nobody_reads(stream: Any) -> bool:
+    """Whether it is a pipe whose other end is closed: what is printed next would be lost, too."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), select.POLLOUT)
+    except (OSError, ValueError, AttributeError):
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _say(text: str) -> None:
@@ -458,10 +471,8 @@ def _explain_any(error: Exception) -> str | None:
 
 def _explain_os_error(error: OSError) -> str:
     reason = error.strerror or first_line(error) or type(error).__name__
-    where = error.filename
-    if where is None:
-        where = "standard output" if _fault(sys.stdout) is not None else None
-    if where is None:
-        return f"{reason.rstrip('.')}."
+    where = error.filename or "The output"
     writing = error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EEXIST)
+    if not writing and error.filename is None:
+        return f"{reason.rstrip('.')}."
     return f"{where} cannot be {'written' if writing else 'used'}: {reason}."
