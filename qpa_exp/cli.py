@@ -81,7 +81,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
         raise InputError(explain(error)) from error
     except RecursionError as error:
         raise InputError(f"{' '.join(overrides)} is too deep, or refers to itself.") from error
-    except ValueError as error:  # Hydra's own, for an override of another form
+    except (ValueError, OverflowError) as error:  # Hydra's own, for an override of another form
         raise InputError(_cannot_be_read(overrides, error)) from error
 
 
@@ -251,7 +251,8 @@ def to_config(composed: DictConfig) -> Config:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         for registry in (METHODS, VARIANTS):  # defaults hang on these: an unknown one has none
-            _ = registry[OmegaConf.select(composed, registry.key)]
+            if (name := OmegaConf.select(composed, registry.key)) is not None:
+                _ = registry[name]
         raise InputError(explain(error)) from error
     assert isinstance(config, Config)
     _refuse_left_references(config)

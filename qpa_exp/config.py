@@ -329,7 +329,7 @@ def validate(config: Any, prefix: str = "") -> None:
 def _check_numbers(key: str, whole: Any) -> None:
     """Every number, in lists and tables too, is finite and fits into 64 bits."""
     for value in _numbers(whole):
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{key}={whole} is out of range: give a finite number.")
         if isinstance(value, int) and value.bit_length() > 63:
             shown = whole if value.bit_length() < 1000 else "a number of hundreds of digits"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ _MOST = 2**17
 class _Loader(yaml.SafeLoader):
     """No anchors, by which a short text may stand for an endless one, and no key twice."""
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+    def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise yaml.YAMLError("it has an anchor or an alias, which nothing here writes")
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         found = super().construct_mapping(node, deep=deep)
         if len(found) < len(node.value):
             raise yaml.YAMLError("it has a key twice")
@@ -45,7 +44,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         _refuse_more_than_data(found)
     except RecursionError as error:
         raise InputError(f"{path} is not one of ours: it is too deep.") from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not one of ours: {first_line(error).rstrip('.')}.") from error

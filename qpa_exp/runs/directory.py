@@ -118,7 +118,7 @@ def read_config(run_dir: Path) -> Config:
         assert isinstance(config, Config)
         _check_types(saved, dataclasses.asdict(config))
         check(config, saved=True)
-    except (OmegaConfBaseException, InputError) as error:
+    except (OmegaConfBaseException, InputError, OverflowError) as error:
         raise InputError(f"{path} is not the config of a run: {sentence_end(error)}") from error
     return config
 

@@ -245,7 +245,7 @@ class Preparation:
             except OmegaConfBaseException:  # let Hydra itself say what is wrong
                 composed = self._compose(as_overrides(run))
             return to_config(composed)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, OverflowError) as error:
             raise InputError(explain(error)) from error
 
     def _base(self, groups: tuple[str, ...]) -> DictConfig:
