@@ -75,11 +75,11 @@ def help_page() -> str:
     return f"{__doc__}\nGroups and their options:\n{groups}\n\nKeys:\n{keys}\n"
 
 
-def one_run(composed: DictConfig) -> InputError | None:
+def one_run(composed: DictConfig) -> Exception | None:
     """What Hydra calls for a single run.
 
     Returns:
-        A refusal: if it were raised, Hydra would print a line of its own about it.
+        What went wrong: if it were raised, Hydra would print a line of its own about it.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -91,7 +91,7 @@ def one_run(composed: DictConfig) -> InputError | None:
         from qpa_exp.runs.train import run
 
         run(config, run_dir)
-    except InputError as error:
+    except Exception as error:
         return error
     finally:
         discard(run_dir)

@@ -26,7 +26,8 @@ def snapshot(root: Path) -> Snapshot:
             content = str(path.readlink())
         elif path.is_file():
             content = hashlib.sha256(path.read_bytes()).hexdigest()
-        found[str(path)] = (stat.st_mode, stat.st_size, stat.st_mtime_ns, content)
+        changed = (0, 0) if path.is_dir() else (stat.st_size, stat.st_mtime_ns)  # see its files
+        found[str(path)] = (stat.st_mode, *changed, content)
     return found
 
 

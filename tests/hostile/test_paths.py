@@ -28,7 +28,7 @@ WRITTEN: dict[str, tuple[Callable[[list[str]], object], list[str]]] = {
     "export out": (export.main, ["run={run}", "out={}"]),
     "report out": (report.main, ["runs={run}", "out={}"]),
     "plan draw": (plan.main, ["draw={}"]),
-    "benchmark json": (benchmark.main, ["--quick", "--only", "circuit", "--json", "{}"]),
+    "benchmark json": (benchmark.main, ["--quick", "--only", "circuits", "--json", "{}"]),
     "reproduce out": (reproduce.main, ["studies=windows", "scale=smoke", "out={}"]),
 }
 
