@@ -465,7 +465,7 @@ def _explain_any(error: Exception) -> str | None:
     if refused or isinstance(error, MemoryError):
         asked = re.search(r"allocate [\d.]+ \w+", str(error))
         return (
-            f"The memory is not enough{f' to {asked[0]}' if asked else ''}: ask for less at once."
+            f"There is not enough memory{f' to {asked[0]}' if asked else ''}: ask for less at once."
         )
     return None
 
