@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
+
+# So Python calls a command, python -m qpa_exp.plan, while it looks for the command's module. It
+# puts the working directory first: a yaml.py in a run's directory would be taken for the library.
+# Before any other import, and for the processes that the command starts, too.
+_IS_COMMAND = sys.argv[:1] == ["-m"]
+if _IS_COMMAND and not sys.flags.safe_path:
+    _root = os.path.realpath(os.path.dirname(os.path.dirname(__file__)))  # noqa: PTH120
+    if os.path.realpath(sys.path[0]) != _root:
+        del sys.path[0]
+        os.environ["PYTHONSAFEPATH"] = "1"
+
+import logging
+import signal
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -24,8 +36,17 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-# So Python calls a command, python -m qpa_exp.plan, while it looks for the command's module.
-if sys.argv[:1] == ["-m"] and find_spec("hydra") is None:
+
+def _interrupted(*_: Any) -> None:
+    """Ctrl-C while libraries are imported, where an exception would come out as a traceback."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+if _IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _interrupted)  # until qpa_exp.cli.run_command takes over
+
+if _IS_COMMAND and find_spec("hydra") is None:
     print("error: the commands need: pip install 'qpa-exp[experiments]'", file=sys.stderr)
     sys.exit(2)
 

@@ -16,9 +16,11 @@ from omegaconf import DictConfig
 
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.cli import (
+    as_typed,
     compose_config,
     conf_dir,
     known_keys,
+    refuse_interpolations,
     register_schema,
     run_command,
     to_config,
@@ -30,6 +32,7 @@ MULTIRUN = {"-m", "--multirun"}
 
 def main(arguments: list[str]) -> None:
     """Run what the command line describes."""
+    arguments = as_typed(arguments)
     flags = {argument for argument in arguments if argument.startswith("-")}
     if not flags:
         # Before Hydra makes a directory for the run, and before torch is imported.
@@ -49,6 +52,7 @@ def main(arguments: list[str]) -> None:
     else:  # one of Hydra's own, which reads the shell's arguments itself
         import hydra
 
+        refuse_interpolations(arguments)
         register_schema()
         name = "multirun" if flags & MULTIRUN else "config"
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(one_run)()
@@ -71,11 +75,11 @@ def help_page() -> str:
     return f"{__doc__}\nGroups and their options:\n{groups}\n\nKeys:\n{keys}\n"
 
 
-def one_run(composed: DictConfig) -> InputError | None:
+def one_run(composed: DictConfig) -> Exception | None:
     """What Hydra calls for a single run.
 
     Returns:
-        A refusal: if it were raised, Hydra would print a line of its own about it.
+        What went wrong: if it were raised, Hydra would print a line of its own about it.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -87,7 +91,7 @@ def one_run(composed: DictConfig) -> InputError | None:
         from qpa_exp.runs.train import run
 
         run(config, run_dir)
-    except InputError as error:
+    except Exception as error:
         return error
     finally:
         discard(run_dir)
@@ -99,6 +103,8 @@ def run_sweep(arguments: list[str]) -> None:
     from qpa_exp.sweeps.studies import name_scales
     from qpa_exp.sweeps.worker import work
 
+    arguments = as_typed(arguments)
+    refuse_interpolations(arguments)
     with hydra_of(conf_dir()) as started:
         started.multirun("multirun", work, name_scales(arguments))
 

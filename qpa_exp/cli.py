@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
 import functools
+import io
+import os
 import re
+import select
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
@@ -13,10 +21,12 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+import qpa_exp
 from qpa_exp.adapters.catalogue import METHODS, option_nodes, unknown_method
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError, first_line, nearest
 from qpa_exp.generator.rules import VARIANTS
+from qpa_exp.registry import dotted
 from qpa_exp.runs.check_config import check
 
 USAGE_ERROR = 2
@@ -43,7 +53,7 @@ def register_schema() -> None:
     for name, node in option_nodes().items():
         if name not in files:
             store.store(group="peft", name=name, node=node, provider="qpa_exp")
-    OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("mul", _mul, replace=True)
 
 
 def compose_config(overrides: Sequence[str]) -> Config:
@@ -52,6 +62,8 @@ def compose_config(overrides: Sequence[str]) -> Config:
     Raises:
         InputError: a key, an option or a value that is not allowed.
     """
+    overrides = as_typed(overrides)
+    refuse_interpolations(overrides)
     for override in overrides:
         _check_key(override)
     from hydra import compose, initialize_config_dir
@@ -67,8 +79,124 @@ def compose_config(overrides: Sequence[str]) -> Config:
         raise
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(error)) from error
-    except ValueError as error:  # Hydra's own, for an override of another form
+    except RecursionError as error:
+        raise InputError(f"{' '.join(overrides)} is too deep, or refers to itself.") from error
+    except (ValueError, OverflowError) as error:  # Hydra's own, for an override of another form
         raise InputError(_cannot_be_read(overrides, error)) from error
+
+
+# --- references -------------------------------------------------------------------------------
+
+_TYPED = r"[\w.\[\]-]+|mul:[\w., +-]*|now:[^${}]*|hydra:runtime\.[\w.]+"
+_REFERENCE = re.compile(rf"\$\{{(?:{_TYPED})\}}")
+_OUR_OWN = re.compile(rf"\$\{{(?:{_TYPED}|oc\.select:[^${{}}]*)\}}")
+"""What conf/ writes, one in another: a key of the config, a product, the time."""
+
+
+def refuse_interpolations(overrides: Iterable[str]) -> None:
+    """Refuse what would read more than the config, before Hydra sees it: ``${oc.env:TOKEN}``.
+
+    What it stands for would be in every file of the run, and in W&B.
+
+    Raises:
+        InputError: it says which override, and not what it stands for.
+    """
+    for override in overrides:
+        # Hydra takes the backslashes and quotes away: $\{...\} becomes a reference, too.
+        if _holds_reference(_REFERENCE.sub("", re.sub(r"[\\'\"]", "", override))):
+            key = override.partition("=")[0]
+            raise InputError(f"{'An override' if _holds_reference(key) else key} {_NOT_RUN}")
+
+
+_NOT_RUN = (
+    "holds a reference that is not allowed: ${a.key}, ${mul:2,3}, ${now:%Y} and "
+    "${hydra:runtime.cwd} are, not one in another; let your shell put in anything else."
+)
+
+
+def _holds_reference(text: str) -> bool:
+    return "${" in text
+
+
+def _mul(a: Any, b: Any) -> int | float:
+    for factor in (a, b):
+        if type(factor) not in (int, float) or abs(factor) > 2**63:
+            raise InputError("${mul:a,b} takes two numbers.")
+    product: int | float = a * b
+    return product
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in nested dicts and lists, keys included, and where it is."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            place = f"{key}.{name}".lstrip(".")
+            yield from _texts(name, key)
+            yield from _texts(item, place)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item, key)
+
+
+def _refuse_foreign_references(composed: DictConfig) -> None:
+    """Of the files of conf/, wherever they lie: before any is followed."""
+    for key, text in _texts(OmegaConf.to_container(composed, resolve=False)):
+        before = ""
+        while before != text:
+            before, text = text, _OUR_OWN.sub("_", text)
+        if _holds_reference(text):
+            raise InputError(f"{key} {_NOT_RUN}")
+
+
+def _refuse_left_references(config: Config) -> None:
+    """What is written to a run's directory is read back as plain text."""
+    for key, text in _texts(dataclasses.asdict(config)):
+        if _holds_reference(text):
+            raise InputError(f"{key} holds ${{, which begins a reference: it cannot be in a text.")
+
+
+def as_typed(arguments: Sequence[str]) -> list[str]:
+    r"""Overrides that Hydra's grammar can read: a text that it cannot is quoted for it.
+
+    So ``data.path=~/my texts/a.txt`` means what it says, with blanks, umlauts, ``'`` and ``=``.
+
+    Example:
+        >>> as_typed(["data.path=o'neil/ä.txt", "qpa.n_mlp=64"])
+        ["data.path='o\\'neil/ä.txt'", 'qpa.n_mlp=64']
+    """
+    return [_as_typed(argument) for argument in arguments]
+
+
+def _as_typed(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or _PLAIN.fullmatch(value) or key not in _text_keys():
+        return argument
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(argument)
+    except (HydraException, ValueError, RecursionError):
+        return f"{key}={quoted(value)}"
+    return argument
+
+
+_PLAIN = re.compile(r"[\w./+-]+", re.ASCII)
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's grammar for overrides writes it, whatever is in it."""
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+@functools.cache
+def _text_keys() -> frozenset[str]:
+    """The keys of the schema that hold a text, and Hydra's own that hold a path."""
+    texts = {key for key, item in dotted(Config()) if "str" in str(item.type).split("[")[0]}
+    return frozenset({*texts, "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.records"})
 
 
 def _check_key(override: str) -> None:
@@ -101,8 +229,9 @@ def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
             raise InputError(f"{key} is no option of this command: it takes {', '.join(names)}.")
     try:
         pairs = (argument.partition("=") for argument in arguments)
-        # A value is text as it stands: no reference to another key.
-        given = {key: value.replace("${", "\\${") for key, _, value in pairs}
+        # A value is text as it stands: no reference to another key. OmegaConf takes one of each
+        # two backslashes before "${" away.
+        given = {key: re.sub(r"(\\*)\$\{", r"\1\1\\${", value) for key, _, value in pairs}
         options = OmegaConf.to_object(OmegaConf.merge(structured, given))
     except OmegaConfBaseException as error:
         raise InputError(explain(error)) from error
@@ -118,12 +247,15 @@ def to_config(composed: DictConfig) -> Config:
     """
     try:
         _refuse_appended_keys(composed)
+        _refuse_foreign_references(composed)
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         for registry in (METHODS, VARIANTS):  # defaults hang on these: an unknown one has none
-            _ = registry[OmegaConf.select(composed, registry.key)]
+            if (name := OmegaConf.select(composed, registry.key)) is not None:
+                _ = registry[name]
         raise InputError(explain(error)) from error
     assert isinstance(config, Config)
+    _refuse_left_references(config)
     check(config)
     return config
 
@@ -148,6 +280,8 @@ def explain(error: BaseException) -> str:
     cause = error.__cause__
     if isinstance(error, MissingMandatoryValue) or "Missing mandatory value" in text:
         return f"{_full_key(text)} has no value: give {_full_key(text)}=<value>."
+    if match := re.match(r"InputError raised while resolving interpolation: (.*)", text):
+        return f"{_full_key(text)}: {match[1]}"
     if isinstance(error, InterpolationKeyError):
         return _explain_missing_default(error)
     if match := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
@@ -226,24 +360,120 @@ def _full_key(text: str) -> str:
     return match.group(1) if match else ""
 
 
-def _refuse(sentence: str) -> NoReturn:
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(USAGE_ERROR)
+# --- the boundary of a command ----------------------------------------------------------------
+
+_INTERRUPTED = 128 + signal.SIGINT
+_CLOSED_PIPE = 128 + 13  # as the shell says of a process that SIGPIPE ended
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory")
+"""What torch says, whose errors are plain RuntimeErrors on a CPU."""
+_REPORT = "This is a bug of qpa_exp: please report the lines above to the project's issue tracker."
 
 
 def run_command(main: Callable[[list[str]], None]) -> NoReturn:
-    """Run a command on ``sys.argv``; leave with status 0, or 2 and one sentence on stderr."""
+    """Run a command on ``sys.argv``, and end the process.
+
+    Status 0; 2 and one sentence on stderr for what the user or the machine does not allow; 130
+    for Ctrl-C; 141 where nobody reads the output any more; 1 and a traceback for a bug.
+    """
+    with contextlib.suppress(ValueError):  # not the main thread, which alone may do it
+        if signal.getsignal(signal.SIGINT) is qpa_exp._interrupted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack what is to be printed
+    status = _run(main)
+    for stream in (sys.stdout, sys.stderr):
+        if _fault(stream) is not None:  # Python would complain about it at its very end
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(status)
+
+
+def _run(main: Callable[[list[str]], None]) -> Any:
+    """The exit status."""
     try:
-        main(sys.argv[1:])
-    except InputError as error:
-        _refuse(str(error))
-    except OmegaConfBaseException as error:
-        _refuse(explain(error))
+        status: Any = 0
+        try:
+            _refuse_no_text(sys.argv[1:])
+            main(sys.argv[1:])
+        except SystemExit as ended:
+            if isinstance(ended.__context__, BrokenPipeError):  # which rich turns into status 1
+                return _CLOSED_PIPE
+            status = ended.code
+        if error := _fault(sys.stdout):
+            raise error
+        return status
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _say("interrupted")
+        return _INTERRUPTED
     except Exception as error:
-        if not type(error).__module__.startswith("hydra."):
-            raise
-        _refuse(explain(error))
-    sys.exit(0)
+        if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout):
+            return _CLOSED_PIPE
+        sentence = _explain_any(error)
+        if sentence is None:
+            _say("".join(traceback.format_exception(error)) + _REPORT)
+            return 1
+        _say(f"error: {sentence}")
+        return USAGE_ERROR
+
+
+def _nobody_reads(stream: Any) -> bool:
+    """Whether it is a pipe whose other end is closed: what is printed next would be lost, too."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), select.POLLOUT)
+    except (OSError, ValueError, AttributeError):
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(text, file=sys.stderr, flush=True)
+
+
+def _fault(stream: Any) -> OSError | None:
+    """Why what was printed to this stream does not arrive; None where it does."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def _refuse_no_text(arguments: Sequence[str]) -> None:
+    """Bytes that are no UTF-8 could be written to no file of a run."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{argument!r} is not valid UTF-8.") from error
+        if "\0" in argument:
+            raise InputError(f"{argument!r} holds a zero byte, which no text and no path has.")
+
+
+def _explain_any(error: Exception) -> str | None:
+    """One sentence for what the user or the machine does not allow; None for a bug."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OmegaConfBaseException) or type(error).__module__.startswith("hydra."):
+        return str(InputError(explain(error)))
+    if isinstance(error, OSError):
+        return str(InputError(_explain_os_error(error)))
+    refused = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))
+    if refused or isinstance(error, MemoryError):
+        asked = re.search(r"allocate [\d.]+ \w+", str(error))
+        return (
+            f"There is not enough memory{f' to {asked[0]}' if asked else ''}: ask for less at once."
+        )
+    return None
+
+
+def _explain_os_error(error: OSError) -> str:
+    reason = error.strerror or first_line(error) or type(error).__name__
+    where = error.filename or "The output"
+    writing = error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EEXIST)
+    if not writing and error.filename is None:
+        return f"{reason.rstrip('.')}."
+    return f"{where} cannot be {'written' if writing else 'used'}: {reason}."

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -22,15 +23,19 @@ TABLE_1 = (32, 64, 128, 128, 64, 32, 32)
 counts need it."""
 
 
-def ranged(
-    default: Any = MISSING, *, least: int | float | None = None, most: int | float | None = None
-) -> Any:
+MANY = 10**12
+"""Of steps and the like: above what anybody waits for, and far below where numbers wrap around."""
+MOST_SEED = 2**63 - 1
+"""torch takes no larger one."""
+
+
+def ranged(default: Any = MISSING, *, least: int | float, most: int | float) -> Any:
     """A field with the numbers that it may hold, both ends included."""
     return field(default=default, metadata={"least": least, "most": most})
 
 
-def positive(default: Any = MISSING, *, most: int | float | None = None) -> Any:
-    """A field that holds a finite number above 0."""
+def positive(default: Any = MISSING, *, most: int | float = 1e6) -> Any:
+    """A field that holds a number above 0."""
     return field(default=default, metadata={"positive": True, "most": most})
 
 
@@ -98,8 +103,8 @@ class PeftMethodConfig:
     """One PEFT method on the modules it targets. null = PEFT's own default for that key."""
 
     method: str = "lora"
-    r: int | None = ranged(None, least=1)
-    lora_alpha: int | None = ranged(None, least=1)
+    r: int | None = ranged(None, least=1, most=2**20)
+    lora_alpha: int | None = ranged(None, least=1, most=2**40)
     """The update is scaled by ``lora_alpha / r``; the paper takes 2 r."""
     lora_dropout: float | None = None
     target_modules: list[str] | None = field(default_factory=lambda: ["lm_head"])
@@ -121,7 +126,7 @@ class QPAConfig:
     variant: str = "tuned"
     """The paper's equations (``paper``), its authors' code (``released``), ours, or ``off``: no
     generator at all."""
-    n_mlp: int = ranged(64, least=1)
+    n_mlp: int = ranged(64, least=1, most=2**31)
     """Parameters generated from one basis state (Sec. 3.2)."""
     n_layers: int = ranged(8, least=1, most=10_000)
     """Repetitions of the ansatz, the paper's L."""
@@ -175,7 +180,7 @@ class QPAConfig:
     cut from one place of one tensor, and its n_mlp outputs always mean the same rows there."""
     center: bool = False
     """Subtract the mean of the generated vector (Appendix J)."""
-    seed: int = ranged(2025, least=0)
+    seed: int = ranged(2025, least=0, most=MOST_SEED)
     """Of the initial angles, the mapping model and the PEFT method's own initial tensors."""
 
 
@@ -189,10 +194,10 @@ class DataConfig:
     """A file or directory of the user's own; null = the corpus' own source."""
     layout: str = one_of("lines", "blocks", default="blocks")
     """How text becomes examples: packed blocks, or one padded line each (the paper)."""
-    max_length: int = ranged(128, least=2)
+    max_length: int = ranged(128, least=2, most=2**24)
     """Tokens an example: the block, or the length that lines are padded and cut to."""
-    batch_size: int = ranged(4, least=1)
-    eval_batch_size: int = ranged(8, least=1)
+    batch_size: int = ranged(4, least=1, most=2**20)
+    eval_batch_size: int = ranged(8, least=1, most=2**20)
     text_column: str = "text"
     """Of a table of labelled texts, for ``task=seq_cls``."""
     label_column: str = "label"
@@ -218,18 +223,18 @@ class OptimConfig:
     name: str = "adamw"
     """AdamW for everything, or for the mapping model beside a search of the circuit's angles."""
     lr: float = positive(most=100.0)
-    theta_lr: float | None = positive(None)
+    theta_lr: float | None = positive(None, most=100.0)
     """Of the circuit's angles, in radians; null = ``lr``."""
-    weight_decay: float = ranged(0.01, least=0)
+    weight_decay: float = ranged(0.01, least=0, most=1e6)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = positive(1e-8)
     schedule: str = one_of("linear", "constant")
     """The learning rate after the warmup."""
-    warmup_steps: int = ranged(0, least=0)
+    warmup_steps: int = ranged(0, least=0, most=MANY)
     over: str = one_of("theta", "all")
     """What a search without gradients moves: the circuit's angles, or every parameter."""
-    search_every_n_steps: int = ranged(10, least=1)
-    max_evaluations: int | None = ranged(None, least=2)
+    search_every_n_steps: int = ranged(10, least=1, most=MANY)
+    max_evaluations: int | None = ranged(None, least=2, most=MANY)
     """Of the loss, in one search; null = 2 (n + 1) for n parameters, and 2 for spsa."""
     radius: float = positive(0.1)
     """How far a search looks at first, in radians for the angles."""
@@ -240,23 +245,23 @@ class TrainerConfig:
     """Lightning's own names for what it is asked to do."""
 
     accelerator: str = one_of("cpu", "gpu", "cuda", "mps", "auto")
-    devices: int = ranged(1, least=1)
+    devices: int = ranged(1, least=1, most=100_000)
     strategy: str = "auto"
     precision: str = one_of("32-true", "bf16-mixed", "16-mixed")
-    max_epochs: int = ranged(least=1)
+    max_epochs: int = ranged(least=1, most=MANY)
     max_steps: int = -1
     """Optimizer steps, where fewer than ``max_epochs`` give; -1 = no limit."""
-    accumulate_grad_batches: int = ranged(1, least=1)
+    accumulate_grad_batches: int = ranged(1, least=1, most=MANY)
     gradient_checkpointing: bool = False
     """Keep only every layer's input, and compute the rest again in the backward pass."""
     gradient_clip_val: float | None = positive(None)
-    log_every_n_steps: int = ranged(10, least=1)
-    validate_every_n_steps: int | None = ranged(None, least=1)
+    log_every_n_steps: int = ranged(10, least=1, most=MANY)
+    validate_every_n_steps: int | None = ranged(None, least=1, most=MANY)
     """Optimizer steps between validations; null = once an epoch."""
-    checkpoint_every_n_steps: int = ranged(100, least=1)
-    limit_eval_batches: int | None = ranged(None, least=1)
+    checkpoint_every_n_steps: int = ranged(100, least=1, most=MANY)
+    limit_eval_batches: int | None = ranged(None, least=1, most=MANY)
     """Stop validation and test after so many batches; null = all of them."""
-    gradient_variance_starts: int | None = ranged(None, least=2)
+    gradient_variance_starts: int | None = ranged(None, least=2, most=10**6)
     """Random starts over which the variance of d loss / d theta is measured before the first step
     and logged (Appendix H); null = not."""
     progress_bar: bool = True
@@ -288,7 +293,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    seed: int = ranged(2025, least=0)
+    seed: int = ranged(2025, least=0, most=MOST_SEED)
     resume: str | None = None
     """The directory of an interrupted run to continue, as it was configured."""
 
@@ -314,11 +319,32 @@ def validate(config: Any, prefix: str = "") -> None:
         if is_dataclass(value):
             nested[f"{key}."] = value
         elif value is not None:
+            _check_numbers(key, value)
             _check_range(key, value, item.type, **item.metadata)
     for group, value in nested.items():  # last, for they refer to what stands outside them
         validate(value, group)
     if rule := _RULES.get(type(config)):
         rule(config)
+
+
+def _check_numbers(key: str, whole: Any) -> None:
+    """Every number, in lists and tables too, is finite and fits into 64 bits."""
+    for value in _numbers(whole):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{key}={whole} is out of range: give a finite number.")
+        if isinstance(value, int) and value.bit_length() > 63:
+            shown = whole if value.bit_length() < 1000 else "a number of hundreds of digits"
+            raise InputError(f"{key}={shown} is out of range: give less than 2^63.")
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float):
+        yield value
 
 
 def _check_range(
@@ -333,14 +359,15 @@ def _check_range(
 ) -> None:
     if choices and value not in choices:
         raise InputError(f"{key}={value} is unknown: give one of {', '.join(choices)}.")
-    if positive and not (value > 0 and math.isfinite(value)):
+    if positive and value <= 0:
         raise InputError(f"{key}={value} is out of range: give a finite number above 0.")
-    if least is not None and not (value >= least and math.isfinite(value)):
+    if least is not None and value < least:
         if "float" in str(kind):
             raise InputError(f"{key}={value} is out of range: give a number from {least} up.")
         raise InputError(f"{key}={value} is too small: give a whole number of at least {least}.")
     if most is not None and value > most:
-        raise InputError(f"{key}={value} is too large: give at most {most:g}.")
+        limit = most if isinstance(most, int) else f"{most:g}"
+        raise InputError(f"{key}={value} is too large: give at most {limit}.")
 
 
 def count_shots(shots: str | None, n_qubits: int, key: str = "qpa.shots") -> int | None:
@@ -372,11 +399,16 @@ def _generator(config: QPAConfig) -> None:
     for key in ("shots", "final_shots"):
         count_shots(getattr(config, key), n_qubits=1, key=f"qpa.{key}")
     for width in config.mapping_hidden:
-        if width < 1:
+        if not isinstance(width, int) or width < 1:
             raise InputError(
                 f"qpa.mapping_hidden={list(config.mapping_hidden)} has a layer of {width}: "
                 "give widths from 1 up, or [] for no hidden layer."
             )
+    if len(config.mapping_hidden) > 1000 or max(config.mapping_hidden, default=0) > 2**24:
+        raise InputError(
+            f"qpa.mapping_hidden={list(config.mapping_hidden)} is too large: give at most "
+            f"1000 layers, each at most {2**24} wide."
+        )
 
 
 def _peft(config: PeftMethodConfig) -> None:
@@ -399,9 +431,9 @@ def _optim(config: OptimConfig) -> None:
 
 
 def _trainer(config: TrainerConfig) -> None:
-    if config.max_steps != -1 and config.max_steps < 1:
+    if config.max_steps != -1 and not 1 <= config.max_steps <= MANY:
         raise InputError(
-            f"trainer.max_steps={config.max_steps} is out of range: give at least 1, "
+            f"trainer.max_steps={config.max_steps} is out of range: give 1 to {MANY}, "
             "or -1 for no limit."
         )
 

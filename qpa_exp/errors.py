@@ -11,7 +11,15 @@ class InputError(ValueError):
 
     The sentence names what is wrong, the value, and what would be right. Commands print it on
     standard error and leave with exit status 2; in Python it is an ordinary ``ValueError``.
+    It is one line of at most 500 characters, whatever the value was.
     """
+
+    def __init__(self, sentence: object = "") -> None:
+        text = one_line("".join(c if c.isprintable() else " " for c in str(sentence)))
+        super().__init__(text if len(text) <= _MOST else f"{text[:240]} ... {text[-240:]}")
+
+
+_MOST = 500
 
 
 def nearest(word: str, choices: Iterable[str], n: int = 3) -> list[str]:

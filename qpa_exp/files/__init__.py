@@ -43,6 +43,9 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which file
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -123,6 +126,8 @@ def read_bytes(path: Path, most: int = 16 * MIB) -> bytes:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:  # a path with a zero byte
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{str(path)!r} is no path: {error}.") from error
 
 

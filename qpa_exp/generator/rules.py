@@ -17,6 +17,7 @@ from qpa_exp.circuits.simulator import check_circuit, check_size
 from qpa_exp.config import TABLE_1, Config, QPAConfig, validate
 from qpa_exp.errors import InputError
 from qpa_exp.generator.features import FEATURES
+from qpa_exp.machine import free_memory
 from qpa_exp.registry import Registry, read_key, refuse_unread
 
 _OF_A_GENERATOR = (
@@ -152,7 +153,27 @@ def count_generator(m: int, config: QPAConfig) -> GeneratorCounts:
     check_size(config, n_qubits)
     circuit = ANSATZE[config.ansatz].count(config, n_qubits, n_chunks)
     mapping = sum((wide + 1) * narrow for wide, narrow in pairwise(layer_widths(config, n_qubits)))
-    return GeneratorCounts(circuit + mapping, n_chunks, n_qubits)
+    counts = GeneratorCounts(circuit + mapping, n_chunks, n_qubits)
+    _check_memory(config, counts)
+    return counts
+
+
+def _check_memory(config: QPAConfig, counts: GeneratorCounts) -> None:
+    """Refuse a generator for which there is not the memory: its parameters, and one layer's output.
+
+    A parameter has a gradient and AdamW's two moments beside it, each of 32 bits.
+    """
+    widest = max([*config.mapping_hidden, config.n_mlp])
+    needed = 16 * counts.trainable_params + 4 * counts.n_chunks * widest
+    if needed > (free := free_memory()):
+        sizes = {key: getattr(config, key) for key in ("n_mlp", "window", "n_circuits", "n_layers")}
+        sizes["mapping_hidden"] = max(config.mapping_hidden, default=0)
+        key = max(sizes, key=lambda name: sizes[name])
+        raise InputError(
+            f"A generator of {counts.trainable_params:,} trainable parameters and "
+            f"{counts.n_chunks:,} chunks needs {needed / 2**30:.3g} GiB of memory and "
+            f"{free / 2**30:.3g} GiB are free: give a smaller qpa.{key} than {sizes[key]}."
+        )
 
 
 def layer_widths(config: QPAConfig, n_qubits: int) -> tuple[int, ...]:

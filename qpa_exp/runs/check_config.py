@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from typing import Any
 
 from qpa_exp.adapters.catalogue import METHODS
@@ -45,6 +47,28 @@ def check(config: Config, *, saved: bool = False) -> None:
         )
     if not saved:
         refuse_unread(config, REGISTRIES)
+
+
+def check_machine(config: Config) -> None:
+    """Refuse what this machine does not have; for a run that is to start here.
+
+    Raises:
+        InputError: more processes than cores or GPUs, or a package that is not installed.
+    """
+    import torch
+
+    trainer, name = config.trainer, config.logger.name
+    if trainer.accelerator in ("gpu", "cuda"):
+        there, what = torch.cuda.device_count(), "GPUs"
+    else:
+        there, what = os.cpu_count() or 1, "cores"
+    if trainer.devices > there:
+        raise InputError(
+            f"trainer.devices={trainer.devices} is more than the {there} {what} of this machine."
+        )
+    for module in LOGGERS[name].needs:
+        if find_spec(module) is None:
+            raise InputError(f"logger={name} needs {module}: pip install 'qpa-exp[loggers]'.")
 
 
 def plan(config: Config) -> Counts:

@@ -15,18 +15,19 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qpa_exp.config import Config
-from qpa_exp.errors import InputError, first_line, one_line
+from qpa_exp.errors import InputError, one_line, sentence_end
 from qpa_exp.files import read_json, write_json, write_text
+from qpa_exp.files.plain_yaml import read_yaml
 from qpa_exp.runs.check_config import check
 
 CONFIG, METRICS, FAILED, CACHE = "config.yaml", "metrics.json", "failed.json", "cache.json"
@@ -111,18 +112,27 @@ def read_config(run_dir: Path) -> Config:
         raise InputError(
             f"{run_dir} is not a run directory: it has no {CONFIG}, which every run writes."
         )
+    saved = read_yaml(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        saved = yaml.safe_load(text)
-        if not isinstance(saved, dict) or "${" in text:  # a saved config is resolved: plain values
-            raise InputError(f"{path} is not the config of a run.")
-        merged = OmegaConf.merge(OmegaConf.structured(Config), saved)
-        config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not the config of a run: {first_line(error)}") from error
-    assert isinstance(config, Config)
-    check(config, saved=True)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), saved))
+        assert isinstance(config, Config)
+        _check_types(saved, dataclasses.asdict(config))
+        check(config, saved=True)
+    except (OmegaConfBaseException, InputError, OverflowError) as error:
+        raise InputError(f"{path} is not the config of a run: {sentence_end(error)}") from error
     return config
+
+
+def _check_types(saved: Any, read: Any, key: str = "") -> None:
+    """Refuse a value that was turned into another type as it was read: a text for a number."""
+    if isinstance(saved, dict) and isinstance(read, dict):
+        for name, value in saved.items():
+            _check_types(value, read.get(name), f"{key}.{name}".lstrip("."))
+    elif isinstance(saved, list) and isinstance(read, list):
+        for value, of_it in zip(saved, read, strict=True):
+            _check_types(value, of_it, key)
+    elif type(saved) is not type(read) and (type(saved), type(read)) != (int, float):
+        raise InputError(f"{key}={saved!r} has the wrong type.")
 
 
 def discard(run_dir: Path) -> None:

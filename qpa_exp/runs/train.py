@@ -42,6 +42,7 @@ from qpa_exp.runs.callbacks import (
     TerminalBar,
     checkpoints,
 )
+from qpa_exp.runs.check_config import check_machine
 from qpa_exp.runs.directory import CURVES, Metrics, read_curve
 from qpa_exp.runs.loggers import LOGGERS
 from qpa_exp.runs.module import AdapterModule, Divergence
@@ -114,6 +115,7 @@ def build(config: Config, cache_mode: str | None = None) -> RunParts:
     """
     _quiet()
     keep_freed_memory()
+    check_machine(config)
     check_length(config, n_positions(load_architecture(config.model)))
     stopwatch = Stopwatch()
     task = TASKS[config.task](config, stopwatch)

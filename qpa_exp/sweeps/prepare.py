@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from qpa_exp.adapters.counts import Counts
-from qpa_exp.cli import explain, to_config
+from qpa_exp.cli import explain, quoted, to_config
 from qpa_exp.config import Config
 from qpa_exp.data.corpus import comes_from_the_hub
 from qpa_exp.errors import InputError
@@ -33,6 +34,9 @@ from qpa_exp.sweeps.worker import OUTPUT
 
 Axes = dict[str, list[str]]
 """For each key of the config its values, as an override spells them."""
+
+MOST_RUNS = 10_000
+"""Each is composed and checked before the first one starts."""
 
 _PLAIN = re.compile(r"[\w./+-]+")
 
@@ -51,17 +55,21 @@ def expand(
         arguments: Hydra overrides; ``key=a,b`` and the like are axes.
 
     Raises:
-        InputError: an override that is no list of values, or takes a key away.
+        InputError: an override that is no list of values, or takes a key away; too many runs.
     """
     given = _axes_of(arguments)
-    runs: list[dict[str, str]] = []
-    for part in parts:
-        axes = {key: _values(value) for key, value in {**fixed, **part}.items()} | given
+    products = [
+        {key: _values(value) for key, value in {**fixed, **part}.items()} | given for part in parts
+    ]
+    n_runs = sum(math.prod(map(len, axes.values())) for axes in products)
+    if n_runs > MOST_RUNS:
+        raise InputError(f"This describes {n_runs:,} runs: a sweep has at most {MOST_RUNS:,}.")
+    runs: dict[frozenset[tuple[str, str]], dict[str, str]] = {}
+    for axes in products:
         for values in itertools.product(*axes.values()):
             run = dict(zip(axes, values, strict=True))
-            if run not in runs:
-                runs.append(run)
-    return runs
+            runs.setdefault(frozenset(run.items()), run)
+    return list(runs.values())
 
 
 def as_overrides(run: Mapping[str, str]) -> list[str]:
@@ -92,8 +100,7 @@ def spell(value: Any) -> str:
         return f"{{{','.join(f'{key}:{spell(item)}' for key, item in value.items())}}}"
     text = str(value)
     if isinstance(value, str) and not _PLAIN.fullmatch(text):
-        escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{escaped}'"
+        return quoted(text)
     return text
 
 
@@ -115,7 +122,7 @@ def values_of(override: Override) -> list[str]:
     """Every value that an override lists, as it is spelled there.
 
     Raises:
-        InputError: it is an interval, or the like.
+        InputError: it is an interval, or the like, or there are too many.
     """
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
@@ -124,7 +131,12 @@ def values_of(override: Override) -> list[str]:
             f"{override.input_line} gives no list of values: write {override.key_or_group}=a,b,c, "
             "or choice(...) or range(...)."
         )
-    return [str(value) for value in override.sweep_string_iterator()]
+    values = list(itertools.islice(override.sweep_string_iterator(), MOST_RUNS + 1))
+    if len(values) > MOST_RUNS:
+        raise InputError(
+            f"{override.input_line} lists too many values: a sweep has at most {MOST_RUNS:,} runs."
+        )
+    return [str(value) for value in values]
 
 
 _IN_NO_GROUP = ("seed", "task", "resume")
@@ -233,7 +245,7 @@ class Preparation:
             except OmegaConfBaseException:  # let Hydra itself say what is wrong
                 composed = self._compose(as_overrides(run))
             return to_config(composed)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, OverflowError) as error:
             raise InputError(explain(error)) from error
 
     def _base(self, groups: tuple[str, ...]) -> DictConfig:

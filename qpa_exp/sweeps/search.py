@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from qpa_exp.errors import InputError
 from qpa_exp.runs.directory import State, error_of, last_of_curve
-from qpa_exp.sweeps.prepare import Job, Preparation, expand, spell
+from qpa_exp.sweeps.prepare import MOST_RUNS, Job, Preparation, expand, spell
 from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, unique
 from qpa_exp.sweeps.studies import Study, record_directory, record_study, say
 from qpa_exp.task import TASKS
@@ -47,6 +47,9 @@ def prepare_search(
 
     found = study.search
     assert found is not None
+    for key, most in {"n_trials": MOST_RUNS, "batch_size": MOST_RUNS, "seed": 2**31}.items():
+        if not (0 if key == "seed" else 1) <= (value := getattr(found, key)) <= most:
+            raise InputError(f"hydra.sweeper.search.{key}={value} is out of range: at most {most}.")
 
     def search() -> None:
         if master.hydra.sweeper.only_plan:

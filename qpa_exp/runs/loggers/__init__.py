@@ -22,11 +22,13 @@ class Destination:
         make: Lightning's logger for a run that writes to this directory; None adds none.
         summarize: what it does with the final figures.
         reads: conditional config keys that it reads.
+        needs: modules that the extra ``loggers`` installs.
     """
 
     make: Callable[[Config, Path], Logger] | None = None
     summarize: Callable[[Any, dict[str, Any]], None] | None = None
     reads: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 LOGGERS: Registry[Destination] = Registry(

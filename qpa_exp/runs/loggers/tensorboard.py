@@ -19,4 +19,4 @@ def make(config: Config, run_dir: Path) -> Logger:
     return TensorBoardLogger(str(run_dir), name="tensorboard")
 
 
-ENTRY = Destination(make)
+ENTRY = Destination(make, needs=("tensorboard",))

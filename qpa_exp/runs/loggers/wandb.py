@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import Config
+from qpa_exp.errors import one_line
 from qpa_exp.runs.loggers import Destination
 
 if TYPE_CHECKING:
@@ -16,17 +17,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SECONDS = 20
+"""For which W&B may be silent before the run goes on without it."""
+
 
 def make(config: Config, run_dir: Path) -> WandbLogger:
     """Online where a key is set up and accepted, else offline, which needs no network."""
     if not is_offline():
-        import wandb
-
-        online = _new_logger(config, run_dir, offline=False)
         try:
+            online = _new_logger(config, run_dir, offline=False)
             _ = online.experiment  # W&B is asked here
-        except wandb.errors.Error as error:
-            log.warning("W&B cannot be reached (%s): this run is logged offline.", error)
+        except Exception as error:  # W&B's own, and those of the libraries under it
+            reason = one_line(error).replace(os.environ.get("WANDB_API_KEY") or "\0", "...")[:200]
+            log.warning("W&B cannot be used (%s): this run is logged offline.", reason)
             os.environ["WANDB_MODE"] = "offline"
         else:
             return online
@@ -35,8 +38,10 @@ def make(config: Config, run_dir: Path) -> WandbLogger:
 
 def _new_logger(config: Config, run_dir: Path, offline: bool) -> WandbLogger:
     from pytorch_lightning.loggers import WandbLogger
+    from wandb import Settings
 
     return WandbLogger(
+        settings=Settings(init_timeout=_SECONDS),
         project=config.logger.project,
         entity=config.logger.entity,
         group=config.logger.group,
@@ -44,6 +49,7 @@ def _new_logger(config: Config, run_dir: Path, offline: bool) -> WandbLogger:
         name=run_dir.name,
         save_dir=str(run_dir),
         offline=offline,
+        mode="offline" if offline else "online",  # W&B has read the environment by now
     )
 
 
@@ -73,5 +79,8 @@ def summarize(logger: Any, metrics: dict[str, Any]) -> None:
 
 
 ENTRY = Destination(
-    make, summarize, reads=("logger.project", "logger.entity", "logger.group", "logger.tags")
+    make,
+    summarize,
+    reads=("logger.project", "logger.entity", "logger.group", "logger.tags"),
+    needs=("wandb", "requests"),
 )

@@ -1,0 +1,177 @@
+"""Garbage in every file that the package reads: a sentence, or it is left out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qpa_exp import export, generate
+from qpa_exp.__main__ import main as train
+from qpa_exp.errors import InputError
+from qpa_exp.report import __main__ as report
+from qpa_exp.report.collect import collect
+from qpa_exp.runs import directory
+from qpa_exp.sweeps.studies import read_manifest
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+EXTREME = [
+    b"", b"\0", b"\xff\xfe\0", b"null", b"[]", b"{}", b"1", b'""', b"[" * 10_000, b'{"a":' * 10_000,
+    b"9" * 10_000, b"NaN", b"Infinity", b"---\n---\n", b"&a [*a]", b"- " * 5000, b"a: " * 5000,
+    b"x" * 2**20,
+]  # fmt: skip
+
+
+@st.composite
+def spoilt(draw: st.DrawFn, whole: bytes) -> bytes:
+    """The content of a file as a crash, an editor or an enemy may leave it."""
+    kind = draw(st.sampled_from(["extreme", "cut", "bytes", "value", "key"]))
+    if kind == "extreme":
+        return draw(st.sampled_from(EXTREME))
+    if kind == "cut":
+        return whole[: draw(st.integers(0, len(whole)))]
+    if kind == "bytes":
+        at = draw(st.integers(0, len(whole)))
+        return whole[:at] + draw(st.binary(min_size=1, max_size=9)) + whole[at + 3 :]
+    lines = whole.decode().splitlines()
+    at = draw(st.integers(0, len(lines) - 1))
+    key, colon, _ = lines[at].partition(":")
+    new = json.dumps(draw(JSON))
+    lines[at] = f"{key}: {new}," if kind == "value" and colon else f'"{new[:9]}": 1,'
+    if not whole.startswith(b"{"):
+        lines[at] = lines[at].rstrip(",")
+    return "\n".join(lines).encode()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, whole_run: Path) -> Path:
+    """The record of a study of one run."""
+    place = tmp_path_factory.mktemp("study")
+    shutil.copytree(whole_run, place / "run")
+    record = {
+        "study": "mine", "title": "t", "paper": "", "scale": "tiny", "command": "c", "figures": [],
+        "tables": [], "notes": [], "differs": [],
+        "runs": [{"path": "run", "label": "l", "overrides": ["seed=1"]}],
+    }  # fmt: skip
+    (place / "sweep.json").write_text(json.dumps(record, indent=1))
+    return place
+
+
+def read_all(run: Path) -> None:
+    """All that a report, ``resume`` and a sweep ask a run's directory."""
+    directory.state_of(run)
+    directory.error_of(run)
+    directory.read_metrics(run)
+    directory.noted_cache(run)
+    directory.last_of_curve(run, "train/loss")
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "config.yaml": directory.read_config,
+    "metrics.json": read_all,
+    "cache.json": read_all,
+    "csv/version_0/metrics.csv": read_all,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_garbage_in_a_run_is_a_sentence_or_nothing(
+    home: Path, whole_run: Path, name: str, data: st.DataObject
+) -> None:
+    run = home / "work" / "out" / "run"
+    if not run.exists():
+        shutil.copytree(whole_run, run)
+    (run / name).write_bytes(data.draw(spoilt((whole_run / name).read_bytes())))
+    try:
+        READERS[name](run)
+    except InputError as error:
+        assert name in str(error)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_garbage_in_the_record_of_a_study_is_a_sentence(
+    home: Path, study: Path, data: st.DataObject
+) -> None:
+    place = home / "work" / "out" / "study"
+    place.mkdir(exist_ok=True)
+    (place / "sweep.json").write_bytes(data.draw(spoilt((study / "sweep.json").read_bytes())))
+    try:
+        read_manifest(place)
+    except InputError as error:
+        assert "sweep.json" in str(error)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.yaml"])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_report_leaves_out_what_it_cannot_read(
+    home: Path, whole_run: Path, name: str, data: st.DataObject
+) -> None:
+    run = home / "work" / "out" / "run"
+    if not run.exists():
+        shutil.copytree(whole_run, run)
+    (run / name).write_bytes(data.draw(spoilt((whole_run / name).read_bytes())))
+    try:
+        for _ in collect([str(run)], None):
+            pass
+    except InputError as error:
+        assert str(run) in str(error)
+
+
+FILES = ["config.yaml", "metrics.json", "cache.json", "generator/qpa_config.json",
+         "generator/generator.safetensors", "csv/version_0/metrics.csv"]  # fmt: skip
+"""Of a complete run, by the names that its directory has for them."""
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 10_000, b"{}"])
+@pytest.mark.parametrize("name", FILES)
+def test_every_command_takes_a_spoilt_run_for_what_it_is(
+    home: Path, untouched: None, enemys: Callable[[], Path], ends: Callable[..., Any],
+    name: str, content: bytes,
+) -> None:  # fmt: skip
+    run = enemys()
+    trained = sorted((run / "generator").glob("*.safetensors"))
+    (trained[0] if name.endswith("safetensors") else run / name).write_bytes(content)
+    ends(report.main, [f"runs={run}", "out=out/report"])
+    ends(train, [f"resume={run}"])
+    if content:
+        ends(export.main, [f"run={run}", "out=out/adapter"])
+    else:
+        ends(generate.main, [f"run={run}", "prompt=the", "max_new_tokens=1"])
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", ["directory", "fifo", "loop"])
+def test_every_command_takes_a_file_that_is_none_for_what_it_is(
+    home: Path, untouched: None, enemys: Callable[[], Path], ends: Callable[..., Any],
+    name: str, kind: str,
+) -> None:  # fmt: skip
+    run = enemys()
+    trained = sorted((run / "generator").glob("*.safetensors"))
+    file = trained[0] if name.endswith("safetensors") else run / name
+    file.unlink()
+    match kind:
+        case "directory":
+            file.mkdir()
+        case "fifo":
+            os.mkfifo(file)
+        case "loop":
+            file.symlink_to(file)
+    ends(report.main, [f"runs={run}", "out=out/report"])
+    ends(export.main, [f"run={run}", "out=out/adapter"])
+    ends(train, [f"resume={run}"])
