@@ -25,6 +25,8 @@ MIB = 2**20
 MARK = ".qpa_exp"
 """A directory that has a file of this name is the package's own."""
 
+LONGEST_NAME = 200
+"""Bytes of a file's name, so that the name of what is being written is allowed, too."""
 _PART = re.compile(r"\..+\.\d+\.part")
 
 
@@ -54,6 +56,30 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_file(path: Path, key: str) -> None:
+    """Refuse a place where no file can be written, before the work for it begins.
+
+    Args:
+        path: the file's place.
+        key: what the user gave it as, for the sentence: ``draw=`` or ``--json ``.
+
+    Raises:
+        InputError: its directory is missing or read-only, or the name is no file's.
+    """
+    shown, parent = f"{key}{str(path)[:200]}", path.absolute().parent
+    try:
+        if not parent.is_dir():
+            raise InputError(f"{shown} cannot be written: {str(parent)[:200]} is not a directory.")
+        if os.path.lexists(path) and not path.is_file():
+            raise InputError(f"{shown} cannot be written: it is there and is no ordinary file.")
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise InputError(f"{shown} cannot be written: its name is too long.")
+    except OSError as error:
+        raise InputError(f"{shown} cannot be written: {error.strerror}.") from error
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{shown} cannot be written: {str(parent)[:200]} is read-only.")
 
 
 def remove_parts(directory: Path) -> None:
@@ -137,8 +163,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def read_plain(path: Path, most: int = MIB) -> Any:
+def read_plain(path: Path, most: int = MIB, *, references: bool = False) -> Any:
     """What a JSON file holds that somebody else may have written: plain data, nothing to resolve.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+        references: whether it may hold text with ``${``, which will be shown and nothing else.
 
     Raises:
         InputError: one sentence with the path: it cannot be read, is no JSON, or holds a reference
@@ -150,7 +181,7 @@ def read_plain(path: Path, most: int = MIB) -> Any:
         text = json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON that can be used: {str(error)[:200]}.") from error
-    if b"${" in text or b"\\u0000" in text:
+    if (b"${" in text and not references) or b"\\u0000" in text:
         raise InputError(f"{path} holds a reference (${{) or a zero byte: it is to be plain data.")
     return value
 

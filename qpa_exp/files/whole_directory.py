@@ -11,13 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qpa_exp.errors import InputError
-from qpa_exp.files import MARK, MIB, is_marked, plain_name, read_bytes, write_json
+from qpa_exp.files import LONGEST_NAME, MARK, MIB, is_marked, plain_name, read_bytes, write_json
 
 LIST = "qpa_export.json"
 """The file of a finished directory that says which files of it the package has written."""
-
-_LONGEST_NAME = 200
-"""Bytes of a directory's name, so that the names beside it are allowed, too."""
 
 
 @contextmanager
@@ -62,8 +59,8 @@ def check_place(place: Path, *, overwrite: bool = False) -> None:
     shown = f"out={str(place)[:100]}"
     if place.name in ("", ".."):
         raise InputError(f"{shown} is no new directory: give a name, for example out=adapter.")
-    if len(os.fsencode(place.name)) > _LONGEST_NAME:
-        raise InputError(f"{shown} has too long a name: give at most {_LONGEST_NAME} letters.")
+    if len(os.fsencode(place.name)) > LONGEST_NAME:
+        raise InputError(f"{shown} has too long a name: give at most {LONGEST_NAME} letters.")
     try:
         _put_back(place)
         exists = _exists(place)
