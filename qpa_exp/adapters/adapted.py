@@ -189,13 +189,13 @@ class ClassicalModel(AdaptedModel):
         except (ValueError, TypeError, LookupError, AssertionError) as error:
             why = one_line(error)[:300].rstrip(".")
             raise InputError(f"{source / CONFIG_NAME} is no method's config: {why}.") from error
-        saved = {name: tensor.shape for name, tensor in load_weights(weights).items()}
+        saved = {name: (w.shape, w.dtype) for name, w in load_weights(weights).items()}
         try:
             loaded = PeftModel.from_pretrained(model, str(source), config=config)
         except Exception as error:  # PEFT, safetensors and torch each have errors for damage
             raise InputError(f"{directory} cannot be loaded: {one_line(error)[:300]}") from error
         has = get_peft_model_state_dict(loaded, save_embedding_layers=False)
-        if saved != {name: tensor.shape for name, tensor in has.items()}:
+        if saved != {name: (w.shape, w.dtype) for name, w in has.items()}:
             raise InputError(f"{weights} does not hold the tensors of its own {CONFIG_NAME}.")
         return cls(loaded).eval()
 
