@@ -77,7 +77,10 @@ def as_csv(table: pd.DataFrame) -> bytes:
 
 
 def _defused(cell: Any) -> Any:
-    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r", "\n")  # which would begin a row, and is not always quoted
+    if not cell.startswith(("=", "+", "-", "@", "\t")):
         return cell
     try:
         float(cell)
