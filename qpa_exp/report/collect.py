@@ -203,10 +203,11 @@ def _metrics(path: Path, names: Sequence[str], ranked_by: str) -> dict[str, Any]
     metrics = read_metrics(path) or {}
     needed = [metrics.get(key) for key in (ranked_by, *_NEEDED)]
     bases = [metrics.get(f"base_{name}") for name in names if metrics.get(name) is not None]
-    sizes = [metrics.get(key) for key in _SIZES]
-    if not all(map(_is_number, [*needed, *bases])) or not all(size > 0 for size in sizes):
+    if not all(map(_is_number, [*needed, *bases])) or not all(metrics[key] > 0 for key in _SIZES):
         raise InputError(f"{path / METRICS} holds no result of this program.")
-    row = dict.fromkeys((*names, *(f"base_{name}" for name in names), *_DRAWN), math.nan)
+    row: dict[str, Any] = dict.fromkeys(
+        (*names, *(f"base_{name}" for name in names), *_DRAWN), math.nan
+    )
     for key, value in metrics.items():
         if not re.fullmatch(r"[a-z]\w{0,99}", key) or key == "n" or key.endswith("_std"):
             continue  # no name of ours, or one of a column that is made of these

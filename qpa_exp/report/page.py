@@ -71,7 +71,7 @@ def as_csv(table: pd.DataFrame) -> bytes:
     plain = table.rename(columns=_defused)
     for place, kind in enumerate(plain.dtypes):
         if kind.kind == "O" or not is_numeric_dtype(kind):
-            plain.isetitem(place, plain.iloc[:, place].map(_defused))
+            plain.isetitem(place, [*map(_defused, plain.iloc[:, place])])
     text: str = plain.to_csv(index=False, lineterminator="\n")
     return text.encode()
 
