@@ -12,6 +12,7 @@ import math
 import os
 import re
 import stat
+import tempfile
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -76,10 +77,19 @@ def check_file(path: Path, key: str) -> None:
             raise InputError(f"{shown} cannot be written: it is there and is no ordinary file.")
         if len(os.fsencode(path.name)) > LONGEST_NAME:
             raise InputError(f"{shown} cannot be written: its name is too long.")
+        try_writing(parent)
     except OSError as error:
         raise InputError(f"{shown} cannot be written: {error.strerror}.") from error
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{shown} cannot be written: {str(parent)[:200]} is read-only.")
+
+
+def try_writing(directory: Path) -> None:
+    """Make a file without a name there, which is gone at once: permissions do not tell all.
+
+    Raises:
+        OSError: the directory is read-only, full, or no place for files.
+    """
+    with tempfile.TemporaryFile(dir=directory):
+        pass
 
 
 def remove_parts(directory: Path) -> None:

@@ -11,7 +11,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qpa_exp.errors import InputError
-from qpa_exp.files import LONGEST_NAME, MARK, MIB, is_marked, plain_name, read_bytes, write_json
+from qpa_exp.files import (
+    LONGEST_NAME,
+    MARK,
+    MIB,
+    is_marked,
+    plain_name,
+    read_bytes,
+    try_writing,
+    write_json,
+)
 
 LIST = "qpa_export.json"
 """The file of a finished directory that says which files of it the package has written."""
@@ -65,8 +74,7 @@ def check_place(place: Path, *, overwrite: bool = False) -> None:
         _put_back(place)
         exists = _exists(place)
         parent = next(folder for folder in place.absolute().parents if _exists(folder))
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise InputError(f"{shown} cannot be written: {str(parent)[:100]} takes no new files.")
+        try_writing(parent)
         if exists and not overwrite:
             raise InputError(f"{shown} exists: give another out=<directory>, or overwrite=true.")
         for there in (place, _aside(place)):
