@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -20,6 +19,7 @@ from rich.console import Console
 from qpa_exp.benchmarks.suite import PARTS, Suite, show
 from qpa_exp.cli import run_command
 from qpa_exp.errors import InputError
+from qpa_exp.files import check_file, write_json
 from qpa_exp.machine import keep_freed_memory
 
 
@@ -54,8 +54,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for part in options.only:
         if part not in PARTS:
             raise InputError(f"--only {part} is unknown: give some of {', '.join(PARTS)}.")
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise InputError(f"--json {options.json}: {options.json.parent} is not a directory.")
+    if options.json is not None:
+        check_file(options.json, "--json ")
     return options
 
 
@@ -71,16 +71,9 @@ def main(arguments: list[str]) -> None:
     suite = Suite(quick=options.quick, rounds=options.rounds)
     for _ in suite.run(options.only):
         if options.json is not None:  # an interruption loses one part, not all
-            write(suite, options.json)
+            write_json(options.json, suite.record())
     console = Console()
     show(suite, console if console.is_terminal else Console(width=120))
-
-
-def write(suite: Suite, path: Path) -> None:
-    """Write the record, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(suite.record(), indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from omegaconf import MISSING
 
 from qpa_exp.adapters.formats import FORMATS, export
 from qpa_exp.cli import parse_options, run_command
+from qpa_exp.files.whole_directory import check_place
 from qpa_exp.lm.loading import load_tokenizer
 from qpa_exp.runs.trained import load_run, model_card
 
@@ -30,12 +31,15 @@ def main(arguments: list[str]) -> None:
     """Export the run that these options name."""
     options = parse_options(ExportOptions, arguments)
     out, form = Path(options.out), FORMATS[options.format]
+    check_place(out, overwrite=options.overwrite)
     trained = load_run(Path(options.run))
     card = model_card(trained.config, trained.metrics, form)
     base = trained.config.model.name_or_path
-    export(trained.model, out, options.format, base, card, overwrite=options.overwrite)
-    if form.complete:
-        load_tokenizer(trained.config.model).save_pretrained(out)
+    tokenizer = load_tokenizer(trained.config.model) if form.complete else None
+    export(
+        trained.model, out, options.format, base, card,
+        tokenizer=tokenizer, overwrite=options.overwrite,
+    )  # fmt: skip
     print(f"Written to {out}")
 
 

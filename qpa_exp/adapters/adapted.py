@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.adapters.peft_model import checkpoint_activations, train_adapter_only
+from qpa_exp.adapters.saved_method import load_weights, peft_config_of
 from qpa_exp.errors import InputError, one_line
+from qpa_exp.files import read_plain
+from qpa_exp.files.whole_directory import part_of
 
 if TYPE_CHECKING:
     from qpa_exp.generator.generator import Generator
@@ -177,23 +180,31 @@ class ClassicalModel(AdaptedModel):
         Raises:
             InputError: the directory is missing, or holds no adapter for this model.
         """
-        if not Path(directory).is_dir():
-            raise InputError(f"{directory} is missing: the run's trained adapter is not there.")
-        know_own_methods()
+        source = Path(directory)
+        if not (source / CONFIG_NAME).is_file():
+            raise InputError(f"{source} is missing: the run's trained adapter is not there.")
+        record, weights = read_plain(source / CONFIG_NAME), source / SAFETENSORS_WEIGHTS_NAME
         try:
-            loaded = PeftModel.from_pretrained(model, str(directory), use_safetensors=True)
+            config = peft_config_of(record)
+        except (ValueError, TypeError, LookupError, AssertionError) as error:
+            why = one_line(error)[:300].rstrip(".")
+            raise InputError(f"{source / CONFIG_NAME} is no method's config: {why}.") from error
+        saved = {name: (w.shape, w.dtype) for name, w in load_weights(weights).items()}
+        try:
+            loaded = PeftModel.from_pretrained(model, str(source), config=config)
         except Exception as error:  # PEFT, safetensors and torch each have errors for damage
             raise InputError(f"{directory} cannot be loaded: {one_line(error)[:300]}") from error
+        has = get_peft_model_state_dict(loaded, save_embedding_layers=False)
+        if saved != {name: (w.shape, w.dtype) for name, w in has.items()}:
+            raise InputError(f"{weights} does not hold the tensors of its own {CONFIG_NAME}.")
         return cls(loaded).eval()
-
-
-def know_own_methods() -> None:
-    """Make this package's methods known to PEFT, which reads their names from files."""
-    for method in METHODS.own.values():
-        method.config_class()
 
 
 def save_adapter(model: PeftModel, directory: str | Path) -> None:
     """Write an adapter in PEFT's format, and nothing of the language model."""
-    # PEFT would add a copy of the embedding to an adapter on lm_head: it is not trained.
-    model.save_pretrained(str(directory), save_embedding_layers=False)
+    place = Path(directory)
+    with part_of(place / "adapter") as part:
+        # PEFT would add a copy of the embedding to an adapter on lm_head: it is not trained.
+        model.save_pretrained(str(part), save_embedding_layers=False)
+        for file in sorted(part.glob("adapter_*"), reverse=True):
+            file.replace(place / file.name)

@@ -6,8 +6,8 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -15,22 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qpa_exp.adapters.adapted import AdaptedModel, save_adapter
 from qpa_exp.adapters.catalogue import pefts_types
 from qpa_exp.adapters.peft_model import build_for_sizes, trainable_tensors, whole_modules
+from qpa_exp.adapters.saved_method import load_weights, peft_config_of
 from qpa_exp.config import QPAConfig
-from qpa_exp.errors import InputError, first_line
+from qpa_exp.errors import InputError, first_line, one_line
+from qpa_exp.files import MIB, read_plain, typed, whole_file, write_json, write_text
+from qpa_exp.files.whole_directory import whole_directory
 from qpa_exp.generator.generator import Generator
-from qpa_exp.generator.rules import VARIANTS, check_generator
+from qpa_exp.generator.rules import VARIANTS, check_generator, count_generator
+from qpa_exp.machine import free_memory
 from qpa_exp.registry import Registry
 
 WEIGHTS, CONFIG, WHOLE = "generator.safetensors", "qpa_config.json", "modules.safetensors"
@@ -99,22 +101,21 @@ def save(
     whole: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the files; ``directory`` is made where it does not exist."""
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    for file, named in ((WEIGHTS, dict(generator.named_parameters())), (WHOLE, whole or {})):
+    target, whole = Path(directory), whole or {}
+    for file, named in ((WEIGHTS, dict(generator.named_parameters())), (WHOLE, whole)):
         weights = {name: p.detach().cpu().contiguous() for name, p in named.items()}
         if weights:
-            save_file(weights, target / file, metadata={"format": "pt"})
-        else:
-            (target / file).unlink(missing_ok=True)
+            with whole_file(target / file) as written:
+                written.write(to_bytes(weights, metadata={"format": "pt"}))
     record = {
         "format": _format(generator.config),
         "qpa_config": {k: _plain(v) for k, v in dataclasses.asdict(generator.config).items()},
         "peft_config": _peft_dict(peft_config),
         "shapes": shapes,
+        "whole": sorted(whole),
         "start_norm": generator.start_norm(),
     }
-    (target / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(target / CONFIG, record)
 
 
 def _format(config: QPAConfig) -> int:
@@ -129,57 +130,80 @@ def read(directory: str | Path) -> SavedGenerator:
     """
     source = Path(directory)
     for name in (CONFIG, WEIGHTS):
-        if not (source / name).is_file():
-            raise InputError(f"{source} is not a saved QPA model: it has no {name}.")
+        if not os.path.isfile(source / name):  # noqa: PTH113  (of a name too long this is false)
+            raise InputError(f"{str(source)[:200]} is not a saved QPA model: it has no {name}.")
+    record = read_plain(source / CONFIG, 16 * MIB)
     try:
-        saved = _read_config(source)
-    except (ValueError, LookupError, TypeError, AttributeError, OmegaConfBaseException) as error:
-        raise InputError(f"{source / CONFIG} is not a QPA config: {first_line(error)}") from error
-    weights, whole = _load(source / WEIGHTS), {}
-    if {name: w.shape for name, w in weights.items()} != _expected_shapes(saved):
+        saved, named = _parsed(source, record)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        why = first_line(error)[:300].rstrip(".")
+        raise InputError(f"{source / CONFIG} is not a QPA config: {why}.") from error
+    weights = load_weights(source / WEIGHTS)
+    if not _fit(weights, saved):
         raise InputError(f"{source / WEIGHTS} does not fit its own {CONFIG}.")
-    if (source / WHOLE).is_file():
-        whole = _load(source / WHOLE)
+    # A directory that is saved to again may hold the file of what was there before.
+    whole = load_weights(source / WHOLE) if named else {}
+    if sorted(whole) != named:
+        raise InputError(f"{source / WHOLE} does not fit its own {CONFIG}.")
     return dataclasses.replace(saved, weights=weights, whole=whole)
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged or cut short: {error}.") from error
+@dataclass
+class _Record:
+    """The keys of the config file, and their types."""
+
+    format: int
+    qpa_config: dict[str, Any]
+    peft_config: dict[str, Any]
+    shapes: dict[str, list[int]]
+    start_norm: float
+    whole: list[str] | None = None
 
 
-def _read_config(source: Path) -> SavedGenerator:
-    record = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    merged = OmegaConf.merge(OmegaConf.structured(QPAConfig), record["qpa_config"])
-    qpa_config: Any = OmegaConf.to_object(merged)
+def _parsed(source: Path, record: Any) -> tuple[SavedGenerator, list[str]]:
+    """What the config file says, and the names in the file of modules that are trained whole."""
+    given = typed(_Record, record)
+    asked = dict(given.qpa_config)
+    for key in ("shots", "final_shots"):  # a number in Python
+        asked[key] = None if asked.get(key) is None else str(asked[key])
+    qpa_config = typed(QPAConfig, asked)
     check_generator(qpa_config, saved=True)
-    if record["format"] != _format(qpa_config):
-        read = _format(qpa_config)
-        raise ValueError(f"its format is {record['format']}, this version reads {read}")
+    if given.format != (reads := _format(qpa_config)):
+        raise ValueError(f"its format is {given.format}, this version reads {reads}")
     if not VARIANTS[qpa_config.variant].generates:
         raise ValueError(f"qpa={qpa_config.variant} has no generator")
-    shapes = {str(name): [int(n) for n in shape] for name, shape in record["shapes"].items()}
-    peft_config = PeftConfig.from_peft_type(**record["peft_config"])
-    targets = getattr(peft_config, "target_modules", None)
-    if not isinstance(targets, str | list | set | None):
-        raise TypeError(f"its target_modules are {targets}")
-    return SavedGenerator(
-        source, qpa_config, peft_config, shapes, float(record["start_norm"]), weights={}, whole={}
-    )
+    if not re.fullmatch(r"\w+", qpa_config.device):
+        raise ValueError(f"device is {qpa_config.device}, which is no name of a device")
+    m = sum(math.prod(shape) for shape in given.shapes.values())
+    if min((n for shape in given.shapes.values() for n in shape), default=0) < 1:
+        raise ValueError("its shapes have sides that are not positive")
+    if 4 * m > free_memory():
+        raise ValueError(f"it generates {m:,} numbers, more than there is memory for")
+    whole = given.whole
+    if whole is None:  # as earlier versions saved
+        whole = list(load_weights(source / WHOLE)) if (source / WHOLE).is_file() else []
+    peft_config, norm = peft_config_of(given.peft_config), float(given.start_norm)
+    saved = SavedGenerator(source, qpa_config, peft_config, given.shapes, norm, {}, {})
+    return saved, sorted(whole)
 
 
 def _is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
 
 
-def _expected_shapes(saved: SavedGenerator) -> dict[str, torch.Size]:
-    """The shapes of the generator's weights; it is built without storage to read them off."""
+def _fit(weights: Mapping[str, Tensor], saved: SavedGenerator) -> bool:
+    """Whether the weights are those of the generator, which is built without storage to tell.
+
+    It is not built where their number is another: a few bytes may describe a vast one.
+    """
     m = sum(math.prod(shape) for shape in saved.shapes.values())
+    n_trained = sum(weight.numel() for weight in weights.values())
+    if count_generator(m, saved.qpa_config).trainable_params != n_trained:
+        return False
     with torch.device("meta"):
         generator = Generator(m, saved.qpa_config)
-    return {name: p.shape for name, p in generator.named_parameters()}
+    expected = {name: (p.shape, p.dtype) for name, p in generator.named_parameters()}
+    return expected == {name: (w.shape, w.dtype) for name, w in weights.items()}
 
 
 def _peft_dict(config: PeftConfig) -> dict[str, Any]:
@@ -197,7 +221,14 @@ def _plain(value: Any) -> Any:
 
 
 def export(
-    model: AdaptedModel, out: Path, form: str, base: str, card: str, *, overwrite: bool = False
+    model: AdaptedModel,
+    out: Path,
+    form: str,
+    base: str,
+    card: str,
+    *,
+    tokenizer: Any = None,
+    overwrite: bool = False,
 ) -> None:
     """Write the trained model to ``out``, whole or not at all.
 
@@ -207,26 +238,24 @@ def export(
         form: what to write: a name of :data:`FORMATS`.
         base: the name under which others find the language model.
         card: the text of the model card, its ``README.md``.
-        overwrite: replace ``out`` where it exists.
+        tokenizer: of transformers, to lie beside a model that is complete; None for none.
+        overwrite: replace ``out`` where it is an export and holds nothing else.
 
     Raises:
-        InputError: no such form, ``out`` exists, or the method cannot be written in this form.
+        InputError: no such form, ``out`` cannot be made or replaced, or the method cannot be
+            written in this form.
     """
     written = FORMATS[form]
-    if out.exists() and not overwrite:
-        raise InputError(f"{out} exists: give another out=<directory>, or overwrite=true.")
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     try:
-        written.write(model, part)
-        _name_base_model(part, base)
-        (part / "README.md").write_text(card, encoding="utf-8")
-        if out.is_dir():
-            shutil.rmtree(out)
-        part.replace(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with whole_directory(out, overwrite=overwrite) as part:
+            written.write(model, part)
+            _name_base_model(part, base)
+            write_text(part / "README.md", card)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(part)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or one_line(error)[:200]
+        raise InputError(f"{out} cannot be written: {why}.") from error
 
 
 def _write_generator(model: AdaptedModel, out: Path) -> None:
@@ -352,4 +381,4 @@ def _name_base_model(out: Path, base: str) -> None:
         return
     record = json.loads(path.read_text(encoding="utf-8"))
     record["base_model_name_or_path"] = base
-    path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(record, indent=2, sort_keys=True) + "\n")

@@ -70,7 +70,7 @@ _KEYS = ("r", "lora_alpha", "lora_dropout", "target_modules")
 # What a run decides, or what would train the language model's own weights.
 _NO_OPTIONS = {item.name for item in fields(PeftConfig)} | {
     "bias", "modules_to_save", "num_layers", "num_attention_heads", "token_dim",
-    "num_transformer_submodules",
+    "num_transformer_submodules", "megatron_config", "megatron_core",
 }  # fmt: skip
 
 _ALL_LINEAR = "all-linear"

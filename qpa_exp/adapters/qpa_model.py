@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from qpa_exp.adapters import formats as files
-from qpa_exp.adapters.adapted import AdaptedModel, ClassicalModel, know_own_methods
+from qpa_exp.adapters.adapted import AdaptedModel, ClassicalModel
 from qpa_exp.adapters.catalogue import check_method
 from qpa_exp.adapters.peft_model import (
     build_peft_model,
@@ -282,7 +282,6 @@ class QPAModel(AdaptedModel):
             InputError: the directory holds no such model, a file is damaged, or it was saved for
                 another language model.
         """
-        know_own_methods()
         saved = files.read(directory)
         saved.check_base(model)
         seed = saved.qpa_config.seed

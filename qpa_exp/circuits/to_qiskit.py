@@ -10,6 +10,7 @@ from qpa_exp.circuits.ansatze import ANSATZE
 from qpa_exp.circuits.simulator import Packages
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
+from qpa_exp.files import check_file, whole_file
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -78,13 +79,12 @@ def check_picture(path: Path) -> None:
     """Refuse a file that cannot or must not be written."""
     if path.suffix not in PICTURES:
         raise InputError(
-            f"draw={path} is no picture: give true for text, or a file that ends in "
+            f"draw={str(path)[:200]} is no picture: give true for text, or a file that ends in "
             f"{', '.join(PICTURES)}."
         )
+    check_file(path, "draw=")
     if path.exists():
         raise InputError(f"draw={path} exists already: give another name, or remove it.")
-    if not path.parent.is_dir():
-        raise InputError(f"draw={path} cannot be written: {path.parent} is no directory.")
 
 
 def draw_text(config: QPAConfig, n_qubits: int, width: int = 100) -> str:
@@ -100,7 +100,8 @@ def draw_picture(config: QPAConfig, n_qubits: int, path: Path) -> None:
     circuit, drawn = _circuit(config, n_qubits)
     figure = circuit.draw("mpl", fold=25)
     figure.suptitle(_title(config, n_qubits, drawn))
-    figure.savefig(path, bbox_inches="tight")
+    with whole_file(path) as file:
+        figure.savefig(file, format=path.suffix[1:], bbox_inches="tight")
 
 
 def _circuit(config: QPAConfig, n_qubits: int) -> tuple[QuantumCircuit, int]:

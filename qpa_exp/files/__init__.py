@@ -8,13 +8,17 @@ checked, and a path that stands in it is never followed to write or to remove.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+import tempfile
+import types
+import typing
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from qpa_exp.errors import InputError
 
@@ -22,6 +26,8 @@ MIB = 2**20
 MARK = ".qpa_exp"
 """A directory that has a file of this name is the package's own."""
 
+LONGEST_NAME = 200
+"""Bytes of a file's name, so that the name of what is being written is allowed, too."""
 _PART = re.compile(r"\..+\.\d+\.part")
 
 
@@ -34,7 +40,13 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
     Args:
         path: the file's place; its directory is made where it does not exist.
+
+    Raises:
+        InputError: a directory or a device has this name.
+        OSError: the disk is full, the place is read-only, and the like.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{str(path)[:200]} is no ordinary file: give another name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -48,6 +60,39 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_file(path: Path, key: str) -> None:
+    """Refuse a place where no file can be written, before the work for it begins.
+
+    Args:
+        path: the file's place.
+        key: what the user gave it as, for the sentence: ``draw=`` or ``--json ``.
+
+    Raises:
+        InputError: its directory is missing or read-only, or the name is no file's.
+    """
+    shown, parent = f"{key}{str(path)[:200]}", path.absolute().parent
+    try:
+        if not parent.is_dir():
+            raise InputError(f"{shown} cannot be written: {str(parent)[:200]} is not a directory.")
+        if os.path.lexists(path) and not path.is_file():
+            raise InputError(f"{shown} cannot be written: it is there and is no ordinary file.")
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise InputError(f"{shown} cannot be written: its name is too long.")
+        try_writing(parent)
+    except OSError as error:
+        raise InputError(f"{shown} cannot be written: {error.strerror}.") from error
+
+
+def try_writing(directory: Path) -> None:
+    """Make a file without a name there, which is gone at once: permissions do not tell all.
+
+    Raises:
+        OSError: the directory is read-only, full, or no place for files.
+    """
+    with tempfile.TemporaryFile(dir=directory):
+        pass
 
 
 def remove_parts(directory: Path) -> None:
@@ -138,6 +183,82 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_plain(path: Path, most: int = MIB, *, references: bool = False) -> Any:
+    """What a JSON file holds that somebody else may have written: plain data, nothing to resolve.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+        references: whether it may hold text with ``${``, which will be shown and nothing else.
+
+    Raises:
+        InputError: one sentence with the path: it cannot be read, is no JSON, or holds a reference
+            (``${``), a number that is not finite or beyond 64 bits, or text that is none.
+    """
+    content = read_bytes(path, most)
+    try:
+        value = json.loads(content, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+        text = json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON that can be used: {str(error)[:200]}.") from error
+    if (b"${" in text and not references) or b"\\u0000" in text:
+        raise InputError(f"{path} holds a reference (${{) or a zero byte: it is to be plain data.")
+    return value
+
+
+def _whole(digits: str) -> int:
+    if not -(2**63) <= (number := int(digits)) < 2**64:
+        raise ValueError(f"{digits[:20]}... is beyond 64 bits")
+    return number
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(f"{digits[:20]} is no finite number")
+    return number
+
+
+T = TypeVar("T")
+
+
+def typed(schema: type[T], value: Any) -> T:
+    """An object of a dataclass from plain data, where every key is known and has its type.
+
+    Raises:
+        ValueError: a key is unknown or missing, or its value has another type.
+    """
+    hints = typing.get_type_hints(schema)
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {str(value)[:100]} where a table is to be")
+    for key, given in value.items():
+        if key not in hints:
+            raise ValueError(f"{key[:100]} is not known")
+        if not fits(given, hints[key]):
+            raise ValueError(f"{key} is {str(given)[:100]}")
+    try:
+        return schema(**value)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether plain data is of a type, down to the items of its lists and tables."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, choice) for choice in inside)
+    if origin is typing.Literal:
+        return value in inside
+    if origin in (list, Sequence):
+        return isinstance(value, list) and all(fits(item, inside[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(v, inside[1]) for v in value.values())
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, (int, float) if hint is float else origin or hint)
 
 
 def plain_name(name: Any, what: str) -> str:

@@ -7,9 +7,11 @@ directory above those. What cannot be used is left out, and said.
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
 import json
+import math
+import os
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from qpa_exp.errors import InputError
+from qpa_exp.files import fits
 from qpa_exp.report.comparisons import validation_of
 from qpa_exp.runs.directory import (
     CONFIG,
@@ -38,7 +41,6 @@ NO_STUDY = "runs"
 
 SEEDS = ["seed", "qpa.seed"]
 _NOT_SETTINGS = ("logger.", "trainer.progress_bar", "resume", *SEEDS)
-_NEEDED = ("trainable_params", "target_params", "seed")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ def collect(places: Iterable[str], study: str | None = None) -> list[Collected]:
                     rows.append(_row(run, manifest))
                 except InputError as error:
                     skipped.append(Skipped(run["path"], str(error)))
+                except OSError as error:
+                    why = f"{str(run['path'])[:200]} cannot be read: {error.strerror}."
+                    skipped.append(Skipped(run["path"], why))
     if study is not None:
         if study not in found:
             there = ", ".join(sorted(found)) or "nothing"
@@ -109,10 +114,19 @@ def _collected(
 def _directories(places: Iterable[str]) -> list[Path]:
     directories: dict[Path, None] = {}
     for place in places:
-        matches = sorted(glob.glob(str(Path(place).expanduser()), recursive=True))  # noqa: PTH207
-        inside = [Path(match) for match in matches if Path(match).is_dir()]
+        try:
+            path = Path(place).expanduser()
+            # pathlib's own pattern of any depth follows no links, which may lead in a circle.
+            pattern = str(path.relative_to(path.anchor))
+            found = [path] if path.is_dir() else sorted(Path(path.anchor).glob(pattern))
+            inside = [match for match in found if match.is_dir()]
+        except (OSError, RuntimeError, ValueError, IndexError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise InputError(f"runs={place[:200]} cannot be read: {why}.") from error
         if not inside:
-            raise InputError(f"runs={place} matches no directory: give one, or a pattern of them.")
+            raise InputError(
+                f"runs={place[:200]} matches no directory: give one, or a pattern of them."
+            )
         directories |= dict.fromkeys(inside)
     return list(directories)
 
@@ -122,7 +136,10 @@ def _groups(directory: Path) -> Iterator[tuple[Manifest | None, list[dict[str, A
     listed: set[Path] = set()
     for file in sorted(directory.rglob(MANIFEST)):
         manifest = read_manifest(file.parent)
-        runs = [{**run, "path": (file.parent / run["path"]).resolve()} for run in manifest.runs]
+        runs = [
+            {**run, "path": Path(os.path.realpath(file.parent / run["path"]))}
+            for run in manifest.runs
+        ]
         listed |= {run["path"] for run in runs}
         yield manifest, runs
     others = sorted(
@@ -148,37 +165,75 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     """
     path: Path = run["path"]
     config = read_config(path)
-    ranked_by = TASKS[config.task].ranked_by()
-    metrics = _metrics(path, ranked_by.name)
+    task = TASKS[config.task]
     flat = flatten(dataclasses.asdict(config))
     kept = {k: v for k, v in flat.items() if not k.startswith(_NOT_SETTINGS)}
     setting = json.dumps(kept, sort_keys=True, default=str)
-    overrides = run["overrides"]
-    return {
+    overrides, ranked_by = run["overrides"], task.ranked_by()
+    row = {
+        **_metrics(path, [metric.name for metric in task.metrics], ranked_by.name),
         **flat,
-        **metrics,
         validation_of(ranked_by): last_of_curve(path, f"validation/{ranked_by.name}"),
         "path": str(path),
         "study": manifest.study if manifest else NO_STUDY,
         "scale": manifest.scale if manifest else "",
-        "label": run["label"] or path.name,
+        "label": (run["label"] or path.name)[:_LONGEST],
         "command": _command(overrides) if overrides is not None else "",
-        "setting": hashlib.sha256(setting.encode()).hexdigest()[:12],
+        "setting": hashlib.sha256(setting.encode(errors="replace")).hexdigest()[:12],
     }
+    row["model.name"] = row["model.name"][:_LONGEST]
+    return {key: _text(value) if isinstance(value, str) else value for key, value in row.items()}
+
+
+def _text(value: str) -> str:
+    """Text that can be written: no half characters, and none that control a terminal."""
+    known = value.encode(errors="replace").decode()
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "?", known)
 
 
 def _command(overrides: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "qpa_exp", *overrides])
 
 
-def _metrics(path: Path, ranked_by: str) -> dict[str, Any]:
+def _metrics(path: Path, names: Sequence[str], ranked_by: str) -> dict[str, Any]:
+    """A run's figures, each a number, NaN where it is none; and a few texts."""
     state = state_of(path)
     if state is not State.complete:
         raise InputError(_why_not(path, state))
     metrics = read_metrics(path) or {}
-    if not all(isinstance(metrics.get(key), int | float) for key in (ranked_by, *_NEEDED)):
+    needed = [metrics.get(key) for key in (ranked_by, *_NEEDED)]
+    bases = [metrics.get(f"base_{name}") for name in names if metrics.get(name) is not None]
+    if not all(map(_is_number, [*needed, *bases])) or not all(metrics[key] > 0 for key in _SIZES):
         raise InputError(f"{path / METRICS} holds no result of this program.")
-    return {key: json.dumps(v) if isinstance(v, dict | list) else v for key, v in metrics.items()}
+    row: dict[str, Any] = dict.fromkeys(
+        (*names, *(f"base_{name}" for name in names), *_DRAWN), math.nan
+    )
+    for key, value in metrics.items():
+        if not re.fullmatch(r"[a-z]\w{0,99}", key) or key == "n" or key.endswith("_std"):
+            continue  # no name of ours, or one of a column that is made of these
+        if key in _TEXTS:
+            row[key] = value if isinstance(value, str) else None
+        elif key in _TABLES:
+            row[key] = json.dumps(value) if fits(value, _TABLES[key]) else None
+        else:
+            row[key] = value if _is_number(value) else math.nan
+    return row
+
+
+_SIZES = ("trainable_params", "target_params")
+_NEEDED = (*_SIZES, "seed")
+_DRAWN = ("n_qubits", "train_seconds", "step_seconds_median")
+_TEXTS = ("status", "error", "data_sha256", "model_revision")
+_TABLES = {"versions": dict[str, str], "time_split": dict[str, float], "class_names": list[str]}
+_LARGEST = 1e30
+_LONGEST = 300
+"""Letters of a name, so that it can stand in a figure."""
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that can be drawn; JSON as Python reads it has NaN, too, and any size."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and -_LARGEST < value < _LARGEST
 
 
 def _why_not(path: Path, state: State) -> str:

@@ -209,9 +209,13 @@ def compare(runs: pd.DataFrame, first: pd.Series, second: pd.Series, metric: Met
         second,
         metric,
         share=float(second["trainable_params"] / first["trainable_params"]),
-        change=100 * math.expm1(change),
-        low=100 * math.expm1(change - half),
-        high=100 * math.expm1(change + half),
+        change=_percent(change),
+        low=_percent(change - half),
+        high=_percent(change + half),
         n=(len(one), len(two)),
         paired=paired,
     )
+
+
+def _percent(logarithm: float) -> float:
+    return 100 * math.expm1(min(logarithm, 700.0))  # a double ends soon after

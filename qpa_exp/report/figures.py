@@ -5,6 +5,8 @@ Points are means over seeds, bars the standard deviation.
 
 from __future__ import annotations
 
+import inspect
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from textwrap import wrap
@@ -15,8 +17,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas.api.types import is_numeric_dtype
 
 from qpa_exp.errors import InputError
+from qpa_exp.files import fits
 from qpa_exp.registry import Registry
 from qpa_exp.report import drawing
 from qpa_exp.report.comparisons import (
@@ -141,6 +145,8 @@ def learning_rates(runs: pd.DataFrame) -> Figure:
     metric = ranked_by(runs)
     validation = validation_of(metric)
     runs = runs[runs[validation].notna()].astype({validation: float})
+    if runs.empty:
+        raise InputError("No run of this study has a curve of validation to show rates by.")
     if runs.empty:
         raise InputError(f"No run of this study has measured a validation {metric.name}.")
     table = aggregate(runs)
@@ -305,7 +311,10 @@ def _with_rank(row: pd.Series) -> str:
 
 def qubits(runs: pd.DataFrame) -> Figure:
     """Qubits against trainable parameters (Eq. 8), for each method and model."""
-    table = aggregate(runs[runs["qpa.variant"] != "off"])
+    generated = runs[runs["qpa.variant"] != "off"]
+    if generated.empty:
+        raise InputError("No run of this study has qubits to show: all are qpa=off.")
+    table = aggregate(generated)
     figure = Figure(figsize=(1.3 * drawing.WIDTH, 1.1 * drawing.HEIGHT), layout="constrained")
     axis = figure.subplots()
     groups = table.groupby(["model.name", "peft.method"], sort=False)
@@ -351,7 +360,7 @@ def _timed(row: pd.Series, with_length: bool) -> str:
 
 def gradient_variance(runs: pd.DataFrame) -> Figure:
     """Variance of the circuit's gradient against N and L: QPA's loss, and an expectation value."""
-    if "gradient_variance" not in runs:
+    if not {"gradient_variance", "expectation_variance"} <= {*runs}:
         raise InputError(
             "No run of this study has measured its gradient's variance: "
             "that takes trainer.gradient_variance_starts=<starts>."
@@ -398,12 +407,31 @@ def draw(runs: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
     """The figure that a study's file asks for: ``kind``, and its function's other arguments.
 
     Raises:
-        InputError: no such kind, or an argument that it does not take.
+        InputError: no such kind, an argument that it does not take, or runs that lack what it
+            shows.
     """
     options = dict(spec)
     kind = str(options.pop("kind", None))
+    function = KINDS[kind]
+    hints = typing.get_type_hints(function)
+    try:
+        inspect.signature(function).bind(runs, **options)
+    except TypeError as error:
+        raise InputError(f"figure {kind} does not take {options}: {error}.") from error
+    for name, value in options.items():
+        if not fits(value, hints[name]):
+            raise InputError(f"figure {kind} does not take {name}={str(value)[:100]}.")
+    hue = options.get("hue") or []
+    for key in [hue] if isinstance(hue, str) else hue:
+        if key not in runs:
+            raise InputError(f"figure {kind}: {key[:100]} is no key of these runs.")
+    if "key" in options and not is_numeric_dtype(runs.get(options["key"])):
+        raise InputError(f"figure {kind}: {options['key'][:100]} has no number in these runs.")
+    # In a label "$" begins a formula, and what is none would be an error: here it is a letter.
+    shown = runs.map(_without_formula)
     with mpl.rc_context(drawing.STYLE):
-        try:
-            return KINDS[kind](runs, **options)
-        except TypeError as error:
-            raise InputError(f"figure {kind} does not take {options}: {error}.") from error
+        return function(shown, **{name: _without_formula(v) for name, v in options.items()})
+
+
+def _without_formula(value: Any) -> Any:
+    return value.replace("$", r"\$") if isinstance(value, str) else value

@@ -15,8 +15,11 @@ import matplotlib as mpl
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
+from pandas.api.types import is_numeric_dtype
 from PIL import Image
 
+from qpa_exp.errors import InputError
+from qpa_exp.files import whole_file
 from qpa_exp.report.collect import Collected
 from qpa_exp.report.comparisons import comparisons
 from qpa_exp.report.figures import draw
@@ -42,25 +45,59 @@ def write_report(collected: Collected, out: Path, command: str) -> Path:
     page = render(collected, vectors, tables, command)
     scales = [manifest.scale for manifest in collected.manifests if manifest.scale]
     directory = out / "-".join([collected.study, *dict.fromkeys(scales)])
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_runs(collected.runs, directory)
-    for name, figure in figures.items():
-        (directory / f"{name}.png").write_bytes(png(figure))
-        (directory / f"{name}.svg").write_bytes(vectors[name])
-    for table in tables:
-        table.rows.to_csv(directory / f"{table.name}_table.csv", index=False)
-    (directory / PAGE).write_text(page, encoding="utf-8")
+    try:
+        _write_runs(collected.runs, directory)
+        for name, figure in figures.items():
+            _write(directory / f"{name}.png", png(figure))
+            _write(directory / f"{name}.svg", vectors[name])
+        for table in tables:
+            _write(directory / f"{table.name}_table.csv", as_csv(table.rows))
+        _write(directory / PAGE, page.encode())
+    except OSError as error:
+        raise InputError(f"{directory} cannot be written: {error.strerror}.") from error
     return directory / PAGE
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole_file(path) as file:
+        file.write(content)
+
+
+def as_csv(table: pd.DataFrame) -> bytes:
+    """The table as CSV, in which no cell is a formula to a spreadsheet.
+
+    Text that begins as a formula does has an apostrophe before it; a number stays one.
+    """
+    plain = table.rename(columns=_defused)
+    for place, kind in enumerate(plain.dtypes):
+        if kind.kind == "O" or not is_numeric_dtype(kind):
+            plain.isetitem(place, [*map(_defused, plain.iloc[:, place])])
+    text: str = plain.to_csv(index=False, lineterminator="\n")
+    return text.encode()
+
+
+def _defused(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r", "\n")  # which would begin a row, and is not always quoted
+    if not cell.startswith(("=", "+", "-", "@", "\t")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def _write_runs(runs: pd.DataFrame, directory: Path) -> None:
     runs = runs.assign(path=[without_place(str(path)) for path in runs["path"]])
-    runs.to_csv(directory / "runs.csv", index=False)
+    _write(directory / "runs.csv", as_csv(runs))
     plain = runs.copy()
     for column in plain.columns[[kind.kind == "O" for kind in plain.dtypes]]:  # numbers and text
         plain[column] = plain[column].map(lambda value: None if value is None else str(value))
     # The schema of pandas, a second one, would be larger than the figures.
-    plain.to_parquet(directory / "runs.parquet", index=False, store_schema=False)
+    with whole_file(directory / "runs.parquet") as file:
+        plain.to_parquet(file, index=False, store_schema=False)
 
 
 def _figures(collected: Collected) -> Iterator[tuple[str, Figure]]:

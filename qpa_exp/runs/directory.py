@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
+import math
 import traceback
 from enum import StrEnum
 from pathlib import Path
@@ -26,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError, one_line, sentence_end
-from qpa_exp.files import read_json, write_json, write_text
+from qpa_exp.files import MIB, read_bytes, read_json, write_json, write_text
 from qpa_exp.files.plain_yaml import read_yaml
 from qpa_exp.runs.check_config import check
 
@@ -182,10 +184,10 @@ def read_curve(run_dir: Path, name: str) -> tuple[list[int], list[float]]:
     """
     points: dict[int, float] = {}
     for file in sorted((run_dir / "csv").glob("version_*/metrics.csv"), key=_part_number):
-        with file.open(newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                if row.get(name):
-                    points[int(row["step"])] = float(row[name])
+        lines = io.StringIO(read_bytes(file, 256 * MIB).decode(), newline="")
+        for row in csv.DictReader(lines):
+            if row.get(name):
+                points[int(row["step"])] = float(row[name])
     steps = sorted(points)
     return steps, [points[step] for step in steps]
 
@@ -198,9 +200,9 @@ def last_of_curve(run_dir: Path, name: str) -> float | None:
     """The last value of one logged quantity after training began; None where there is none."""
     try:
         steps, values = read_curve(run_dir, name)
-    except (ValueError, KeyError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, csv.Error):
         return None
-    return values[-1] if values and steps[-1] > 0 else None
+    return values[-1] if values and steps[-1] > 0 and math.isfinite(values[-1]) else None
 
 
 # --- its results ------------------------------------------------------------------------------

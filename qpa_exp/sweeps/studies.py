@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 from qpa_exp.errors import InputError, first_line
-from qpa_exp.files import read_json, write_json
+from qpa_exp.files import MIB, plain_name, read_plain, typed, write_json
 
 if TYPE_CHECKING:
     from qpa_exp.sweeps.prepare import Job
@@ -84,32 +84,48 @@ def _command(master: DictConfig, study: str) -> str:
     return shlex.join(["python", "-m", "qpa_exp", "-m", *chosen, *rest])
 
 
-def _is_run(run: Any) -> bool:
-    return (
-        isinstance(run, dict)
-        and isinstance(run.get("path"), str)
-        and isinstance(run.get("label"), str)
-        and isinstance(run.get("overrides"), list)
-    )
+@dataclass
+class _Run:
+    """The keys of a run in a manifest, and their types."""
+
+    path: str
+    label: str
+    overrides: list[str]
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The record of the study in this directory.
+    """The record of the study in this directory; what it names is never a place to write to.
 
     Raises:
         InputError: ``sweep.json`` is damaged or something else.
     """
     path = directory / MANIFEST
-    saved = read_json(path)
     try:
+        # Its words are shown, never composed.
+        saved = read_plain(path, 64 * MIB, references=True)
         known = {item.name for item in fields(Manifest)}
-        manifest = Manifest(**{k: v for k, v in (saved or {}).items() if k in known})
-        sound = all(_is_run(run) for run in manifest.runs)
-    except TypeError:
-        sound = False
-    if not sound:
-        raise InputError(f"{path} is not the record of a study: start its sweep again to write it.")
+        if isinstance(saved, dict):
+            saved = {key: value for key, value in saved.items() if key in known}
+        manifest = typed(Manifest, saved)
+        _check_names(manifest)
+    except ValueError as error:
+        why = str(error).removeprefix(f"{path} ").rstrip(".")
+        raise InputError(
+            f"{path} is not the record of a study ({why}): start its sweep again to write it."
+        ) from error
     return manifest
+
+
+def _check_names(manifest: Manifest) -> None:
+    """Refuse a record whose names could be more than names."""
+    plain_name(manifest.study, "its study")
+    if manifest.scale:  # a sweep from the command line alone has none
+        plain_name(manifest.scale, "its scale")
+    for name in [figure.get("kind") for figure in manifest.figures] + manifest.tables:
+        plain_name(name, "a figure or a table")
+    for run in manifest.runs:
+        if Path(typed(_Run, run).path).is_absolute():
+            raise ValueError(f"a run's path is {run['path'][:100]}, which is not relative")
 
 
 @dataclass
@@ -299,7 +315,12 @@ def own_sweep(name: str | None, scale: str, *, at_scale: bool) -> Study:
         name: what its runs are grouped under.
         scale: where its record lies.
         at_scale: whether what the scale fixes holds for it.
+
+    Raises:
+        InputError: the name is none, or the scale is unknown.
     """
+    if name is not None:
+        plain_name(name, "the name of the sweep")
     if not at_scale:
         return Study(name, scale)
     plain: Any = OmegaConf.to_container(OmegaConf.create({"scale": _scale(scale)}), resolve=True)

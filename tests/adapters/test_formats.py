@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from qpa_exp import QPAModel, get_qpa_model
 from qpa_exp.adapters.formats import export
 from qpa_exp.errors import InputError
+from qpa_exp.files.whole_directory import LIST
 
 MakeGPT2 = Callable[[], GPT2LMHeadModel]
 
@@ -74,15 +75,21 @@ def test_qpa_format_is_the_generator(
     assert torch.equal(logits(loaded, batch), expected)
 
 
-def test_an_existing_target_is_replaced_only_when_asked(trained: QPAModel, tmp_path: Path) -> None:
+def test_an_export_is_replaced_only_when_asked_and_where_it_holds_nothing_else(
+    trained: QPAModel, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "precious").write_text("")
+    export(trained, out, "peft", "base", "")
     with pytest.raises(InputError, match="overwrite=true"):
         export(trained, out, "qpa", "base", "")
-    assert (out / "precious").exists()
     export(trained, out, "qpa", "base", "", overwrite=True)
-    assert not (out / "precious").exists()
+    assert {"generator.safetensors", LIST} < {file.name for file in out.iterdir()}
+    assert not (out / "adapter_config.json").exists()
+    (out / "precious").write_text("")
+    with pytest.raises(InputError, match="holds files that no export has written"):
+        export(trained, out, "qpa", "base", "", overwrite=True)
+    assert (out / "precious").exists()
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_an_export_that_fails_leaves_nothing(
@@ -95,7 +102,7 @@ def test_an_export_that_fails_leaves_nothing(
     for form in ("peft", "merged"):
         model = ClassicalModel(get_peft_model(make_model("gpt2"), peft_config("ffa")))
         with pytest.raises(InputError, match="give format=qpa"):
-            export(model, tmp_path / "out", form, "base", "")
+            export(model, tmp_path / "new" / "out", form, "base", "")
     with pytest.raises(InputError, match="has no generator"):
         export(model, tmp_path / "out", "qpa", "base", "")
     assert list(tmp_path.iterdir()) == []

@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from qpa_exp.benchmark import parse, write
+from qpa_exp.benchmark import parse
 from qpa_exp.benchmarks import suite as suite_module
 from qpa_exp.benchmarks.measuring import N_LAYERS, SIMULATORS, Seconds, fit_exponent, side_by_side
 from qpa_exp.benchmarks.suite import Suite, show
 from qpa_exp.benchmarks.workloads import SHAPES, Growth, Shape, Workload, can_measure, peak_mib
 from qpa_exp.errors import InputError
+from qpa_exp.files import write_json
 
 SMALL = {
     "gpt2": Shape("gpt2", "gpt2", vocab=90, width=16, tokens=12, n_mlp=16, layers=2),
@@ -122,7 +123,7 @@ def test_the_whole_leaves_a_record_of_every_figure(monkeypatch, tmp_path):
     )
     suite = Suite(quick=True, rounds=2, shapes=SMALL)
     list(suite.run())
-    write(suite, tmp_path / "record.json")
+    write_json(tmp_path / "record.json", suite.record())
     record = json.loads((tmp_path / "record.json").read_text())
     assert [c["n_qubits"] for c in record["circuits"]] == [2, 3]
     assert "statevector" in record["circuits"][0]["seconds"]

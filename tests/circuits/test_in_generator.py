@@ -150,7 +150,7 @@ def test_draw_writes_a_picture_once(capsys, tmp_path, output):
     [
         (["draw=yes"], "draw=yes is no picture"),
         (["draw=circuit.gif"], "draw=circuit.gif is no picture"),
-        (["draw=/nowhere/c.png"], "/nowhere is no directory"),
+        (["draw=/nowhere/c.png"], "/nowhere is not a directory"),
         (["draw=true", "format=json"], "draw=true writes text beside the JSON"),
         (["draw=true", "qpa=off"], "qpa=off has no circuit"),
         (["draw=true", "qpa.ansatz=classical"], "qpa.ansatz=classical has no circuit"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,10 @@ def make_study() -> Callable[..., Path]:
             "command": "python -m qpa_exp -m sweep=fig2", "figures": [],
             "tables": [], "notes": [], "differs": [],
             "runs": [
-                {"path": str(run), "label": run.name, "overrides": [f"run={run.name}"]}
+                {
+                    "path": os.path.relpath(run, place), "label": run.name,
+                    "overrides": [f"run={run.name}"],
+                }
                 for run in runs
             ],
         }  # fmt: skip
