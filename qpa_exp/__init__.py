@@ -25,9 +25,13 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 # So Python calls a command, python -m qpa_exp.plan, while it looks for the command's module.
-if sys.argv[:1] == ["-m"] and find_spec("hydra") is None:
-    print("error: the commands need: pip install 'qpa-exp[experiments]'", file=sys.stderr)
-    sys.exit(2)
+if sys.argv[:1] == ["-m"]:
+    from qpa_exp.runs import signals
+
+    signals.install(signals.AtOnce())
+    if find_spec("hydra") is None:
+        print("error: the commands need: pip install 'qpa-exp[experiments]'", file=sys.stderr)
+        sys.exit(2)
 
 _HOMES = {
     "QPAConfig": "qpa_exp.config",
