@@ -237,12 +237,13 @@ class Checkpoints(Checkpoint):
 
     def __init__(self, run_dir: Path, every_n_steps: int) -> None:
         self._run_dir, self._every_n_steps = run_dir, every_n_steps
-        self._step_before, self._saved = 0, -1
+        self._step_before, self._saved = 0, 0
         self._signal: tuple[int, float] | None = None
         self._ended = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From now on a signal waits for the step. Lightning puts its SIGTERM back at the end."""
+        """From now on a signal waits for the step; after training Lightning takes this back."""
+        self._saved = trainer.global_step
         signals.install(self._note, over=(signal.SIGTERM,))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -262,24 +263,31 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when it is time to, or when the run is to end here."""
+        """Save when it is time to, or when the run is to end here.
+
+        Where a validation comes next, both wait until it is over: Lightning does not make up for it
+        when it goes on from a checkpoint of before.
+        """
         if trainer.global_step == self._step_before:
             return  # gradients are being added up, which no checkpoint holds
-        if trainer.global_step % self._every_n_steps == 0:
-            self._save(trainer)
-        self._end_if_asked(trainer)
+        whole_run = trainer.check_val_every_n_epoch is None
+        batches = 1 + (trainer.fit_loop.total_batch_idx if whole_run else batch_idx)
+        if batches % trainer.val_check_batch != 0:
+            self._save_or_end(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A signal that came during a validation has waited until its figures are known."""
+        """What has waited for the validation."""
         if trainer.state.fn == TrainerFn.FITTING:
-            self._end_if_asked(trainer)
+            self._save_or_end(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last step there is nothing more to wait for."""
-        self._end_if_asked(trainer)
+        self._save_or_end(trainer)
         self._ended = True
 
-    def _end_if_asked(self, trainer: Trainer) -> None:
+    def _save_or_end(self, trainer: Trainer) -> None:
+        if trainer.global_step % self._every_n_steps == 0:
+            self._save(trainer)
         asked = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if asked:
             self._save(trainer)

@@ -42,20 +42,21 @@ def end(number: int, run_dir: Path | None) -> NoReturn:
         number: of the signal.
         run_dir: where there is a run that can be continued.
     """
-    status = 128 + number
-    if first_process():
-        name = signal.Signals(number).name
-        said = "interrupted"
-        if run_dir is not None:
-            where = shlex.quote(str(run_dir))
-            said = f"Stopped by {name}. To continue: python -m qpa_exp resume={where}"
-        if name == "SIGUSR1":
-            granted = slurm.requeue()
-            result = "is started again and goes on by itself" if granted else "cannot be requeued"
-            said = f"{said} (job {slurm.job()} {result})"
-            status = 0 if granted else status
-        # Not print: what is redirected in a sweep is Python's stderr, and it may be in use.
-        os.write(2, f"{said}\n".encode(errors="surrogateescape"))
+    if not first_process():  # Lightning kills the first where another fails
+        raise SystemExit(0)
+    name, status = signal.Signals(number).name, 128 + number
+    said = "interrupted"
+    if run_dir is not None:
+        said = (
+            f"Stopped by {name}. To continue: python -m qpa_exp resume={shlex.quote(str(run_dir))}"
+        )
+    if name == "SIGUSR1":
+        granted = slurm.requeue()
+        result = "is started again and goes on by itself" if granted else "cannot be requeued"
+        said = f"{said} (job {slurm.job()} {result})"
+        status = 0 if granted else status
+    # Not print: what is redirected in a sweep is Python's stderr, and it may be in use.
+    os.write(2, f"{said}\n".encode(errors="surrogateescape"))
     raise SystemExit(status)
 
 
