@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,7 +82,6 @@ def start_run(arguments: list[str]) -> None:
     _log_to(sys.stdout)
     from qpa_exp.runs import directory
     from qpa_exp.runs.train import begin, prepare, resume
-    from qpa_exp.sweeps.prepare import spell
 
     if (begun := directory.begun_by_this_job(run_dir, config)) is not None:
         resume(begun)
@@ -89,7 +89,7 @@ def start_run(arguments: list[str]) -> None:
     prepared = prepare(config, run_dir)
     first = directory.first_missing(run_dir)
     # The time in the directory's name stays the one that was checked.
-    there = [*arguments, f"{RUN_DIR}{spell(str(run_dir))}"]
+    there = [*arguments, f"{RUN_DIR}{quoted(str(run_dir))}"]
     try:
         with hydra_of(conf_dir()) as started:
             refusal = started.run(
@@ -106,15 +106,20 @@ def as_typed(argument: str) -> str:
 
     Quotes that are part of the argument are Hydra's, and ``~`` is the home.
     """
-    from qpa_exp.sweeps.prepare import spell
-
     if not argument.startswith(RUN_DIR):
         return argument
     path = argument.removeprefix(RUN_DIR)
     if not path.strip():
         raise InputError(f"{argument} names no directory: give one.")
-    quoted = len(path) > 1 and path[0] in "'\"" and path[-1] == path[0]
-    return argument if quoted else f"{RUN_DIR}{spell(str(at_home(path)))}"
+    if len(path) > 1 and path[0] in "'\"" and path[-1] == path[0]:
+        return argument
+    return f"{RUN_DIR}{quoted(str(at_home(path)))}"
+
+
+def quoted(text: str) -> str:
+    """Text as Hydra's grammar writes it, whatever it may look like."""
+    inside = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + (found[2] and "\\'"), text)
+    return f"'{inside}'"
 
 
 def at_home(path: str) -> Path:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger
@@ -258,7 +259,7 @@ def make_trainer(config: Config, run_dir: Path) -> tuple[Trainer, StepTimes]:
             callbacks=callbacks,
             plugins=plugins,
         )
-    except (ValueError, RuntimeError) as error:  # MisconfigurationException is a RuntimeError
+    except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise InputError(
             f"The trainer cannot be set up as configured: {one_line(error)}"
         ) from error
