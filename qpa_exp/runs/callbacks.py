@@ -270,6 +270,7 @@ class Checkpoints(Checkpoint):
         """
         if trainer.global_step == self._step_before:
             return  # gradients are being added up, which no checkpoint holds
+        assert trainer.val_check_batch is not None
         whole_run = trainer.check_val_every_n_epoch is None
         batches = 1 + (trainer.fit_loop.total_batch_idx if whole_run else batch_idx)
         if batches % trainer.val_check_batch != 0:
