@@ -132,7 +132,7 @@ def is_busy(run_dir: Path) -> bool:
     if not (run_dir / LOCK).exists():
         return False
     try:
-        with directory.lock(run_dir, seconds=0):
+        with directory.lock(run_dir, seconds=0.0):
             return False
     except Timeout:
         return True
