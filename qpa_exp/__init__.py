@@ -16,7 +16,6 @@ if _IS_COMMAND and not sys.flags.safe_path:
         os.environ["PYTHONSAFEPATH"] = "1"
 
 import logging
-import signal
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -36,19 +35,13 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+if _IS_COMMAND:
+    from qpa_exp.runs import signals
 
-def _interrupted(*_: Any) -> None:
-    """Ctrl-C while libraries are imported, where an exception would come out as a traceback."""
-    os.write(2, b"interrupted\n")
-    os._exit(130)
-
-
-if _IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _interrupted)  # until qpa_exp.cli.run_command takes over
-
-if _IS_COMMAND and find_spec("hydra") is None:
-    print("error: the commands need: pip install 'qpa-exp[experiments]'", file=sys.stderr)
-    sys.exit(2)
+    signals.install(signals.AtOnce())
+    if find_spec("hydra") is None:
+        print("error: the commands need: pip install 'qpa-exp[experiments]'", file=sys.stderr)
+        sys.exit(2)
 
 _HOMES = {
     "QPAConfig": "qpa_exp.config",

@@ -7,10 +7,12 @@ of ``sweeps/``), ``--cfg job`` to see the config, ``--hydra-help`` for the rest 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, TextIO
 
 from omegaconf import DictConfig
 
@@ -20,31 +22,29 @@ from qpa_exp.cli import (
     compose_config,
     conf_dir,
     known_keys,
+    quoted,
     refuse_interpolations,
     register_schema,
     run_command,
     to_config,
 )
 from qpa_exp.errors import InputError
+from qpa_exp.files import typed_path
 
 MULTIRUN = {"-m", "--multirun"}
+RUN_DIR, RESUME = "hydra.run.dir=", "resume="
 
 
 def main(arguments: list[str]) -> None:
     """Run what the command line describes."""
-    arguments = as_typed(arguments)
+    arguments = as_typed([_place_as_typed(argument) for argument in arguments])
     flags = {argument for argument in arguments if argument.startswith("-")}
     if not flags:
-        # Before Hydra makes a directory for the run, and before torch is imported.
         refuse_sweeps(arguments)
-        config = compose_config(arguments)
-        if config.resume is not None:
-            continue_run(config.resume, arguments)
-            return
-        with hydra_of(conf_dir()) as started:
-            refusal = started.run("config", one_run, arguments).return_value
-        if refusal is not None:
-            raise refusal
+        if any(argument.startswith(RESUME) for argument in arguments):
+            continue_run(arguments)
+        else:
+            start_run(arguments)
     elif flags & {"-h", "--help"}:
         print(help_page(), end="")
     elif flags <= MULTIRUN:
@@ -54,8 +54,14 @@ def main(arguments: list[str]) -> None:
 
         refuse_interpolations(arguments)
         register_schema()
-        name = "multirun" if flags & MULTIRUN else "config"
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(one_run)()
+        name, refused = "multirun" if flags & MULTIRUN else "config", []
+
+        def task(composed: DictConfig) -> None:
+            refused.append(one_run(composed))
+
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
+        for refusal in filter(None, refused):
+            raise refusal
 
 
 def help_page() -> str:
@@ -75,26 +81,77 @@ def help_page() -> str:
     return f"{__doc__}\nGroups and their options:\n{groups}\n\nKeys:\n{keys}\n"
 
 
-def one_run(composed: DictConfig) -> Exception | None:
-    """What Hydra calls for a single run.
+def start_run(arguments: list[str]) -> None:
+    """A new run. Whatever can be refused is, before Hydra makes the run's directory.
 
-    Returns:
-        What went wrong: if it were raised, Hydra would print a line of its own about it.
+    A job of SLURM that has been started again goes on with the run that it began.
     """
+    config = compose_config(arguments)
+    run_dir = planned_directory(arguments)
+    _log_to(sys.stdout)
+    from qpa_exp.runs import directory
+    from qpa_exp.runs.train import begin, prepare, resume
+
+    if (begun := directory.begun_by_this_job(run_dir, config)) is not None:
+        resume(begun)
+        return
+    prepared = prepare(config, run_dir)
+    first = directory.first_missing(run_dir)
+    # The time in the directory's name stays the one that was checked.
+    there = [*arguments, f"{RUN_DIR}{quoted(str(run_dir))}"]
+    try:
+        with hydra_of(conf_dir()) as started:
+            refusal = started.run(
+                "config", lambda _: refusal_of(lambda: begin(prepared)), there
+            ).return_value
+    finally:
+        directory.discard(run_dir, first)
+    if refusal is not None:
+        raise refusal
+
+
+def _place_as_typed(argument: str) -> str:
+    """An override of the run's directory with the path as it was typed; ``~`` is the home.
+
+    Quotes around it are Hydra's.
+    """
+    if not argument.startswith(RUN_DIR):
+        return argument
+    path = argument.removeprefix(RUN_DIR)
+    if not path.strip():
+        raise InputError(f"{argument} names no directory: give one.")
+    if len(path) > 1 and path[0] in "'\"" and path[-1] == path[0]:
+        return argument
+    return f"{RUN_DIR}{quoted(str(typed_path(path)))}"
+
+
+def planned_directory(arguments: list[str]) -> Path:
+    """Where the run that these overrides describe will lie."""
+    from hydra import compose
     from hydra.core.hydra_config import HydraConfig
 
-    from qpa_exp.runs.directory import discard
+    with hydra_of(conf_dir()):
+        composed = compose("config", overrides=arguments, return_hydra_config=True)
+    HydraConfig.instance().set_config(composed)  # the directory may refer to it
+    return Path(composed.hydra.run.dir)
+
+
+def one_run(composed: DictConfig) -> Exception | None:
+    """What Hydra calls for a single run that was asked for with a flag of Hydra's own."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from qpa_exp.runs.train import run
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    try:
-        config = to_config(composed)
-        from qpa_exp.runs.train import run
+    return refusal_of(lambda: run(to_config(composed), run_dir))
 
-        run(config, run_dir)
+
+def refusal_of(make: Callable[[], Any]) -> Exception | None:
+    """The refusal, where there is one: if it were raised, Hydra would print a line about it."""
+    try:
+        make()
     except Exception as error:
         return error
-    finally:
-        discard(run_dir)
     return None
 
 
@@ -130,20 +187,25 @@ def refuse_sweeps(arguments: list[str]) -> None:
             )
 
 
-def continue_run(directory: str, arguments: list[str]) -> None:
+def continue_run(arguments: list[str]) -> None:
     """Continue a run as it was configured."""
-    import logging
-
-    from qpa_exp.runs.train import resume
-
-    others = [argument for argument in arguments if not argument.startswith("resume=")]
+    others = [argument for argument in arguments if not argument.startswith(RESUME)]
     if others:
         raise InputError(
             f"resume continues a run as it was configured: leave out {' '.join(others)}, "
             "or start a new run with it."
         )
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    resume(Path(directory))
+    path = arguments[-1].removeprefix(RESUME)
+    if not path.strip():
+        raise InputError(f"{arguments[-1]} names no directory: give that of a run.")
+    _log_to(sys.stderr)
+    from qpa_exp.runs.train import resume
+
+    resume(typed_path(path))
+
+
+def _log_to(stream: TextIO) -> None:
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=stream)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-import qpa_exp
 from qpa_exp.adapters.catalogue import METHODS, option_nodes, unknown_method
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError, first_line, nearest
@@ -375,9 +374,6 @@ def run_command(main: Callable[[list[str]], None]) -> NoReturn:
     Status 0; 2 and one sentence on stderr for what the user or the machine does not allow; 130
     for Ctrl-C; 141 where nobody reads the output any more; 1 and a traceback for a bug.
     """
-    with contextlib.suppress(ValueError):  # not the main thread, which alone may do it
-        if signal.getsignal(signal.SIGINT) is qpa_exp._interrupted:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack what is to be printed

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import logging
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import (
-    ModelCheckpoint,
-    ProgressBar,
-    RichProgressBar,
-    TQDMProgressBar,
-)
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from qpa_exp.files import whole_file
 from qpa_exp.generator.generator import Generator
+from qpa_exp.runs import directory, signals
 
 if TYPE_CHECKING:
     from qpa_exp.runs.module import AdapterModule
@@ -185,25 +186,129 @@ class PlainBar(_Speed, TQDMProgressBar):
         self.times = times
 
 
-class SayHowToResume(Callback):
-    """Ctrl-C ends a run; say how to go on with it."""
+class OwnFiles(TorchCheckpointIO):
+    """How Lightning writes, reads and removes checkpoints: whole, as plain data, and only ours.
+
+    Args:
+        run_dir: the run whose checkpoints they are.
+    """
 
     def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
+        super().__init__()
+        self._run_dir = run_dir
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Lightning leaves with status 1 after this."""
-        if isinstance(exception, KeyboardInterrupt):
-            log.info("Interrupted. To continue: python -m qpa_exp resume=%s", self.run_dir)
+        """Write beside the place, and rename: a full disk or a kill leaves what was there."""
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Tensors and plain values alone; of the callbacks' states those that are counters.
+
+        Lightning's own checkpoint callback, for one, would keep paths there, and remove them later.
+        """
+        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        kept = {kind.__qualname__ for kind in (StepTimes, GradientVariance)}
+        states = loaded["callbacks"]
+        loaded["callbacks"] = {key: states[key] for key in states.keys() & kept}
+        return loaded
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove one of this run's own checkpoints; any other path is left alone."""
+        if Path(path) in directory.checkpoints(self._run_dir):
+            Path(path).unlink()
 
 
-def checkpoints(directory: Path, every_n_steps: int) -> ModelCheckpoint:
-    """Keep the newest checkpoint: the next is whole on disk before the last one is removed."""
-    return ModelCheckpoint(
-        dirpath=directory, filename="{step:08d}", every_n_train_steps=every_n_steps, save_top_k=1
-    )
+class Checkpoints(Checkpoint):
+    """Writes a checkpoint every so many steps, and one when a signal asks the run to end.
+
+    The newest two are kept, and the older of them goes when the next is whole on disk: should the
+    newest be damaged, the run goes on from the other. Nothing is remembered from one process to the
+    next: which files there are is seen in the directory.
+
+    Args:
+        run_dir: of the run.
+        every_n_steps: optimizer steps.
+    """
+
+    def __init__(self, run_dir: Path, every_n_steps: int) -> None:
+        self._run_dir, self._every_n_steps = run_dir, every_n_steps
+        self._step_before, self._saved = 0, 0
+        self._signal: tuple[int, float] | None = None
+        self._ended = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on a signal waits for the step; after training Lightning takes this back."""
+        self._saved = trainer.global_step
+        signals.install(self._note, over=(signal.SIGTERM,))
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            signals.leave_at_second(number, self._signal[1])
+            return
+        self._signal = (number, time.monotonic())
+        if self._ended:
+            signals.end(number, self._run_dir)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the step: a batch need not end one."""
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when it is time to, or when the run is to end here.
+
+        Where a validation comes next, both wait until it is over: Lightning does not make up for it
+        when it goes on from a checkpoint of before.
+        """
+        if trainer.global_step == self._step_before:
+            return  # gradients are being added up, which no checkpoint holds
+        assert trainer.val_check_batch is not None
+        whole_run = trainer.check_val_every_n_epoch is None
+        batches = 1 + (trainer.fit_loop.total_batch_idx if whole_run else batch_idx)
+        if batches % trainer.val_check_batch != 0:
+            self._save_or_end(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What has waited for the validation."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._save_or_end(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the last step there is nothing more to wait for."""
+        self._save_or_end(trainer)
+        self._ended = True
+
+    def _save_or_end(self, trainer: Trainer) -> None:
+        if trainer.global_step % self._every_n_steps == 0:
+            self._save(trainer)
+        asked = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        if asked:
+            self._save(trainer)
+            number, _ = self._signal or (signal.SIGTERM, 0.0)  # another process was asked
+            signals.end(number, self._run_dir)
+
+    def _save(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if step == self._saved:
+            return
+        trainer.save_checkpoint(directory.checkpoint(self._run_dir, step))
+        self._saved = step
+        if trainer.is_global_zero:
+            files = directory.checkpoints(self._run_dir)
+            until_now = [file for file in files if directory.step_of(file) <= step]
+            for file in until_now[:-_CHECKPOINTS_KEPT]:
+                trainer.strategy.remove_checkpoint(file)
+
+
+_CHECKPOINTS_KEPT = 2
 
 
 # --- does the circuit's gradient vanish? (Appendix H) ------------------------------------------

@@ -3,13 +3,15 @@
 | file | what it holds |
 | --- | --- |
 | ``config.yaml`` | the run's config, every reference resolved |
-| ``checkpoints/*.ckpt`` | the newest state of training |
+| ``checkpoints/*.ckpt`` | the newest states of training |
 | ``csv/version_*/metrics.csv`` | what was logged, a part for each time that it was continued |
 | ``generator/`` or ``adapter/`` | what was trained |
 | ``metrics.json`` | the results; there when the run has ended |
 | ``failed.json`` | in a sweep: why the run failed |
 | ``cache.json`` | whether hidden states are kept |
 | ``curves.png`` | losses against steps |
+| ``slurm.json`` | the job that began the run |
+| ``.lock`` | held by the process that is at the run |
 """
 
 from __future__ import annotations
@@ -18,23 +20,38 @@ import csv
 import dataclasses
 import io
 import math
+import os
+import re
+import shutil
+import stat
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError, one_line, sentence_end
-from qpa_exp.files import MIB, read_bytes, read_json, write_json, write_text
+from qpa_exp.files import MIB, read_bytes, read_json, remove_parts, write_json, write_text
 from qpa_exp.files.plain_yaml import read_yaml
+from qpa_exp.runs import signals, slurm
 from qpa_exp.runs.check_config import check
 
 CONFIG, METRICS, FAILED, CACHE = "config.yaml", "metrics.json", "failed.json", "cache.json"
-CHECKPOINTS, CURVES = "checkpoints", "curves.png"
+CHECKPOINTS, CURVES, CSV, SLURM = "checkpoints", "curves.png", "csv", "slurm.json"
 GENERATOR, ADAPTER = "generator", "adapter"
+LOCK, OUTPUT = ".lock", "output.log"
+LOGGED = ("wandb", "tensorboard")
+
+WRITTEN = {
+    CONFIG, METRICS, FAILED, CACHE, CHECKPOINTS, CURVES, CSV, SLURM, GENERATOR, ADAPTER, *LOGGED
+}  # fmt: skip
+"""What a run writes into its directory, and replaces there without asking."""
 
 Metrics = dict[str, Any]
 
@@ -63,9 +80,10 @@ def state_of(run_dir: Path) -> State:
     if metrics is not None:
         status = metrics.get("status")
         return State(status) if status in ("complete", "diverged") else State.interrupted
-    if (run_dir / FAILED).exists():
+    if os.path.exists(run_dir / FAILED):  # noqa: PTH110, which never raises
         return State.failed
-    return State.interrupted if (run_dir / CONFIG).exists() else State.new
+    began = os.path.exists(run_dir / CONFIG)  # noqa: PTH110
+    return State.interrupted if began else State.new
 
 
 def error_of(run_dir: Path) -> str | None:
@@ -73,7 +91,7 @@ def error_of(run_dir: Path) -> str | None:
     for name in (METRICS, FAILED):
         record = read_json(run_dir / name)
         if record is not None and "error" in record:
-            return str(record["error"])
+            return one_line(str(record["error"]))[:1000]
     return None
 
 
@@ -93,14 +111,160 @@ def claim(run_dir: Path, config: Config) -> None:
     """Make a new run's directory and write its config.
 
     Raises:
-        InputError: the directory holds a run already.
+        InputError: the directory cannot be made, or holds what a run would write over.
     """
-    if (run_dir / CONFIG).exists() or (run_dir / METRICS).exists():
+    check_place(run_dir)
+    try:
+        write_text(run_dir / CONFIG, _as_text(config))
+        if slurm.job() is not None:
+            write_json(run_dir / SLURM, {"job": slurm.job()})
+    except OSError as error:
+        raise InputError(f"{run_dir} cannot be written: {error.strerror or error}.") from error
+
+
+def _as_text(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def check_place(run_dir: Path) -> None:
+    """Whether a new run may go into this directory; nothing is made.
+
+    Raises:
+        InputError: it cannot be made, or holds what a run would write over.
+    """
+    choose = "choose another directory with hydra.run.dir=<directory>"
+    try:
+        there = sorted(WRITTEN.intersection(place.name for place in run_dir.iterdir()))
+    except FileNotFoundError:
+        there = []
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{run_dir} can be no run directory ({why}): {choose}.") from error
+    if CONFIG in there or METRICS in there:
         raise InputError(
-            f"{run_dir} holds a run already: continue it with resume={run_dir}, "
-            "or choose another directory with hydra.run.dir=<directory>."
+            f"{run_dir} holds a run already: continue it with resume={run_dir}, or {choose}."
         )
-    write_text(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    if there:
+        raise InputError(
+            f"{run_dir} holds {', '.join(there)}, which a run would replace: {choose}."
+        )
+    lowest = next(place for place in (run_dir, *run_dir.parents) if os.path.lexists(place))
+    if not lowest.is_dir() or not os.access(lowest, os.W_OK | os.X_OK):
+        raise InputError(f"{lowest} is no directory that can be written to: {choose}.")
+
+
+def unclaim(run_dir: Path) -> None:
+    """Take back what :func:`claim` wrote, and the loggers since: the run has not begun."""
+    for name in (CONFIG, SLURM, CACHE, LOCK):
+        (run_dir / name).unlink(missing_ok=True)
+    for name in (CSV, *LOGGED):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+
+
+def first_missing(run_dir: Path) -> Path | None:
+    """The first directory on the way to this one that does not exist yet."""
+    for place in (*reversed(run_dir.parents), run_dir):
+        if not place.exists():
+            return place
+    return None
+
+
+def discard(run_dir: Path, first: Path | None) -> None:
+    """Take away the empty directories that were made for a run that never began.
+
+    Args:
+        run_dir: of the run.
+        first: the first of them, from :func:`first_missing`; where it is None, none was made.
+    """
+    for place in (run_dir, *run_dir.parents):
+        if first is None or not place.is_relative_to(first):
+            return
+        try:
+            place.rmdir()
+        except OSError:  # it holds something
+            return
+
+
+def begun_by_this_job(run_dir: Path, config: Config) -> Path | None:
+    """The run that this job of SLURM began with this config, before it was started again.
+
+    Args:
+        run_dir: where it would begin now: the run is there or beside it.
+        config: of the run.
+    """
+    if not slurm.was_restarted():
+        return None
+    wanted = _as_text(config)
+    for place in (run_dir, *sorted(run_dir.parent.glob("*/"))):
+        noted = read_json(place / SLURM)
+        if noted is not None and noted.get("job") == slurm.job():
+            with suppress(OSError, UnicodeDecodeError):
+                if (place / CONFIG).read_text(encoding="utf-8") == wanted:
+                    return place
+    return None
+
+
+# --- who is at it -----------------------------------------------------------------------------
+
+_SECONDS_FOR_A_LOOK = 1.0
+"""For so long somebody may hold a lock who only looks whether it is free."""
+
+
+class Held(InputError):
+    """Another process is at the run."""
+
+
+def lock(run_dir: Path, seconds: float = _SECONDS_FOR_A_LOOK) -> BaseFileLock:
+    """The lock of a run's directory, not taken yet: who holds it may write there.
+
+    Args:
+        run_dir: of the run, which exists.
+        seconds: to wait for it before it raises ``filelock.Timeout``.
+    """
+    return FileLock(run_dir / LOCK, timeout=seconds)
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Be the only process at this run; what killed ones have left half written is removed.
+
+    The other processes of a run on several devices are part of it.
+
+    Raises:
+        Held: another process is at this run.
+        InputError: the directory cannot be written, or holds a link.
+    """
+    if not signals.first_process():
+        yield
+        return
+    refuse_links(run_dir)
+    taken = lock(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        taken.acquire()
+    except Timeout:
+        raise Held(
+            f"Another process is at the run in {run_dir}: wait until it has ended."
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise InputError(f"{run_dir} cannot be written: {one_line(error)}.") from error
+    try:
+        for place in (run_dir, run_dir / CHECKPOINTS):
+            remove_parts(place)
+        yield
+    finally:
+        taken.release()
+
+
+def refuse_links(run_dir: Path) -> None:
+    """What a run writes lies in its directory: a link would lead elsewhere.
+
+    Raises:
+        InputError: a file or a directory of a run is a symbolic link.
+    """
+    for name in (*sorted(WRITTEN), LOCK, OUTPUT):
+        if (run_dir / name).is_symlink():
+            raise InputError(f"{run_dir / name} is a link: a run's directory holds none.")
 
 
 def read_config(run_dir: Path) -> Config:
@@ -137,18 +301,6 @@ def _check_types(saved: Any, read: Any, key: str = "") -> None:
         raise InputError(f"{key}={saved!r} has the wrong type.")
 
 
-def discard(run_dir: Path) -> None:
-    """Take away what Hydra made for a run that never began: its log, and the empty directories."""
-    if not run_dir.is_dir() or (run_dir / CONFIG).exists():
-        return
-    for log in run_dir.glob("*.log"):
-        log.unlink()
-    for directory in (run_dir, *run_dir.parents[:2]):  # outputs/<names>/<time>
-        if any(directory.iterdir()):
-            return
-        directory.rmdir()
-
-
 # --- what happens on the way ------------------------------------------------------------------
 
 
@@ -171,36 +323,69 @@ def trained(run_dir: Path, config: Config) -> Path:
     return run_dir / (ADAPTER if config.qpa.variant == "off" else GENERATOR)
 
 
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint that a run would go on from; None where it has none yet."""
-    found = sorted((run_dir / CHECKPOINTS).glob("*.ckpt"))
-    return found[-1] if found else None
+def checkpoint(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint after so many optimizer steps lies."""
+    return run_dir / CHECKPOINTS / f"step={step:08d}.ckpt"
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The run's checkpoints, oldest first: ordinary files with a name that a run gives them."""
+    found = (run_dir / CHECKPOINTS).glob("step=*.ckpt")
+    own = [file for file in found if _STEP.fullmatch(file.name) and _is_ordinary(file)]
+    return sorted(own, key=step_of)
+
+
+_STEP = re.compile(r"step=(\d{8,18})\.ckpt", re.ASCII)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps that came before a checkpoint of a run."""
+    match = _STEP.fullmatch(checkpoint.name)
+    assert match is not None
+    return int(match.group(1))
+
+
+def _is_ordinary(file: Path) -> bool:
+    return stat.S_ISREG(file.lstat().st_mode)
 
 
 def read_curve(run_dir: Path, name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one logged quantity, from the CSV files of a run's parts.
 
-    A resumed run repeats the steps since its last checkpoint: the later part counts.
+    A resumed run repeats the steps since its last checkpoint: the later part counts. A line that a
+    killed process has left half written is skipped.
+
+    Raises:
+        InputError: a file that cannot be read.
     """
     points: dict[int, float] = {}
-    for file in sorted((run_dir / "csv").glob("version_*/metrics.csv"), key=_part_number):
-        lines = io.StringIO(read_bytes(file, 256 * MIB).decode(), newline="")
-        for row in csv.DictReader(lines):
-            if row.get(name):
-                points[int(row["step"])] = float(row[name])
+    for file in sorted((run_dir / CSV).glob("version_*/metrics.csv"), key=_part_number):
+        text = read_bytes(file, _LARGEST_CURVES).decode(errors="replace")
+        try:
+            for row in csv.DictReader(io.StringIO(text, newline="")):
+                with suppress(KeyError, TypeError, ValueError):
+                    step, value = int(row["step"]), float(row[name])
+                    if 0 <= step < 2**53:
+                        points[step] = value
+        except csv.Error as error:
+            raise InputError(f"{file} is no CSV file: {error}.") from error
     steps = sorted(points)
     return steps, [points[step] for step in steps]
 
 
-def _part_number(file: Path) -> int:
-    return int(file.parent.name.removeprefix("version_"))
+_LARGEST_CURVES = 512 * MIB
+
+
+def _part_number(file: Path) -> tuple[int, str]:
+    number = file.parent.name.removeprefix("version_")
+    return (int(number) if number.isdecimal() and len(number) < 19 else -1), number
 
 
 def last_of_curve(run_dir: Path, name: str) -> float | None:
     """The last value of one logged quantity after training began; None where there is none."""
     try:
         steps, values = read_curve(run_dir, name)
-    except (ValueError, KeyError, TypeError, OSError, csv.Error):
+    except InputError:
         return None
     return values[-1] if values and steps[-1] > 0 and math.isfinite(values[-1]) else None
 
@@ -211,6 +396,13 @@ def last_of_curve(run_dir: Path, name: str) -> float | None:
 def write_metrics(run_dir: Path, metrics: Metrics) -> None:
     """Write ``metrics.json``, whole or not at all."""
     write_json(run_dir / METRICS, metrics)
+
+
+def finite(value: Any) -> Any:
+    """What JSON can hold of a result: a number that is infinite, or none, becomes None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(run_dir: Path) -> Metrics | None:

@@ -77,6 +77,9 @@ class AdapterModule(LightningModule):
 
     Each training step draws its random numbers (dropout, a random basis order) from a stream of
     its own, so a resumed run draws what an uninterrupted one would.
+
+    Attributes:
+        has_begun: whether the first training step has been reached in this process.
     """
 
     def __init__(
@@ -86,9 +89,14 @@ class AdapterModule(LightningModule):
         self.model, self.task, self.config, self.stopwatch = model, task, config, stopwatch
         self._evaluations_before = 0
         self._batch: Batch | None = None
+        self.has_begun = False
         self.validation, self.adapted, self.base = Means(task), Means(task), Means(task)
         # What a checkpoint holds has fewer names than the model: the trained ones alone.
         self.strict_loading = False
+
+    def on_train_start(self) -> None:
+        """Everything has been restored by now."""
+        self.has_begun = True
 
     # --- a training step ----------------------------------------------------------------------
 
@@ -239,7 +247,7 @@ class AdapterModule(LightningModule):
         own = {name: p.shape for name, p in self.trained().items()}
         if {name: value.shape for name, value in checkpoint["state_dict"].items()} != own:
             raise InputError("The checkpoint's trained parameters are not those of this run.")
-        self._evaluations_before = checkpoint.get("circuit_evaluations") or 0
+        self._evaluations_before = int(checkpoint.get("circuit_evaluations") or 0)
 
 
 def make_optimizer(
@@ -274,12 +282,13 @@ def make_optimizer(
 
 
 def _require_numbers(values: dict[str, float]) -> None:
-    """Refuse figures that are none: they must not pass for the result of a split."""
+    """Refuse figures that are infinite or none: they are no result of a split."""
     for name, value in values.items():
-        if math.isnan(value):
+        if not math.isfinite(value):
+            what = "not a number" if math.isnan(value) else "infinite"
             raise Divergence(
-                f"{name} is not a number: the model's output on that split has a NaN, or the split "
-                "has nothing to predict."
+                f"{name} is {what}: the model's output on that split has a NaN or is out of all "
+                "bounds, or the split has nothing to predict."
             )
 
 

@@ -12,9 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger
@@ -29,18 +32,19 @@ from qpa_exp.adapters.qpa_model import adapt
 from qpa_exp.circuits.simulator import record_versions
 from qpa_exp.config import Config
 from qpa_exp.data.datamodule import TextDataModule
-from qpa_exp.errors import InputError, one_line
+from qpa_exp.errors import InputError, first_line, one_line
+from qpa_exp.files import whole_file
 from qpa_exp.lm.loading import load_architecture, load_tokenizer, loaded_revision, n_positions
 from qpa_exp.machine import keep_freed_memory
-from qpa_exp.runs import directory
+from qpa_exp.runs import directory, signals
 from qpa_exp.runs.callbacks import (
+    Checkpoints,
     GradientVariance,
+    OwnFiles,
     PlainBar,
-    SayHowToResume,
     StepTimes,
     Stopwatch,
     TerminalBar,
-    checkpoints,
 )
 from qpa_exp.runs.check_config import check_machine
 from qpa_exp.runs.directory import CURVES, Metrics, read_curve
@@ -59,14 +63,27 @@ def run(config: Config, run_dir: Path) -> Metrics:
 
     Raises:
         InputError: something that was given cannot be used; then nothing has been written.
-        Divergence: a loss or a gradient became NaN or infinite; ``metrics.json`` then says
-            ``status: diverged``, and the last checkpoint is kept.
+        Divergence: a loss, a gradient or a result became NaN or infinite; ``metrics.json`` then
+            says ``status: diverged``, and the last checkpoints are kept.
+        SystemExit: a signal ended it; where it was training, a checkpoint has been saved.
     """
-    parts = build(config)
-    rank_zero_only(directory.claim)(run_dir, config)
-    rank_zero_only(directory.note_cache)(run_dir, parts.task.cache_mode)
-    rank_zero_only(log.info)("Run directory: %s", run_dir)
-    return train_and_test(parts, run_dir, checkpoint=None)
+    return begin(prepare(config, run_dir))
+
+
+def begin(prepared: Prepared) -> Metrics:
+    """:func:`run`, where everything that can be refused has been made already."""
+    run_dir, parts = prepared.run_dir, prepared.parts
+    with directory.held(run_dir):
+        rank_zero_only(directory.claim)(run_dir, parts.config)
+        with signals.at_once(run_dir):
+            rank_zero_only(directory.note_cache)(run_dir, parts.task.cache_mode)
+            try:
+                prepared.trainer.loggers = _loggers(parts.config, run_dir)
+            except InputError:
+                rank_zero_only(directory.unclaim)(run_dir)
+                raise
+            rank_zero_only(log.info)("Run directory: %s", run_dir)
+            return train_and_test(prepared, checkpoint=None)
 
 
 def resume(run_dir: Path) -> Metrics:
@@ -75,21 +92,47 @@ def resume(run_dir: Path) -> Metrics:
     On a CPU the result is the same, bit for bit, as that of a run that was never interrupted.
 
     Raises:
-        InputError: no run directory, a run that diverged, or a damaged checkpoint.
+        InputError: no run directory, a run that diverged, one that another process is at, or no
+            checkpoint of it is whole.
+        SystemExit: as :func:`run`.
+    """
+    directory.read_config(run_dir)
+    if (finished := _finished(run_dir)) is not None:
+        return finished
+    with directory.held(run_dir):
+        return go_on(run_dir)
+
+
+def go_on(run_dir: Path, *, own: bool = False) -> Metrics:
+    """:func:`resume`, for a process that holds the run's lock.
+
+    Args:
+        run_dir: of the run.
+        own: whether the user has just asked for this config, which may then name a new cache.
     """
     config = directory.read_config(run_dir)
-    finished = directory.read_metrics(run_dir)
-    if finished is not None and finished["status"] == "complete":
-        log.info("%s is complete.", run_dir)
+    if (finished := _finished(run_dir)) is not None:
         return finished
-    if finished is not None:
-        raise InputError(f"{run_dir} cannot be continued: {finished['error']}")
-    checkpoint = directory.newest_checkpoint(run_dir)
-    check_checkpoint(checkpoint)
-    parts = build(config, directory.noted_cache(run_dir) or config.data.cache)
-    log.info("Continuing %s from %s", run_dir, checkpoint.name if checkpoint else "its start")
-    rank_zero_only(directory.note_cache)(run_dir, parts.task.cache_mode)
-    return train_and_test(parts, run_dir, checkpoint)
+    with signals.at_once(run_dir):
+        directory.read_curve(run_dir, "train/loss")  # refused now, not when the curves are drawn
+        checkpoint = newest_whole_checkpoint(run_dir)
+        mode = directory.noted_cache(run_dir) or (None if own else config.data.cache)
+        prepared = prepare(config, run_dir, mode, going_on=True)
+        prepared.trainer.loggers = _loggers(config, run_dir)
+        log.info("Continuing %s from %s", run_dir, checkpoint.name if checkpoint else "its start")
+        rank_zero_only(directory.note_cache)(run_dir, prepared.parts.task.cache_mode)
+        return train_and_test(prepared, checkpoint)
+
+
+def _finished(run_dir: Path) -> Metrics | None:
+    """The results of a complete run; None of one that can be continued."""
+    state = directory.state_of(run_dir)
+    if state is directory.State.diverged:
+        raise InputError(f"{run_dir} cannot be continued: {directory.error_of(run_dir)}")
+    if state is not directory.State.complete:
+        return None
+    log.info("%s is complete.", run_dir)
+    return directory.read_metrics(run_dir)
 
 
 # --- what a run is made of --------------------------------------------------------------------
@@ -106,6 +149,35 @@ class RunParts:
     stopwatch: Stopwatch
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin: everything that could be refused has been made, nothing written."""
+
+    run_dir: Path
+    parts: RunParts
+    trainer: Trainer
+    times: StepTimes
+
+
+def prepare(
+    config: Config, run_dir: Path, cache_mode: str | None = None, *, going_on: bool = False
+) -> Prepared:
+    """Make everything that a run needs and that can be refused; nothing is written.
+
+    Args:
+        config: of the run.
+        run_dir: its directory, which need not be there.
+        cache_mode: as :func:`build` takes it.
+        going_on: whether it is there, with a run that is continued.
+    """
+    if not going_on:
+        rank_zero_only(directory.check_place)(run_dir)
+    _quiet()
+    trainer, times = make_trainer(config, run_dir)
+    parts = build(config, cache_mode)
+    return Prepared(run_dir, parts, trainer, times)
+
+
 def build(config: Config, cache_mode: str | None = None) -> RunParts:
     """The parts of a run, loaded and checked; nothing is written.
 
@@ -113,7 +185,6 @@ def build(config: Config, cache_mode: str | None = None) -> RunParts:
         config: of the run.
         cache_mode: what ``data.cache=auto`` came to when the run began; given where it goes on.
     """
-    _quiet()
     keep_freed_memory()
     check_machine(config)
     check_length(config, n_positions(load_architecture(config.model)))
@@ -150,14 +221,32 @@ def root_device(config: Config) -> torch.device:
     return torch.device("cpu")
 
 
-def make_trainer(config: Config, run_dir: Path, *more: Callback) -> Trainer:
-    """Lightning's Trainer as the config asks for it, with these callbacks before its own."""
+def make_trainer(config: Config, run_dir: Path) -> tuple[Trainer, StepTimes]:
+    """Lightning's Trainer as the config asks for it, still without loggers, and its clock.
+
+    Raises:
+        InputError: this machine has no such device, or Lightning no such strategy.
+    """
     ours = config.trainer
-    keep = checkpoints(run_dir / directory.CHECKPOINTS, ours.checkpoint_every_n_steps)
-    callbacks = [*more, keep, SayHowToResume(run_dir)]
+    cores = os.cpu_count() or 1
+    if ours.accelerator == "cpu" and ours.devices > cores:
+        raise InputError(
+            f"trainer.devices={ours.devices} is too many: each is a process, and this machine has "
+            f"{cores} cores."
+        )
+    times = StepTimes()
+    callbacks: list[Callback] = [times]
+    if ours.gradient_variance_starts is not None:
+        callbacks.append(GradientVariance(ours.gradient_variance_starts))
+    if ours.progress_bar:
+        callbacks.append(TerminalBar(times) if Console().is_terminal else PlainBar(times))
+    callbacks.append(Checkpoints(run_dir, ours.checkpoint_every_n_steps))
+    plugins: list[Any] = [OwnFiles(run_dir)]
+    if SLURMEnvironment.detect():  # it would write files of its own, and be started again twice
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     per_step, validate_every = ours.accumulate_grad_batches, ours.validate_every_n_steps
     try:
-        return Trainer(
+        trainer = Trainer(
             default_root_dir=run_dir,
             accelerator=ours.accelerator,
             devices=ours.devices,
@@ -177,42 +266,47 @@ def make_trainer(config: Config, run_dir: Path, *more: Callback) -> Trainer:
             use_distributed_sampler=False,  # the data module deals the rows out itself
             enable_progress_bar=ours.progress_bar,
             enable_model_summary=False,
-            logger=_loggers(config, run_dir),
+            logger=False,  # which write at once: they come when the directory is the run's
             callbacks=callbacks,
+            plugins=plugins,
         )
-    except (ValueError, RuntimeError) as error:  # MisconfigurationException is a RuntimeError
+    except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise InputError(
             f"The trainer cannot be set up as configured: {one_line(error)}"
         ) from error
+    return trainer, times
 
 
 def _loggers(config: Config, run_dir: Path) -> list[Logger]:
-    """A CSV file in the run directory, a new part for each resume, and what ``logger=`` names."""
-    loggers: list[Logger] = [CSVLogger(run_dir, name="csv")]
+    """A CSV file in the run directory, a new part for each resume, and what ``logger=`` names.
+
+    Raises:
+        InputError: what it names refuses.
+    """
+    loggers: list[Logger] = [CSVLogger(run_dir, name=directory.CSV)]
     if make := LOGGERS[config.logger.name].make:
-        loggers.append(make(config, run_dir))
-        loggers[-1].log_hyperparams(dataclasses.asdict(config))
+        try:
+            loggers.append(make(config, run_dir))
+            loggers[-1].log_hyperparams(dataclasses.asdict(config))
+        except Exception as error:  # of another service: it may be anything
+            raise InputError(
+                f"logger={config.logger.name} cannot be used: {first_line(error)}"
+            ) from error
     return loggers
 
 
 # --- training ---------------------------------------------------------------------------------
 
 
-def train_and_test(parts: RunParts, run_dir: Path, checkpoint: Path | None) -> Metrics:
+def train_and_test(prepared: Prepared, checkpoint: Path | None) -> Metrics:
     """Train from the start or from a checkpoint, test, and write down what came out."""
+    parts, trainer, run_dir = prepared.parts, prepared.trainer, prepared.run_dir
     config, data = parts.config, parts.data
     module = AdapterModule(parts.model, parts.task, config, parts.stopwatch)
     parts.task.prepare()
-    times = StepTimes()
-    callbacks: list[Callback] = []
-    if config.trainer.gradient_variance_starts is not None:
-        callbacks.append(GradientVariance(config.trainer.gradient_variance_starts))
-    if config.trainer.progress_bar:
-        callbacks.append(TerminalBar(times) if Console().is_terminal else PlainBar(times))
-    trainer = make_trainer(config, run_dir, times, *callbacks)
 
     def metrics(tested: Mapping[str, float]) -> Metrics:
-        found = _metrics(parts, module, trainer, times, tested)
+        found = _metrics(parts, module, trainer, prepared.times, tested)
         for measuring in trainer.callbacks:  # type: ignore[attr-defined]
             found |= getattr(measuring, "figures", {})
         return found
@@ -220,7 +314,7 @@ def train_and_test(parts: RunParts, run_dir: Path, checkpoint: Path | None) -> M
     try:
         if checkpoint is None:  # the curves begin with the loss before the first step
             trainer.validate(module, data, verbose=False)
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        _fit(trainer, module, data, checkpoint)
         rank_zero_only(parts.model.save_pretrained)(directory.trained(run_dir, config))
         found = metrics(trainer.test(module, data, verbose=False)[0])
     except Divergence as error:
@@ -231,20 +325,51 @@ def train_and_test(parts: RunParts, run_dir: Path, checkpoint: Path | None) -> M
     return found
 
 
-def check_checkpoint(path: Path | None) -> None:
-    """Refuse a checkpoint that is cut short or is not one, before anything else is loaded."""
-    if path is None:
-        return
+def _fit(
+    trainer: Trainer, module: AdapterModule, data: TextDataModule, checkpoint: Path | None
+) -> None:
+    """Train; a checkpoint that is whole but does not fit the run is refused in a sentence."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        if checkpoint is None or module.has_begun:
+            raise
+        raise InputError(
+            f"{checkpoint} does not fit this run ({type(error).__name__}: {first_line(error)}): "
+            "take it away to continue from the one before it."
+        ) from error
+
+
+def newest_whole_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint that a run goes on from; None where it has none yet.
+
+    Raises:
+        InputError: it has some, and none is whole.
+    """
+    found = directory.checkpoints(run_dir)
+    for path in reversed(found):
+        if _is_whole(path):
+            return path
+        log.warning("%s is damaged: it is passed over.", path)
+    if found:
+        raise InputError(
+            f"{found[-1]} is damaged, cut short or no checkpoint, and no other is whole: take "
+            f"{run_dir / directory.CHECKPOINTS} away to train from the start."
+        )
+    return None
+
+
+def _is_whole(path: Path) -> bool:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        complete = {"state_dict", "optimizer_states", "loops"} <= set(saved)
+        return all(isinstance(saved[name], kind) for name, kind in _PARTS.items())
     except Exception:  # the restricted unpickler meets damage with errors of every kind
-        complete = False
-    if not complete:
-        raise InputError(
-            f"{path} is damaged, cut short or no checkpoint: take it away to continue "
-            "from the one before it, or from the start where there is none."
-        )
+        return False
+
+
+_PARTS = {"state_dict": dict, "optimizer_states": list, "loops": dict, "callbacks": dict}
 
 
 # --- results ----------------------------------------------------------------------------------
@@ -287,13 +412,13 @@ def _metrics(
 def _record_divergence(
     run_dir: Path, error: Divergence, metrics: Callable[[], Metrics], first: bool
 ) -> None:
-    checkpoint = directory.newest_checkpoint(run_dir)
-    kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was due"
+    saved = directory.checkpoints(run_dir)
+    kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was due"
     error.args = (f"{str(error).rstrip('.')}; {kept}.",)
     if first:
         draw_curves(run_dir)
         failed = {"status": "diverged", "error": str(error)}
-        directory.write_metrics(run_dir, metrics() | failed)
+        directory.write_metrics(run_dir, directory.finite(metrics() | failed))
 
 
 def _finish(parts: RunParts, trainer: Trainer, run_dir: Path, metrics: Metrics) -> None:
@@ -301,7 +426,7 @@ def _finish(parts: RunParts, trainer: Trainer, run_dir: Path, metrics: Metrics) 
     if summarize := LOGGERS[parts.config.logger.name].summarize:
         summarize(trainer.loggers[-1], metrics)
     draw_curves(run_dir)
-    directory.write_metrics(run_dir, metrics)
+    directory.write_metrics(run_dir, directory.finite(metrics))
     sizes = describe(parts.config, count(parts.model))
     Console().print(summary(parts.task, sizes, metrics))
     log.info("Written to %s", run_dir)
@@ -340,7 +465,8 @@ def draw_curves(run_dir: Path) -> Path:
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     path = run_dir / CURVES
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=150, format="png")
     return path
 
 

@@ -28,9 +28,8 @@ from qpa_exp.data.corpus import comes_from_the_hub
 from qpa_exp.errors import InputError
 from qpa_exp.registry import NoEffect
 from qpa_exp.runs.check_config import plan
-from qpa_exp.runs.directory import State, state_of
+from qpa_exp.runs.directory import OUTPUT, State, state_of
 from qpa_exp.sweeps.run_name import run_name
-from qpa_exp.sweeps.worker import OUTPUT
 
 Axes = dict[str, list[str]]
 """For each key of the config its values, as an override spells them."""

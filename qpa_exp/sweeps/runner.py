@@ -91,7 +91,7 @@ def _mark(job: Job) -> tuple[State, int]:
     """Tells a failure from one that is on record from the last time."""
     try:
         return job.state, (job.run_dir / FAILED).stat().st_mtime_ns
-    except FileNotFoundError:
+    except OSError:
         return job.state, 0
 
 

@@ -6,14 +6,18 @@ The run's directory says all: the sweep has written ``config.yaml`` there, and t
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -21,11 +25,19 @@ from qpa_exp.cli import register_schema, to_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.machine import release_freed_memory
-from qpa_exp.runs.directory import CONFIG, FAILED, claim, read_config, record_failure, state_of
+from qpa_exp.runs import directory
+from qpa_exp.runs.directory import (
+    CONFIG,
+    FAILED,
+    LOCK,
+    OUTPUT,
+    claim,
+    read_config,
+    record_failure,
+    state_of,
+)
 from qpa_exp.sweeps.run_name import relevant
 from qpa_exp.sweeps.studies import register_studies, sweeps_dir
-
-LOCK, OUTPUT = ".lock", "output.log"
 
 # A process of a launcher imports this module to find the task, and composes before it calls it: the
 # schema and the studies must be known by then.
@@ -68,7 +80,7 @@ def hand_over(run_dir: Path, config: Config, *, same: bool = False) -> None:
         InputError: the directory holds a run of another config.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(Timeout), FileLock(run_dir / LOCK, timeout=0):
+    with contextlib.suppress(Timeout), directory.lock(run_dir):
         if not (run_dir / CONFIG).exists():
             claim(run_dir, config)
     if same and relevant(read_config(run_dir)) != relevant(config):
@@ -85,17 +97,16 @@ def attempt(run_dir: Path, make: Callable[[Path], Any] | None = None) -> None:
 
     Args:
         run_dir: of the run, which holds its config.
-        make: what is called; :func:`qpa_exp.runs.train.resume` where it is left out.
+        make: what is called; :func:`qpa_exp.runs.train.go_on` where it is left out.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("WANDB_JOB_TYPE", "sweep")
     try:
-        with FileLock(run_dir / LOCK, timeout=0):
+        with _ended_with_the_sweep(), directory.held(run_dir):
             if state_of(run_dir).is_final:
                 return
             (run_dir / FAILED).unlink(missing_ok=True)
             _record(make, run_dir)
-    except Timeout:
+    except directory.Held:
         return
     finally:
         # A run keeps what it has freed, for its next step. The next run of this process begins with
@@ -108,9 +119,9 @@ def _record(make: Callable[[Path], Any] | None, run_dir: Path) -> None:
     try:
         with _output_to(run_dir / OUTPUT):
             if make is None:
-                from qpa_exp.runs.train import resume
+                from qpa_exp.runs.train import go_on
 
-                make = resume
+                make = functools.partial(go_on, own=True)
             make(run_dir)
     except Exception as error:  # whatever it is, the other runs of the sweep go on
         if not state_of(run_dir).is_final:  # a divergence has been recorded by the run itself
@@ -122,10 +133,40 @@ def is_busy(run_dir: Path) -> bool:
     if not (run_dir / LOCK).exists():
         return False
     try:
-        with FileLock(run_dir / LOCK, timeout=0):
+        with directory.lock(run_dir, seconds=0.0):
             return False
     except Timeout:
         return True
+
+
+@contextlib.contextmanager
+def _ended_with_the_sweep() -> Iterator[None]:
+    """In a process of joblib's, end when the sweep's own process has: nobody waits for the run.
+
+    It ends as at any SIGTERM: after the step, with a checkpoint.
+    """
+    sweep = multiprocessing.parent_process()
+    if sweep is None:
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_SECONDS_BETWEEN_LOOKS):
+            if os.getppid() != sweep.pid:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        if os.getppid() != sweep.pid:  # joblib would begin the next run here
+            os._exit(128 + signal.SIGTERM)
+
+
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @contextlib.contextmanager

@@ -36,44 +36,163 @@ def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-KILLED_AT_STEP_10 = """
+KILLS = """
+import json, os, random, signal, sys, threading, time
+import numpy, torch
+import qpa_exp.fast_head, qpa_exp.runs.train
+from qpa_exp.__main__ import main
+from pathlib import Path
+
+first, last = map(int, sys.argv[1:3])
+command = sys.argv[3:]
+
+def run(arguments, cache, seconds=None):
+    pid = os.fork()  # what takes long is to import
+    if pid == 0:
+        os.environ["QPA_EXP_CACHE"] = cache
+        try:
+            main(arguments)
+        except BaseException as error:
+            print(type(error).__name__, error, file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    began = time.monotonic()
+    if seconds is not None:
+        timer = threading.Timer(seconds, os.kill, (pid, signal.SIGKILL))
+        timer.start()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if seconds is not None:
+        timer.cancel()
+    return status, time.monotonic() - began
+
+status, seconds = run([*command, "hydra.run.dir=whole"], "cache_whole")
+assert status == 0
+for seed in range(first, last):
+    place, cache = f"killed_{seed}", f"cache_{seed}"
+    anew = [*command, f"hydra.run.dir={place}"]
+    arguments = anew
+    moments = random.Random(seed)
+    for again in range(2):  # the second kill meets a run that is going on
+        status, _ = run(arguments, cache, moments.uniform(0, seconds))
+        assert status in (0, -signal.SIGKILL), status
+        arguments = [f"resume={place}"] if Path(place, "config.yaml").exists() else anew
+    status, _ = run(arguments, cache)
+    assert status == 0, status
+"""
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 2), pytest.param(2, 15, marks=pytest.mark.long)])
+def test_a_run_that_is_killed_at_any_moment_is_resumed_to_the_same_weights(
+    overrides: list[str], tmp_path: Path, first: int, last: int
+) -> None:
+    """Twice each: at start-up, as the cache is filled, as a checkpoint is written, in the test."""
+    arguments = [
+        *overrides, "peft.lora_dropout=0.1", "trainer.max_steps=12",
+        "trainer.checkpoint_every_n_steps=1", "trainer.validate_every_n_steps=5",
+    ]  # fmt: skip
+    done = finish(start([str(first), str(last), *arguments], tmp_path, ["-c", KILLS]))
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    for seed in range(first, last):
+        killed = tmp_path / f"killed_{seed}"
+        expected, actual = generators(tmp_path, "whole", killed.name)
+        assert all(torch.equal(expected[name], actual[name]) for name in expected)
+        assert {path.name for path in killed.iterdir()} == names
+        assert list(killed.rglob("*.part")) == []
+        assert len(list((killed / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.long
+def test_a_compiled_run_that_is_killed_is_resumed_to_the_same_weights(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    arguments = [*overrides, "peft.lora_dropout=0.1", "trainer.max_steps=15"]
+    killing = ["-c", SIGNALLED.format(step=10, signal="SIGKILL")]
+    compiled = [*arguments, "trainer.compile=true"]
+    killed = finish(start([*compiled, "hydra.run.dir=killed"], tmp_path, killing))
+    assert killed.returncode == -signal.SIGKILL
+    for arguments in (["resume=killed"], [*compiled, "hydra.run.dir=whole"]):
+        done = finish(start(arguments, tmp_path))
+        assert done.returncode == 0, done.stderr
+    expected, actual = generators(tmp_path, "whole", "killed")
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+SIGNALLED = """
 import os, signal, sys
 from qpa_exp.__main__ import main
+from qpa_exp.cli import run_command
 from qpa_exp.runs.module import AdapterModule
 
 proper = AdapterModule.on_train_batch_start
 
-def killing(self, batch, batch_idx):
-    if self.global_step == 10:
-        os.kill(os.getpid(), signal.SIGKILL)
+def signalling(self, batch, batch_idx):
+    if self.global_step == {step}:
+        os.kill(os.getpid(), signal.{signal})
     proper(self, batch, batch_idx)
 
-AdapterModule.on_train_batch_start = killing
-main(sys.argv[1:])
+AdapterModule.on_train_batch_start = signalling
+run_command(main)
 """
 
 
-@pytest.mark.parametrize("compiled", ["false", pytest.param("true", marks=pytest.mark.long)])
-def test_a_killed_run_is_resumed_to_the_same_weights(
-    overrides: list[str], tmp_path: Path, compiled: str
+def test_a_job_of_slurm_is_started_again_and_goes_on(
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    arguments = [
-        *overrides, "peft.lora_dropout=0.1", "hydra.job.name=qpa_exp", "trainer.max_steps=15",
-        f"trainer.compile={compiled}",
-    ]  # fmt: skip
-    whole = start([*arguments, "hydra.run.dir=whole"], tmp_path)
-    killed = start([*arguments, "hydra.run.dir=killed"], tmp_path, ["-c", KILLED_AT_STEP_10])
-    assert finish(killed).returncode == -signal.SIGKILL
-    assert list((tmp_path / "killed" / "checkpoints").glob("*.ckpt"))
-    assert not (tmp_path / "killed" / "metrics.json").exists()
+    from qpa_exp.__main__ import main
 
-    resumed = finish(start(["resume=killed"], tmp_path))
-    assert resumed.returncode == 0, resumed.stderr
-    assert finish(whole).returncode == 0
+    asked = tmp_path / "asked"
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    scontrol.chmod(0o700)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
+    job = {"NTASKS": "1", "JOB_NAME": "night", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in (job | {"ARRAY_JOB_ID": "17", "ARRAY_TASK_ID": "3", "JOB_ID": "20"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    where = "hydra.run.dir=runs/${now:%H_%M_%S_%f}"
+    command = [*overrides, "trainer.max_steps=5", where]
 
-    files = [tmp_path / run / "generator" / "generator.safetensors" for run in ("whole", "killed")]
-    expected, actual = map(load_file, files)
-    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    program = ["-c", SIGNALLED.format(step=1, signal="SIGUSR1")]
+    stopped = finish(start(command, tmp_path, program))
+    assert stopped.returncode == 0, stopped.stderr
+    assert "Stopped by SIGUSR1" in stopped.stderr
+    assert "(job 17_3 is started again" in stopped.stderr
+    assert asked.read_text() == "requeue 17_3\n"
+    (run,) = (tmp_path / "runs").iterdir()
+    assert [file.name for file in (run / "checkpoints").iterdir()] == ["step=00000002.ckpt"]
+
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    main(command)
+    assert (run / "metrics.json").exists()
+    with caplog.at_level("INFO"):
+        main(command)
+    assert "is complete" in caplog.text
+    assert list((tmp_path / "runs").iterdir()) == [run]
+    main([*command, "seed=3"])  # another run of the same job
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert not list(tmp_path.rglob("hpc_ckpt*"))
+
+
+@pytest.mark.parametrize("imported", ["qpa_exp.errors", "hydra"])
+def test_a_signal_before_there_is_a_run_ends_in_one_word(
+    overrides: list[str], tmp_path: Path, imported: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    process = start([*overrides, "hydra.run.dir=run"], tmp_path)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.split("|")[-1].strip() == imported:
+            process.send_signal(signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=100)
+    said = [line for line in err.splitlines() if not line.startswith("import time:")]
+    assert (process.returncode, said) == (130, ["interrupted"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def generators(tmp_path: Path, *runs: str) -> list[dict[str, torch.Tensor]]:

@@ -7,11 +7,13 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from qpa_exp.__main__ import main
@@ -152,3 +154,39 @@ def test_a_failure_is_told_on_one_line_and_in_the_status(
     assert "Traceback" not in done.stdout + done.stderr
     assert "OSError: disk full" in done.stdout
     assert len(list((tmp_path / "sweep" / "runs").rglob("metrics.json"))) == 1
+
+
+WORKERS = """
+import os, sys, time
+from pathlib import Path
+from joblib import Parallel, delayed
+from qpa_exp.sweeps.worker import attempt
+
+def make(run_dir):
+    (run_dir / "pid").write_text(str(os.getpid()))
+    time.sleep(300)
+
+Parallel(n_jobs=2, batch_size=1)(delayed(attempt)(Path(f"run{n}"), make) for n in range(4))
+"""
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_workers_end_when_the_sweep_is_killed(tmp_path: Path) -> None:
+    sweep = subprocess.Popen([sys.executable, "-c", WORKERS], cwd=tmp_path)
+    began = time.monotonic()
+    while len(pids := [int(f.read_text() or 0) for f in tmp_path.glob("*/pid")]) < 2 or 0 in pids:
+        assert time.monotonic() - began < 120
+        time.sleep(0.1)
+    sweep.kill()
+    sweep.wait()
+    began = time.monotonic()
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() - began < 10
+        time.sleep(0.1)
+    assert len(list(tmp_path.glob("*/pid"))) == 2  # and no worker has begun another run

@@ -1,0 +1,113 @@
+"""What a signal does to a command: it ends in one sentence, with status 128 + signal.
+
+SIGTERM, SIGHUP and SIGINT end a command at once (:func:`at_once`), but training only after the
+step that it is in, with a checkpoint (:class:`qpa_exp.runs.callbacks.Checkpoints`). In a job of
+SLURM, SIGUSR1 does the same, and the job is started again. A second signal ends everything now; one
+within a second of the first counts as the same, for a terminal that is closed sends two.
+
+What somebody else handles or ignores is left to them: ``nohup`` ignores SIGHUP, submitit starts its
+jobs again by a handler of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from qpa_exp.runs import slurm
+
+Handler = Callable[[int, FrameType | None], Any]
+
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+
+
+def numbers() -> list[int]:
+    """The signals that ask a command to end; Windows has some of them."""
+    names = ["SIGTERM", "SIGHUP", "SIGINT", *(["SIGUSR1"] if slurm.job() else [])]
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
+def end(number: int, run_dir: Path | None) -> NoReturn:
+    """Say how to go on, and leave.
+
+    Args:
+        number: of the signal.
+        run_dir: where there is a run that can be continued.
+    """
+    if not first_process():  # Lightning kills the first where another fails
+        raise SystemExit(0)
+    name, status = signal.Signals(number).name, 128 + number
+    said = "interrupted"
+    if run_dir is not None:
+        said = (
+            f"Stopped by {name}. To continue: python -m qpa_exp resume={shlex.quote(str(run_dir))}"
+        )
+    if name == "SIGUSR1":
+        granted = slurm.requeue()
+        result = "is started again and goes on by itself" if granted else "cannot be requeued"
+        said = f"{said} (job {slurm.job()} {result})"
+        status = 0 if granted else status
+    # Not print: what is redirected in a sweep is Python's stderr, and it may be in use.
+    os.write(2, f"{said}\n".encode(errors="surrogateescape"))
+    raise SystemExit(status)
+
+
+def first_process() -> bool:
+    """Whether this is the one process of a run that speaks and writes."""
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
+
+
+class AtOnce:
+    """A handler that ends the command."""
+
+    def __init__(self, run_dir: Path | None = None) -> None:
+        self.run_dir = run_dir
+        self._began: float | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """The first time unwind, so that files are closed and locks given back."""
+        if self._began is None:
+            self._began = time.monotonic()
+            end(number, self.run_dir)
+        leave_at_second(number, self._began)
+
+
+def leave_at_second(number: int, first: float) -> None:
+    """End the process now, unless the first signal, at this monotonic time, is hardly past."""
+    if time.monotonic() - first > 1:
+        os._exit(128 + number)
+
+
+def install(handler: Handler, *, over: tuple[int, ...] = ()) -> dict[int, Any]:
+    """Handle the signals of :func:`numbers` that nobody else does, and those in ``over``.
+
+    Returns:
+        The handlers that were replaced.
+    """
+    replaced: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other may
+        for number in numbers():
+            now = signal.getsignal(number)
+            ours = now in (signal.SIG_DFL, signal.default_int_handler) or isinstance(now, AtOnce)
+            if ours or number in over:
+                replaced[number] = signal.signal(number, handler)
+    return replaced
+
+
+@contextmanager
+def at_once(run_dir: Path) -> Iterator[None]:
+    """In this context a signal says how to go on with this run."""
+    replaced = install(AtOnce(run_dir))
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
