@@ -194,12 +194,11 @@ def begun_by_this_job(run_dir: Path, config: Config) -> Path | None:
     """
     if not slurm.was_restarted():
         return None
-    wanted = _as_text(config)
     for place in (run_dir, *sorted(run_dir.parent.glob("*/"))):
         noted = read_json(place / SLURM)
         if noted is not None and noted.get("job") == slurm.job():
-            with suppress(OSError, UnicodeDecodeError):
-                if (place / CONFIG).read_text(encoding="utf-8") == wanted:
+            with suppress(InputError):
+                if read_bytes(place / CONFIG) == _as_text(config).encode():
                     return place
     return None
 

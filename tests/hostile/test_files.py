@@ -19,7 +19,6 @@ from qpa_exp.errors import InputError
 from qpa_exp.report import __main__ as report
 from qpa_exp.report.collect import collect
 from qpa_exp.runs import directory
-from qpa_exp.sweeps.studies import read_manifest
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -55,77 +54,30 @@ def spoilt(draw: st.DrawFn, whole: bytes) -> bytes:
     return "\n".join(lines).encode()
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory, whole_run: Path) -> Path:
-    """The record of a study of one run."""
-    place = tmp_path_factory.mktemp("study")
-    shutil.copytree(whole_run, place / "run")
-    record = {
-        "study": "mine", "title": "t", "paper": "", "scale": "tiny", "command": "c", "figures": [],
-        "tables": [], "notes": [], "differs": [],
-        "runs": [{"path": "run", "label": "l", "overrides": ["seed=1"]}],
-    }  # fmt: skip
-    (place / "sweep.json").write_text(json.dumps(record, indent=1))
-    return place
-
-
-def read_all(run: Path) -> None:
-    """All that a report, ``resume`` and a sweep ask a run's directory."""
-    directory.state_of(run)
-    directory.error_of(run)
-    directory.read_metrics(run)
-    directory.noted_cache(run)
-    directory.last_of_curve(run, "train/loss")
-
-
-READERS: dict[str, Callable[[Path], Any]] = {
-    "config.yaml": directory.read_config,
-    "metrics.json": read_all,
-    "cache.json": read_all,
-    "csv/version_0/metrics.csv": read_all,
-}
-
-
-@pytest.mark.parametrize("name", READERS)
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_garbage_in_a_run_is_a_sentence_or_nothing(
-    home: Path, whole_run: Path, name: str, data: st.DataObject
+def test_garbage_for_a_config_is_a_sentence_or_a_config(
+    home: Path, whole_run: Path, data: st.DataObject
 ) -> None:
+    """The other files of a run: tests/hostile/test_foreign_runs.py."""
     run = home / "work" / "out" / "run"
-    if not run.exists():
-        shutil.copytree(whole_run, run)
-    (run / name).write_bytes(data.draw(spoilt((whole_run / name).read_bytes())))
+    run.mkdir(exist_ok=True)
+    (run / "config.yaml").write_bytes(data.draw(spoilt((whole_run / "config.yaml").read_bytes())))
     try:
-        READERS[name](run)
+        directory.read_config(run)
     except InputError as error:
-        assert name in str(error)
+        assert "config.yaml" in str(error)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_garbage_in_the_record_of_a_study_is_a_sentence(
-    home: Path, study: Path, data: st.DataObject
-) -> None:
-    place = home / "work" / "out" / "study"
-    place.mkdir(exist_ok=True)
-    (place / "sweep.json").write_bytes(data.draw(spoilt((study / "sweep.json").read_bytes())))
-    try:
-        read_manifest(place)
-    except InputError as error:
-        assert "sweep.json" in str(error)
-
-
-@pytest.mark.parametrize("name", ["metrics.json", "config.yaml"])
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_report_leaves_out_what_it_cannot_read(
-    home: Path, whole_run: Path, name: str, data: st.DataObject
+    home: Path, whole_run: Path, data: st.DataObject
 ) -> None:
     run = home / "work" / "out" / "run"
     if not run.exists():
         shutil.copytree(whole_run, run)
-    (run / name).write_bytes(data.draw(spoilt((whole_run / name).read_bytes())))
+    (run / "config.yaml").write_bytes(data.draw(spoilt((whole_run / "config.yaml").read_bytes())))
     try:
         for _ in collect([str(run)], None):
             pass
@@ -138,7 +90,10 @@ FILES = ["config.yaml", "metrics.json", "cache.json", "generator/qpa_config.json
 """Of a complete run, by the names that its directory has for them."""
 
 
-@pytest.mark.parametrize("content", [b"", b"[" * 10_000, b"{}"])
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 10_000, *(pytest.param(content, marks=pytest.mark.long) for content in (b"", b"{}"))],
+)
 @pytest.mark.parametrize("name", FILES)
 def test_every_command_takes_a_spoilt_run_for_what_it_is(
     home: Path, untouched: None, enemys: Callable[[], Path], ends: Callable[..., Any],
