@@ -37,7 +37,7 @@ RUN_DIR, RESUME = "hydra.run.dir=", "resume="
 
 def main(arguments: list[str]) -> None:
     """Run what the command line describes."""
-    arguments = as_typed([_place_as_typed(argument) for argument in arguments])
+    arguments = as_typed([place_as_typed(argument) for argument in arguments])
     flags = {argument for argument in arguments if argument.startswith("-")}
     if not flags:
         refuse_sweeps(arguments)
@@ -110,7 +110,7 @@ def start_run(arguments: list[str]) -> None:
         raise refusal
 
 
-def _place_as_typed(argument: str) -> str:
+def place_as_typed(argument: str) -> str:
     """An override of the run's directory with the path as it was typed; ``~`` is the home.
 
     Quotes around it are Hydra's.

@@ -22,7 +22,7 @@ from qpa_exp.generate import GenerateOptions, check_length
         *((f"seed={n}", "give a whole number from 0 to below 2^63")
           for n in ("-1", str(2**63), "1" + "0" * 30)),
         ("prompt=", "is empty"),
-        ("prompt=a\ud800b", "is no valid text"),
+        ("prompt=a\ud800b", "is not valid UTF-8"),
     ],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(refusal, tmp_path: Path, given: str, says: str) -> None:

@@ -48,6 +48,7 @@ def test_no_module_imports_in_a_circle() -> None:
     TopologicalSorter(modules).prepare()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_default_run_needs_few_files(tmp_path: Path) -> None:
     short = ["trainer.max_steps=2", "trainer.limit_eval_batches=2", "hydra.run.dir=run"]

@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # A run of the README's is cut short here; all else of it is as printed.
 SHORT = ["trainer.max_steps=2", "trainer.limit_eval_batches=1", "trainer.progress_bar=false"]
 SHORTER = {
-    "optim=cobyla": "optim.max_evaluations=4",
+    "optim=cobyla": "optim.max_evaluations=50",
     "sweep=": "hydra.sweeper.only_plan=true",  # make reproduce-all SCALE=smoke runs them all
 }
 NEEDS_A_DOWNLOAD = re.compile(

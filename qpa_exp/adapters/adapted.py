@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qpa_exp.adapters.peft_model import checkpoint_activations, train_adapter_only
 from qpa_exp.adapters.saved_method import load_weights, peft_config_of
+from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, one_line
-from qpa_exp.files import read_plain
+from qpa_exp.files import read_plain, whole_file, write_json
 from qpa_exp.files.whole_directory import part_of
+from qpa_exp.generator.rules import VARIANTS
 
 if TYPE_CHECKING:
     from qpa_exp.generator.generator import Generator
@@ -208,3 +214,54 @@ def save_adapter(model: PeftModel, directory: str | Path) -> None:
         model.save_pretrained(str(part), save_embedding_layers=False)
         for file in sorted(part.glob("adapter_*"), reverse=True):
             file.replace(place / file.name)
+
+
+# --- a saved generator ------------------------------------------------------------------------
+
+WEIGHTS, CONFIG, WHOLE = "generator.safetensors", "qpa_config.json", "modules.safetensors"
+_FORMAT, _LOWEST_FIRST = 1, 2
+"""The files' formats: of a variant that reads the bits lowest first, 1 read them otherwise."""
+
+
+def save_generator(
+    directory: str | Path,
+    generator: Generator,
+    peft_config: PeftConfig,
+    shapes: dict[str, list[int]],
+    whole: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a generator, and what is trained whole; the directory is made where there is none."""
+    target, whole = Path(directory), whole or {}
+    for file, named in ((WEIGHTS, dict(generator.named_parameters())), (WHOLE, whole)):
+        weights = {name: p.detach().cpu().contiguous() for name, p in named.items()}
+        if weights:
+            with whole_file(target / file) as written:
+                written.write(to_bytes(weights, metadata={"format": "pt"}))
+    record = {
+        "format": format_of(generator.config),
+        "qpa_config": {k: _plain(v) for k, v in dataclasses.asdict(generator.config).items()},
+        "peft_config": _peft_dict(peft_config),
+        "shapes": shapes,
+        "whole": sorted(whole),
+        "start_norm": generator.start_norm(),
+    }
+    write_json(target / CONFIG, record)
+
+
+def format_of(config: QPAConfig) -> int:
+    """The format of a saved generator's files."""
+    return _LOWEST_FIRST if VARIANTS[config.variant].lowest_first else _FORMAT
+
+
+def _peft_dict(config: PeftConfig) -> dict[str, Any]:
+    """PEFT's config as plain JSON, without the class names that its own loader would look up."""
+    record = {key: _plain(value) for key, value in config.to_dict().items() if value is not None}
+    for name in ("auto_mapping", "inference_mode", "runtime_config"):
+        record.pop(name, None)
+    return record
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set):
+        return sorted(value)
+    return value.value if isinstance(value, Enum) else value

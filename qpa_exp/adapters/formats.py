@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +17,21 @@ import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qpa_exp.adapters.adapted import AdaptedModel, save_adapter
+from qpa_exp.adapters.adapted import CONFIG, WEIGHTS, WHOLE, AdaptedModel, format_of, save_adapter
 from qpa_exp.adapters.catalogue import pefts_types
 from qpa_exp.adapters.peft_model import build_for_sizes, trainable_tensors, whole_modules
 from qpa_exp.adapters.saved_method import load_weights, peft_config_of
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, first_line, one_line
-from qpa_exp.files import MIB, read_plain, typed, whole_file, write_json, write_text
+from qpa_exp.files import MIB, read_plain, typed, write_text
 from qpa_exp.files.whole_directory import whole_directory
 from qpa_exp.generator.generator import Generator
 from qpa_exp.generator.rules import VARIANTS, check_generator, count_generator
 from qpa_exp.machine import free_memory
 from qpa_exp.registry import Registry
-
-WEIGHTS, CONFIG, WHOLE = "generator.safetensors", "qpa_config.json", "modules.safetensors"
-_FORMAT, _LOWEST_FIRST = 1, 2
-"""The files' formats: of a variant that reads the bits lowest first, 1 read them otherwise."""
 
 
 @dataclass(frozen=True)
@@ -93,35 +87,6 @@ class SavedGenerator:
             )
 
 
-def save(
-    directory: str | Path,
-    generator: Generator,
-    peft_config: PeftConfig,
-    shapes: dict[str, list[int]],
-    whole: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write the files; ``directory`` is made where it does not exist."""
-    target, whole = Path(directory), whole or {}
-    for file, named in ((WEIGHTS, dict(generator.named_parameters())), (WHOLE, whole)):
-        weights = {name: p.detach().cpu().contiguous() for name, p in named.items()}
-        if weights:
-            with whole_file(target / file) as written:
-                written.write(to_bytes(weights, metadata={"format": "pt"}))
-    record = {
-        "format": _format(generator.config),
-        "qpa_config": {k: _plain(v) for k, v in dataclasses.asdict(generator.config).items()},
-        "peft_config": _peft_dict(peft_config),
-        "shapes": shapes,
-        "whole": sorted(whole),
-        "start_norm": generator.start_norm(),
-    }
-    write_json(target / CONFIG, record)
-
-
-def _format(config: QPAConfig) -> int:
-    return _LOWEST_FIRST if VARIANTS[config.variant].lowest_first else _FORMAT
-
-
 def read(directory: str | Path) -> SavedGenerator:
     """Read the files. Nothing that they name is imported or run.
 
@@ -168,7 +133,7 @@ def _parsed(source: Path, record: Any) -> tuple[SavedGenerator, list[str]]:
         asked[key] = None if asked.get(key) is None else str(asked[key])
     qpa_config = typed(QPAConfig, asked)
     check_generator(qpa_config, saved=True)
-    if given.format != (reads := _format(qpa_config)):
+    if given.format != (reads := format_of(qpa_config)):
         raise ValueError(f"its format is {given.format}, this version reads {reads}")
     if not VARIANTS[qpa_config.variant].generates:
         raise ValueError(f"qpa={qpa_config.variant} has no generator")
@@ -204,20 +169,6 @@ def _fit(weights: Mapping[str, Tensor], saved: SavedGenerator) -> bool:
         generator = Generator(m, saved.qpa_config)
     expected = {name: (p.shape, p.dtype) for name, p in generator.named_parameters()}
     return expected == {name: (w.shape, w.dtype) for name, w in weights.items()}
-
-
-def _peft_dict(config: PeftConfig) -> dict[str, Any]:
-    """PEFT's config as plain JSON, without the class names that its own loader would look up."""
-    record = {key: _plain(value) for key, value in config.to_dict().items() if value is not None}
-    for name in ("auto_mapping", "inference_mode", "runtime_config"):
-        record.pop(name, None)
-    return record
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, set):
-        return sorted(value)
-    return value.value if isinstance(value, Enum) else value
 
 
 def export(

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from qpa_exp.adapters import formats as files
-from qpa_exp.adapters.adapted import AdaptedModel, ClassicalModel
+from qpa_exp.adapters.adapted import AdaptedModel, ClassicalModel, save_generator
 from qpa_exp.adapters.catalogue import check_method
 from qpa_exp.adapters.peft_model import (
     build_peft_model,
@@ -272,7 +272,7 @@ class QPAModel(AdaptedModel):
         Modules that are trained whole lie beside it, in a file of their own.
         """
         whole = dict(whole_modules(self.peft_model))
-        files.save(directory, self.generator, self.peft_config, self._tensor_shapes(), whole)
+        save_generator(directory, self.generator, self.peft_config, self._tensor_shapes(), whole)
 
     @classmethod
     def from_pretrained(cls, model: PreTrainedModel, directory: str | Path) -> QPAModel:

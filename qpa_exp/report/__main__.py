@@ -37,6 +37,8 @@ def main(arguments: list[str]) -> None:
         return
     if options.runs is None:
         raise InputError("runs is missing: give runs=<a study, a run, or a directory of them>.")
+    if not options.out.strip():
+        raise InputError("out= names no directory: give one.")
     places = [place for place in options.runs.split(",") if place]
     report(places, options.study, Path(options.out))
 

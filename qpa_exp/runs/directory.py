@@ -39,7 +39,7 @@ from qpa_exp.config import Config
 from qpa_exp.errors import InputError, one_line, sentence_end
 from qpa_exp.files import MIB, read_bytes, read_json, remove_parts, write_json, write_text
 from qpa_exp.files.plain_yaml import read_yaml
-from qpa_exp.runs import signals, slurm
+from qpa_exp.runs import signals
 from qpa_exp.runs.check_config import check
 
 CONFIG, METRICS, FAILED, CACHE = "config.yaml", "metrics.json", "failed.json", "cache.json"
@@ -116,8 +116,8 @@ def claim(run_dir: Path, config: Config) -> None:
     check_place(run_dir)
     try:
         write_text(run_dir / CONFIG, _as_text(config))
-        if slurm.job() is not None:
-            write_json(run_dir / SLURM, {"job": slurm.job()})
+        if signals.slurm_job() is not None:
+            write_json(run_dir / SLURM, {"job": signals.slurm_job()})
     except OSError as error:
         raise InputError(f"{run_dir} cannot be written: {error.strerror or error}.") from error
 
@@ -192,11 +192,11 @@ def begun_by_this_job(run_dir: Path, config: Config) -> Path | None:
         run_dir: where it would begin now: the run is there or beside it.
         config: of the run.
     """
-    if not slurm.was_restarted():
+    if not signals.was_restarted():
         return None
     for place in (run_dir, *sorted(run_dir.parent.glob("*/"))):
         noted = read_json(place / SLURM)
-        if noted is not None and noted.get("job") == slurm.job():
+        if noted is not None and noted.get("job") == signals.slurm_job():
             with suppress(InputError):
                 if read_bytes(place / CONFIG) == _as_text(config).encode():
                     return place

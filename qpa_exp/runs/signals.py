@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +23,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from qpa_exp.runs import slurm
-
 Handler = Callable[[int, FrameType | None], Any]
 
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
@@ -31,7 +30,7 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 def numbers() -> list[int]:
     """The signals that ask a command to end; Windows has some of them."""
-    names = ["SIGTERM", "SIGHUP", "SIGINT", *(["SIGUSR1"] if slurm.job() else [])]
+    names = ["SIGTERM", "SIGHUP", "SIGINT", *(["SIGUSR1"] if slurm_job() else [])]
     return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
@@ -51,9 +50,9 @@ def end(number: int, run_dir: Path | None) -> NoReturn:
             f"Stopped by {name}. To continue: python -m qpa_exp resume={shlex.quote(str(run_dir))}"
         )
     if name == "SIGUSR1":
-        granted = slurm.requeue()
+        granted = requeue()
         result = "is started again and goes on by itself" if granted else "cannot be requeued"
-        said = f"{said} (job {slurm.job()} {result})"
+        said = f"{said} (job {slurm_job()} {result})"
         status = 0 if granted else status
     # Not print: what is redirected in a sweep is Python's stderr, and it may be in use.
     os.write(2, f"{said}\n".encode(errors="surrogateescape"))
@@ -111,3 +110,29 @@ def at_once(run_dir: Path) -> Iterator[None]:
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)
+
+
+# --- in a job of SLURM ------------------------------------------------------------------------
+
+
+def slurm_job() -> str | None:
+    """The name of this process' job, as ``scontrol`` takes it; None outside SLURM."""
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def was_restarted() -> bool:
+    """Whether SLURM has started this job before."""
+    return slurm_job() is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
+def requeue() -> bool:
+    """Ask for this job to be started again, once it has ended; whether that was granted."""
+    try:
+        done = subprocess.run(
+            ["scontrol", "requeue", str(slurm_job())], capture_output=True, check=False
+        )
+    except OSError:
+        return False
+    return done.returncode == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import itertools
@@ -16,13 +15,11 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, open_dict
 
 from qpa_exp.adapters.counts import Counts
-from qpa_exp.cli import explain, quoted, to_config
+from qpa_exp.cli import compose_by, quoted
 from qpa_exp.config import Config
 from qpa_exp.data.corpus import comes_from_the_hub
 from qpa_exp.errors import InputError
@@ -138,9 +135,6 @@ def values_of(override: Override) -> list[str]:
     return [str(value) for value in values]
 
 
-_IN_NO_GROUP = ("seed", "task", "resume")
-
-
 @dataclass(frozen=True)
 class Job:
     """One run of a sweep.
@@ -182,7 +176,7 @@ class Preparation:
         self._context, self._master = context, master
         self._directory = Path(master.hydra.sweep.dir)
         self._only_plan = bool(master.hydra.sweeper.only_plan)
-        self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._load = functools.cache(self._compose)
         self._counts: dict[str, Counts] = {}
         self._jobs: dict[tuple[str, ...], Job] = {}
         self._unread: dict[str, NoEffect] = {}
@@ -208,7 +202,7 @@ class Preparation:
         overrides = tuple(as_overrides(run))
         if overrides not in self._jobs:
             try:
-                self._jobs[overrides] = self._job(run, overrides)
+                self._jobs[overrides] = self._job(overrides)
             except NoEffect as error:
                 if error.key not in run:  # of a group: it is no single value to leave out
                     raise
@@ -217,8 +211,8 @@ class Preparation:
         job = self._jobs[overrides]
         return dataclasses.replace(job, label=label, config=_in_a_sweep(job.config, study))
 
-    def _job(self, run: Mapping[str, str], overrides: tuple[str, ...]) -> Job:
-        config = self.compose(run)
+    def _job(self, overrides: tuple[str, ...]) -> Job:
+        config = compose_by(self._load, overrides)
         _refuse_processes(config)
         # A plan needs neither weights nor the network, so not the text that the hub has.
         unread = self._only_plan and comes_from_the_hub(config.data)
@@ -228,40 +222,11 @@ class Preparation:
             self._counts[shape] = plan(config)
         return Job("", overrides, config, self._directory / name, self._counts[shape])
 
-    def compose(self, run: Mapping[str, str]) -> Config:
-        """The config of a run, as ``python -m qpa_exp`` composes it.
-
-        Hydra takes a fifth of a second for that, so it composes the groups once for all runs that
-        choose the same, and single values are set on a copy.
-        """
-        values = {key: run[key] for key in run if "." in key or key in _IN_NO_GROUP}
-        groups = tuple(f"{key}={value}" for key, value in run.items() if key not in values)
-        try:
-            try:
-                composed = copy.deepcopy(self._base(groups))
-                for key, value in values.items():
-                    OmegaConf.update(composed, key, _read(value))
-            except OmegaConfBaseException:  # let Hydra itself say what is wrong
-                composed = self._compose(as_overrides(run))
-            return to_config(composed)
-        except (HydraException, OmegaConfBaseException, OverflowError) as error:
-            raise InputError(explain(error)) from error
-
-    def _base(self, groups: tuple[str, ...]) -> DictConfig:
-        if groups not in self._bases:
-            self._bases[groups] = self._compose(groups)
-        return self._bases[groups]
-
-    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+    def _compose(self, overrides: tuple[str, ...]) -> DictConfig:
         composed = self._context.config_loader.load_sweep_config(self._master, list(overrides))
         with open_dict(composed):
             del composed["hydra"]
         return composed
-
-
-@functools.cache
-def _read(value: str) -> Any:
-    return OverridesParser.create().parse_override(f"key={value}").value()
 
 
 def _in_a_sweep(config: Config, study: str | None) -> Config:

@@ -190,8 +190,16 @@ def test_a_circuit_that_cannot_be_is_refused_before_anything_is_written(tmp_path
 @pytest.mark.parametrize(
     "keys",
     [
-        pytest.param(["qpa.shots=20x", "qpa.final_shots=40x"], marks=pytest.mark.long),
-        ["qpa.backend=density_matrix", "qpa.noise=ibm_torino", "qpa.shots=20x", "qpa.n_layers=1"],
+        ["qpa.shots=20x", "qpa.final_shots=40x"],
+        pytest.param(
+            [
+                "qpa.backend=density_matrix",
+                "qpa.noise=ibm_torino",
+                "qpa.shots=20x",
+                "qpa.n_layers=1",
+            ],
+            marks=pytest.mark.long,
+        ),
         ["qpa.backend=qiskit", "qpa.shots=200", "qpa.gradient=spsa", "qpa.n_layers=1"],
     ],
     ids=["shots", "noise", "qiskit"],

@@ -111,7 +111,9 @@ def test_the_first_qubit_is_the_most_significant_bit():
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("ansatz", ANSATZ)
-@pytest.mark.parametrize(("n_layers", "n_qubits"), [(1, 1), (3, 1), (2, 2), (2, 4)])
+@pytest.mark.parametrize(
+    ("n_layers", "n_qubits"), [(1, 1), (3, 1), (2, 2), pytest.param(2, 4, marks=pytest.mark.long)]
+)
 def test_gradients_pass_gradcheck(way, ansatz, n_layers, n_qubits):
     shape = ANSATZE[ansatz].theta_shape(n_qubits, n_layers)
     generator = torch.Generator().manual_seed(n_qubits)
@@ -191,6 +193,7 @@ torch.testing.assert_close(found[0], found[1])
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_compiled_caller_gets_the_same():
     # In a process of its own: the compiler cannot trace the checks that the tests add.
@@ -218,10 +221,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "ansatz",
-    ["ry", *(pytest.param(a, marks=pytest.mark.long) for a in ("rx", "rx_rz", "ry_rz", "product"))],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("ansatz", ["ry", "rx", "rx_rz", "ry_rz", "product"])
 def test_twenty_qubits_and_eight_layers_train_in_a_quarter_of_a_gibibyte(ansatz):
     done = subprocess.run(
         [sys.executable, "-c", _PEAK, ansatz], capture_output=True, text=True, check=True

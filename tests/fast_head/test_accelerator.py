@@ -340,11 +340,13 @@ def test_bf16_mixed_measures_what_float32_does(
         assert rough[key] == pytest.approx(exact[key], rel=2e-3)
 
 
+@pytest.mark.long
 def test_weights_in_bfloat16_run_to_the_end(configure: Configure, tmp_path: Path) -> None:
     metrics = run(configure("model.dtype=bfloat16"), tmp_path / "run")
     assert metrics["perplexity"] < 0.9 * metrics["base_perplexity"]
 
 
+@pytest.mark.long
 def test_where_the_time_went_is_said(configure: Configure, own_cache: str, tmp_path: Path) -> None:
     cached = run(configure(own_cache), tmp_path / "cached")
     split = cached["time_split"]

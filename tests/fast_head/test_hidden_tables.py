@@ -394,6 +394,7 @@ def build_in_another_process(directory, results, marks):
     results.put(float(table.values.double().sum()))
 
 
+@pytest.mark.long
 def test_processes_that_want_one_table_make_it_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     results, marks = context.Queue(), context.Queue()

@@ -67,8 +67,11 @@ def test_what_cannot_be_read_is_one_sentence(
     refused(main, [argument.replace("{}", path) for argument in arguments])
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "a file"])
-@pytest.mark.parametrize("option", WRITTEN)
+BAD = [(option, kind) for option in WRITTEN for kind in (*KINDS, "a file")]
+BAD.remove(("benchmark json", "a file"))  # a record is written again where it was
+
+
+@pytest.mark.parametrize(("option", "kind"), BAD)
 def test_what_cannot_be_written_is_one_sentence(
     home: Path, untouched: None, enemys: Callable[[], Path], refused: Callable[..., str],
     option: str, kind: str,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from qpa_exp.__main__ import as_typed, main, planned_directory
+from qpa_exp.__main__ import main, place_as_typed, planned_directory
 from qpa_exp.errors import InputError
 from qpa_exp.runs import directory
 
@@ -140,11 +140,11 @@ def test_what_was_made_on_the_way_to_a_run_that_never_began_is_taken_away(tmp_pa
     ],
 )
 def test_a_path_is_taken_as_it_is_typed(path: str) -> None:
-    read = OverridesParser.create().parse_override(as_typed(f"hydra.run.dir={path}"))
+    read = OverridesParser.create().parse_override(place_as_typed(f"hydra.run.dir={path}"))
     assert read.value() == path
 
 
 def test_home_and_times_are_put_into_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/an na")
-    planned = planned_directory([as_typed("hydra.run.dir=~/ü/${seed}-${now:%Y}")])
+    planned = planned_directory([place_as_typed("hydra.run.dir=~/ü/${seed}-${now:%Y}")])
     assert str(planned).startswith("/home/an na/ü/2025-20")

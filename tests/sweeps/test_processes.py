@@ -101,6 +101,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.long
 def test_a_killed_sweep_ends_with_the_table_of_one_left_alone(
     arguments: list[str], tmp_path: Path, left_alone: LeftAlone
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_killed_sweep_ends_with_the_table_of_one_left_alone(
     )
 
 
+@pytest.mark.long
 def test_two_sweeps_at_once_share_the_runs(arguments: list[str], tmp_path: Path) -> None:
     both = [start(arguments, tmp_path) for _ in range(2)]
     for process in both:

@@ -37,6 +37,7 @@ def trials() -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="small_search", storage=storage).trials
 
 
+@pytest.mark.long
 def test_both_are_minimised_and_a_search_goes_on(
     sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,11 +64,9 @@ def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[J
     return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "scale",
-    [pytest.param(s, marks=() if s == "smoke" else pytest.mark.long) for s in scale_names()],
-)
+@pytest.mark.parametrize("scale", scale_names())
 def test_every_study_plans_at_every_scale_that_it_allows(
     scale: str, planned: dict[str, list[Job]], tmp_path: Path
 ) -> None:

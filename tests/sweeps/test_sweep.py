@@ -51,6 +51,7 @@ def test_a_sweep_says_its_cost_runs_and_is_not_run_again(
     assert len(runs()) == 3
 
 
+@pytest.mark.long
 def test_runs_are_shared_by_studies_and_keep_what_they_print(sweep: Sweep) -> None:
     sweep("seed=1,2")
     sweep("peft.r=4", "seed=2,3")  # the default rank: seed 2 is the same run
@@ -219,6 +220,7 @@ def test_keys_are_checked_before_anything_runs(sweep: Sweep) -> None:
     assert not Path("runs").exists()
 
 
+@pytest.mark.long
 def test_hydras_own_sweeper_does_not_pass_one_run_off_as_another(sweep: Sweep) -> None:
     basic = ["hydra/sweeper=basic", "scale=none", "hydra.sweep.subdir=same"]
     sweep("seed=1", *basic)

@@ -29,7 +29,7 @@ VOCABULARY, WIDTH = 48, 16  # of the small models
 ARCHITECTURES = ["gpt2", "gpt2_untied", "llama"]
 METHOD_NAMES = list(METHODS)
 # The paper's and those that were looked at closely; of each other method one architecture is tried.
-CLOSELY = {"lora", "dora", "prefix", "ffa", "prefix_tuning", "ia3", "vera", "vblora", "unilora"}
+CLOSELY = {"lora", "dora", "prefix", "ffa"}
 # These start near the unchanged model, not at it: their first loss is their own.
 OWN_START = {
     "prefix_tuning", "vblora", "unilora", "prompt_tuning", "p_tuning", "cartridge", "c3a", "hra",
