@@ -7,6 +7,7 @@ checked, and a path that stands in it is never followed to write or to remove.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -223,22 +224,32 @@ def _finite(digits: str) -> float:
 T = TypeVar("T")
 
 
-def typed(schema: type[T], value: Any) -> T:
+def typed(schema: type[T], value: Any, place: str = "") -> T:
     """An object of a dataclass from plain data, where every key is known and has its type.
+
+    Args:
+        schema: the dataclass; a field may be one, too.
+        value: what a file holds.
+        place: the key at which it stands there, for the sentence.
 
     Raises:
         ValueError: a key is unknown or missing, or its value has another type.
     """
     hints = typing.get_type_hints(schema)
     if not isinstance(value, dict):
-        raise ValueError(f"it holds {str(value)[:100]} where a table is to be")
-    for key, given in value.items():
-        if key not in hints:
+        raise ValueError(f"{place or 'it'} holds {str(value)[:100]} where a table is to be")
+    given = {}
+    for name, item in value.items():
+        key, hint = f"{place}.{name}".lstrip("."), hints.get(name)
+        if hint is None:
             raise ValueError(f"{key[:100]} is not known")
-        if not fits(given, hints[key]):
-            raise ValueError(f"{key} is {str(given)[:100]}")
+        if dataclasses.is_dataclass(hint):
+            item = typed(typing.cast(type, hint), item, key)
+        elif not fits(item, hint):
+            raise ValueError(f"{key}={str(item)[:100]} has the wrong type")
+        given[name] = item
     try:
-        return schema(**value)
+        return schema(**given)
     except TypeError as error:
         raise ValueError(str(error)) from error
 

@@ -31,14 +31,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import BaseFileLock, FileLock, Timeout
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError, one_line, sentence_end
-from qpa_exp.files import MIB, read_bytes, read_json, remove_parts, write_json, write_text
+from qpa_exp.files import MIB, read_bytes, read_json, remove_parts, typed, write_json, write_text
 from qpa_exp.files.plain_yaml import read_yaml
+from qpa_exp.registry import dotted, read_key
 from qpa_exp.runs import signals
 from qpa_exp.runs.check_config import check
 
@@ -123,7 +124,7 @@ def claim(run_dir: Path, config: Config) -> None:
 
 
 def _as_text(config: Config) -> str:
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
 def check_place(run_dir: Path) -> None:
@@ -279,25 +280,14 @@ def read_config(run_dir: Path) -> Config:
         )
     saved = read_yaml(path)
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), saved))
-        assert isinstance(config, Config)
-        _check_types(saved, dataclasses.asdict(config))
+        config = typed(Config, saved)
+        for key, _ in dotted(config):
+            if read_key(config, key) == MISSING:
+                raise InputError(f"{key} has no value.")
         check(config, saved=True)
-    except (OmegaConfBaseException, InputError, OverflowError) as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(f"{path} is not the config of a run: {sentence_end(error)}") from error
     return config
-
-
-def _check_types(saved: Any, read: Any, key: str = "") -> None:
-    """Refuse a value that was turned into another type as it was read: a text for a number."""
-    if isinstance(saved, dict) and isinstance(read, dict):
-        for name, value in saved.items():
-            _check_types(value, read.get(name), f"{key}.{name}".lstrip("."))
-    elif isinstance(saved, list) and isinstance(read, list):
-        for value, of_it in zip(saved, read, strict=True):
-            _check_types(value, of_it, key)
-    elif type(saved) is not type(read) and (type(saved), type(read)) != (int, float):
-        raise InputError(f"{key}={saved!r} has the wrong type.")
 
 
 # --- what happens on the way ------------------------------------------------------------------
