@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     flags = {argument for argument in arguments if argument.startswith("-")}
     if not flags:
         refuse_sweeps(arguments)
-        if any(argument.startswith(RESUME) for argument in arguments):
+        if any(a.startswith(RESUME) and a != f"{RESUME}null" for a in arguments):
             continue_run(arguments)
         else:
             start_run(arguments)

@@ -102,11 +102,8 @@ def compose_by(load: Callable[[tuple[str, ...]], DictConfig], overrides: Sequenc
             composed = copy.deepcopy(load(groups))
             for key, _, value in (override.partition("=") for override in values):
                 OmegaConf.update(composed, key, _read(value))
-        except (
-            OmegaConfBaseException,
-            HydraException,
-            ValueError,
-        ):  # Hydra itself says what is wrong
+        except (OmegaConfBaseException, HydraException, ValueError):
+            # Hydra itself says what is wrong.
             composed = load(tuple(overrides))
         return to_config(composed)
     except InputError:
