@@ -240,10 +240,9 @@ class Generator(nn.Module):
         self._feature = FEATURES[feature_name(config)] if ansatz.reads_feature else None
         self._lowest_first = VARIANTS[config.variant].lowest_first
         draws = self._draws_states
-        states = torch.arange(self.chunking.n_chunks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            if ansatz.has_circuit:
+            if ansatz.has_circuit:  # first: it refuses what is too large
                 self.circuit = Circuit(config, n_qubits)
             else:
                 self.circuit = ansatz.make(config, n_qubits, self.chunking.n_chunks)
@@ -259,6 +258,7 @@ class Generator(nn.Module):
                 in_order=not (draws or self._lowest_first),
                 scale=config.scale,
             )
+            states = torch.arange(self.chunking.n_chunks)
             if draws or config.shuffle:
                 # Drawn before the random order even where only that is read: so a seed has it.
                 sample = torch.randperm(2**n_qubits)[: self.chunking.n_chunks]

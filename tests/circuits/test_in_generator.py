@@ -190,7 +190,7 @@ def test_a_circuit_that_cannot_be_is_refused_before_anything_is_written(tmp_path
 @pytest.mark.parametrize(
     "keys",
     [
-        ["qpa.shots=20x", "qpa.final_shots=40x"],
+        pytest.param(["qpa.shots=20x", "qpa.final_shots=40x"], marks=pytest.mark.long),
         pytest.param(
             [
                 "qpa.backend=density_matrix",

@@ -86,6 +86,7 @@ def test_the_short_way_leads_to_where_the_long_one_does(
     require_alike(tmp_path / "short", tmp_path / "long", keys)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "mode", ["memory", *(pytest.param(m, marks=pytest.mark.long) for m in ("off", "auto"))]
 )
@@ -113,6 +114,7 @@ def test_kept_hidden_states_serve_every_run(
     assert max(computed) == 1  # one token, for the shape
 
 
+@pytest.mark.long
 def test_a_run_of_less_than_an_epoch_keeps_nothing_and_reads_what_there_is(
     configure: Configure, own_cache: str, tmp_path: Path
 ) -> None:

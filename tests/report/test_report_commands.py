@@ -40,6 +40,7 @@ def test_the_bundled_model_s_runs_go_side_by_side_unless_a_launcher_is_named(
     assert reproduce.side_by_side("tiny", []) == 1
 
 
+@pytest.mark.long
 def test_a_study_is_run_and_reported_and_the_next_goes_on_after_a_failure(
     overrides: list[str],
     tmp_path: Path,

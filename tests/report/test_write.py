@@ -72,6 +72,7 @@ def test_the_runs_are_written_as_csv_and_parquet(study: Path, tmp_path: Path) ->
         assert (out / name).stat().st_size > 0
 
 
+@pytest.mark.long
 def test_a_report_needs_no_torch(study: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from qpa_exp.report.__main__ import main; main(sys.argv[1:]); "

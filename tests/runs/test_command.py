@@ -218,6 +218,7 @@ def test_two_processes_train_and_measure_what_one_does(
     assert measured[0]["steps"] == measured[1]["steps"] == 6
 
 
+@pytest.mark.long
 def test_hydra_multirun_makes_one_run_for_each_value(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,7 +146,7 @@ CELLS = list(itertools.product(METHOD_NAMES, FAMILIES))
 # LoRA and some methods on one family are tried always; every other method on one is long, and the
 # rest is for --matrix. tests/adapters has each of them in the default suite.
 SOME_FAMILIES = FAMILIES[:1]
-SOME_METHODS = {"lora", "dora", "prefix", "prefix_tuning"}
+SOME_METHODS = {"lora", "prefix"}
 ONE_OF_EACH = [
     (method, FAMILIES[(2 * row) % len(FAMILIES)]) for row, method in enumerate(METHOD_NAMES)
 ]

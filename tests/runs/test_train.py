@@ -137,6 +137,7 @@ def test_the_other_variants_run_to_the_end(
     assert math.isfinite(metrics["perplexity"])
 
 
+@pytest.mark.long
 def test_a_gemma2_of_random_weights_runs_to_the_end(
     configure: Configure, small_model_dir: Path, tmp_path: Path
 ) -> None:

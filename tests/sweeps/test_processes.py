@@ -179,6 +179,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_workers_end_when_the_sweep_is_killed(tmp_path: Path) -> None:
     sweep = subprocess.Popen([sys.executable, "-c", WORKERS], cwd=tmp_path)
     began = time.monotonic()

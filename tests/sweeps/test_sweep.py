@@ -30,6 +30,7 @@ def times() -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in Path("runs").rglob("metrics.json")}
 
 
+@pytest.mark.long
 def test_a_sweep_says_its_cost_runs_and_is_not_run_again(
     sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,6 +203,7 @@ def test_only_a_plan_runs_nothing(sweep: Sweep, capsys: pytest.CaptureFixture[st
     assert not Path("runs").exists()
 
 
+@pytest.mark.long
 def test_the_runs_of_a_study_share_a_group_and_a_tag(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
