@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
 import statistics
@@ -201,8 +202,10 @@ class OwnFiles(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Write beside the place, and rename: a full disk or a kill leaves what was there."""
+        content = io.BytesIO()  # torch hides why a file cannot be written
+        torch.save(checkpoint, content)
         with whole_file(Path(path)) as file:
-            torch.save(checkpoint, file)
+            file.write(content.getbuffer())
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
