@@ -45,8 +45,8 @@ What acts on the attention or before the text cannot be merged into weights. Whe
 `refused`, the run ends with a sentence that says why, before anything is written.
 
 """
-# conf/model has a smaller rate for them, too.
-MANY_DIRECTIONS = {"randlora"}
+# These need a smaller rate; conf/model has one for randlora, too.
+MANY_DIRECTIONS = {"randlora", "delora"}
 VOCABULARY, WIDTH, POSITIONS = 64, 16, 32  # the tokenizer has 61 words of these
 METHOD_NAMES = ["lora", "dora", *(name for name in METHODS if name not in ("lora", "dora"))]
 FAMILIES = list(ADAPTABLE)
@@ -55,10 +55,11 @@ NEVER_MERGED = {
     "prefix_tuning", "prompt_tuning", "p_tuning", "cartridge", "adaption_prompt", "lily", "beft",
 }  # fmt: skip
 REFUSED = {
-    *((method, "mamba") for method in ("prefix_tuning", "cartridge")),
+    *((m, "mamba") for m in ("prefix_tuning", "cartridge", "p_tuning", "prompt_tuning")),
+    *(("ln_tuning", family) for family in ("opt", "mamba")),
     *(("adaption_prompt", f) for f in FAMILIES if f not in ("gpt2", "gpt2_untied", "llama")),
 }
-"""No attention, or one that PEFT's own code does not know."""
+"""No attention, or layers whose names PEFT does not know by itself."""
 
 
 class Matrix:
