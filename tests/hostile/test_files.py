@@ -111,7 +111,10 @@ def test_every_command_takes_a_spoilt_run_for_what_it_is(
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("kind", ["directory", "fifo", "loop"])
+@pytest.mark.parametrize(
+    "kind",
+    ["fifo", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("directory", "loop"))],
+)
 def test_every_command_takes_a_file_that_is_none_for_what_it_is(
     home: Path, untouched: None, enemys: Callable[[], Path], ends: Callable[..., Any],
     name: str, kind: str,
