@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from omegaconf import MISSING
 
 from qpa_exp.adapters.formats import FORMATS, export
 from qpa_exp.cli import parse_options, run_command
+from qpa_exp.files import typed_path
 from qpa_exp.files.whole_directory import check_place
 from qpa_exp.lm.loading import load_tokenizer
 from qpa_exp.runs.trained import load_run, model_card
@@ -30,9 +30,9 @@ class ExportOptions:
 def main(arguments: list[str]) -> None:
     """Export the run that these options name."""
     options = parse_options(ExportOptions, arguments)
-    out, form = Path(options.out), FORMATS[options.format]
+    out, form = typed_path(options.out), FORMATS[options.format]
     check_place(out, overwrite=options.overwrite)
-    trained = load_run(Path(options.run))
+    trained = load_run(typed_path(options.run))
     card = model_card(trained.config, trained.metrics, form)
     base = trained.config.model.name_or_path
     tokenizer = load_tokenizer(trained.config.model) if form.complete else None

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import sys
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +20,7 @@ from qpa_exp.adapters.counts import Counts, describe
 from qpa_exp.cli import compose_config, run_command
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
+from qpa_exp.files import typed_path
 from qpa_exp.generator.rules import VARIANTS
 from qpa_exp.runs.check_config import plan
 
@@ -60,7 +60,7 @@ def _check_drawing(config: Config, output: str, drawing: str) -> None:
     if not VARIANTS[config.qpa.variant].generates:
         raise InputError(f"draw={drawing}: qpa={config.qpa.variant} has no circuit to draw.")
     if drawing != "true":
-        check_picture(Path(drawing))
+        check_picture(typed_path(drawing))
     elif output == "json":
         raise InputError(
             "draw=true writes text beside the JSON of format=json: give draw=<file>.svg."
@@ -73,7 +73,7 @@ def _draw(config: Config, n_qubits: int, drawing: str) -> None:
     if drawing == "true":
         print(draw_text(config.qpa, n_qubits, Console().width))
     else:
-        draw_picture(config.qpa, n_qubits, Path(drawing))
+        draw_picture(config.qpa, n_qubits, typed_path(drawing))
         print(f"Drawn: {drawing}", file=sys.stderr)
 
 

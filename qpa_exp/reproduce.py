@@ -20,6 +20,7 @@ from pathlib import Path
 from qpa_exp.__main__ import run_sweep
 from qpa_exp.cli import run_command
 from qpa_exp.errors import InputError, nearest
+from qpa_exp.files import typed_path
 from qpa_exp.machine import free_memory
 from qpa_exp.sweeps.studies import points_of, record_directory, runs_side_by_side, study_names
 from qpa_exp.sweeps.sweep import StudiesFailed
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> None:
     """Reproduce the studies that ``studies=`` names, at ``scale=``."""
     given = dict(a.split("=", 1) for a in arguments if a.startswith(_OPTIONS))
     rest = [a for a in arguments if not a.startswith(_OPTIONS)]
-    scale, out = given.get("scale", "tiny"), Path(given.get("out", "outputs"))
+    scale, out = given.get("scale", "tiny"), typed_path(given.get("out", "outputs"))
     at = {name: scales(name, scale) for name in chosen(given.get("studies", "all"), scale)}
     places = list(dict.fromkeys(place for of_one in at.values() for place in of_one))
     failed: list[str] = []

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from qpa_exp.cli import parse_options, run_command
 from qpa_exp.errors import InputError
+from qpa_exp.files import typed_path
 from qpa_exp.report.collect import collect
 from qpa_exp.report.page import write_report
 
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> None:
     if not options.out.strip():
         raise InputError("out= names no directory: give one.")
     places = [place for place in options.runs.split(",") if place]
-    report(places, options.study, Path(options.out))
+    report(places, options.study, typed_path(options.out))
 
 
 def report(places: list[str], study: str | None, out: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from qpa_exp.errors import InputError
-from qpa_exp.files import fits
+from qpa_exp.files import fits, typed_path
 from qpa_exp.report.comparisons import validation_of
 from qpa_exp.runs.directory import (
     CONFIG,
@@ -115,7 +115,7 @@ def _directories(places: Iterable[str]) -> list[Path]:
     directories: dict[Path, None] = {}
     for place in places:
         try:
-            path = Path(place).expanduser()
+            path = typed_path(place)
             # pathlib's own pattern of any depth follows no links, which may lead in a circle.
             pattern = str(path.relative_to(path.anchor))
             found = [path] if path.is_dir() else sorted(Path(path.anchor).glob(pattern))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qpa_exp.config import Config, DataConfig
+from qpa_exp.files import typed_path
 from qpa_exp.lm.loading import BUNDLED
 from qpa_exp.registry import dotted, read_key
 from qpa_exp.runs.results_version import RESULTS_VERSION
@@ -97,7 +98,7 @@ def model_files(name_or_path: str) -> list[tuple[str, str]]:
 
     Its revision stands for the files of a model of the hub.
     """
-    place = Path(BUNDLED.get(name_or_path, Path(name_or_path).expanduser()))
+    place = Path(BUNDLED.get(name_or_path, typed_path(name_or_path)))
     files = sorted(place.iterdir()) if place.is_dir() else [place]
     found = [file for file in files if file.is_file() and file.suffix != ".md"]
     return [(file.name, _sha256(file, file.stat().st_mtime_ns)) for file in found]

@@ -50,6 +50,7 @@ def bad_paths(place: Path) -> dict[str, str]:
         "a zero byte": "a\0b",
         "another text": "\udcff",
         "nothing": "",
+        "nobody's home": "~nobody_of_this_name/x",
     }
 
 
@@ -57,12 +58,12 @@ KINDS = ["under a file", "a device", "a full device", "under a device", "a loop"
          "a long name", "a long path", "a zero byte", "another text", "nothing"]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "nobody's home"])
 @pytest.mark.parametrize("option", READ)
 def test_what_cannot_be_read_is_one_sentence(
     home: Path, untouched: None, refused: Callable[..., str], option: str, kind: str
 ) -> None:
-    path = bad_paths(home / "work" / "out")[kind]
+    path = bad_paths(home / "desk" / "out")[kind]
     main, arguments = READ[option]
     refused(main, [argument.replace("{}", path) for argument in arguments])
 
@@ -77,7 +78,7 @@ def test_what_cannot_be_written_is_one_sentence(
     option: str, kind: str,
 ) -> None:  # fmt: skip
     run = enemys()
-    paths = {**bad_paths(home / "work" / "out"), "a file": "a.txt"}
+    paths = {**bad_paths(home / "desk" / "out"), "a file": "a.txt"}
     main, arguments = WRITTEN[option]
     refused(main, [a.replace("{run}", str(run)).replace("{}", paths[kind]) for a in arguments])
 
@@ -87,11 +88,18 @@ def test_what_cannot_be_written_is_one_sentence(
 def test_a_directory_that_may_not_be_written_is_one_sentence(
     home: Path, enemys: Callable[[], Path], refused: Callable[..., str], option: str
 ) -> None:
-    run, locked = enemys(), home / "work" / "out" / "locked"
+    run, locked = enemys(), home / "desk" / "out" / "locked"
     locked.mkdir(mode=0o500)
     main, arguments = WRITTEN[option]
     path = str(locked / "x.svg")
     refused(main, [a.replace("{run}", str(run)).replace("{}", path) for a in arguments])
+
+
+PLANS = ["model=hf", "data=text", "data.path=a.txt", "hydra.sweeper.only_plan=true"]
+
+
+def test_a_sweep_refuses_the_home_of_nobody_too(home: Path, refused: Callable[..., str]) -> None:
+    refused(train, ["-m", *PLANS, "model.name_or_path=~nobody_of_this_name/x", "seed=1,2"])
 
 
 # --- the boundary itself ------------------------------------------------------------------------
