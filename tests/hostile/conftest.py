@@ -35,12 +35,12 @@ def snapshot(root: Path) -> Snapshot:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The user's home, with files of theirs; whatever a test does, they are all as they were.
 
-    The working directory is ``home/work``; what a command may write to is ``home/work/out``.
+    The working directory is ``home/desk``; what a command may write to is ``home/desk/out``.
     """
     home = tmp_path / "home"
-    work = home / "work"
+    work = home / "desk"
     (work / "out").mkdir(parents=True)
-    for name in ("thesis.txt", "models/model.safetensors", "work/notes/lab.log", "work/a.txt"):
+    for name in ("thesis.txt", "models/model.safetensors", "desk/notes/lab.log", "desk/a.txt"):
         (home / name).parent.mkdir(exist_ok=True)
         (home / name).write_text("mine\n")
     monkeypatch.chdir(work)
@@ -57,8 +57,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def untouched(home: Path) -> Iterator[None]:
-    """After the test, nothing but ``home/work/out`` has changed."""
-    outside = str(home / "work" / "out")
+    """After the test, nothing but ``home/desk/out`` has changed."""
+    outside = str(home / "desk" / "out")
 
     def now() -> Snapshot:
         return {k: v for k, v in snapshot(home).items() if not k.startswith(outside)}
@@ -94,7 +94,7 @@ def enemys(home: Path, whole_run: Path) -> Callable[[], Path]:
     """``enemys()``: a run directory that somebody else may have changed, a new copy each time."""
 
     def copy() -> Path:
-        place = home / "work" / "out" / "run"
+        place = home / "desk" / "out" / "run"
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(whole_run, place)
         return place

@@ -54,15 +54,22 @@ def spoilt(draw: st.DrawFn, whole: bytes) -> bytes:
     return "\n".join(lines).encode()
 
 
+def with_spoilt_config(home: Path, whole_run: Path, data: st.DataObject) -> Path:
+    """A run whose config is drawn anew, and whose other files are whole."""
+    run = home / "desk" / "out" / "run"
+    if not run.exists():
+        shutil.copytree(whole_run, run)
+    (run / "config.yaml").write_bytes(data.draw(spoilt((whole_run / "config.yaml").read_bytes())))
+    return run
+
+
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_garbage_for_a_config_is_a_sentence_or_a_config(
     home: Path, whole_run: Path, data: st.DataObject
 ) -> None:
     """The other files of a run: tests/hostile/test_foreign_runs.py."""
-    run = home / "work" / "out" / "run"
-    run.mkdir(exist_ok=True)
-    (run / "config.yaml").write_bytes(data.draw(spoilt((whole_run / "config.yaml").read_bytes())))
+    run = with_spoilt_config(home, whole_run, data)
     try:
         directory.read_config(run)
     except InputError as error:
@@ -74,10 +81,7 @@ def test_garbage_for_a_config_is_a_sentence_or_a_config(
 def test_a_report_leaves_out_what_it_cannot_read(
     home: Path, whole_run: Path, data: st.DataObject
 ) -> None:
-    run = home / "work" / "out" / "run"
-    if not run.exists():
-        shutil.copytree(whole_run, run)
-    (run / "config.yaml").write_bytes(data.draw(spoilt((whole_run / "config.yaml").read_bytes())))
+    run = with_spoilt_config(home, whole_run, data)
     try:
         for _ in collect([str(run)], None):
             pass

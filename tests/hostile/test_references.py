@@ -150,5 +150,5 @@ def test_what_is_written_is_read_back_as_it_was(home: Path) -> None:
         config = compose_config([])
         logger = dataclasses.replace(config.logger, project=text, tags=[text])
         config = dataclasses.replace(config, logger=logger)
-        claim(home / "work" / "out" / str(i), config)
-        assert read_config(home / "work" / "out" / str(i)) == config
+        claim(home / "desk" / "out" / str(i), config)
+        assert read_config(home / "desk" / "out" / str(i)) == config
