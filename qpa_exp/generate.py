@@ -74,10 +74,6 @@ def check(options: GenerateOptions) -> None:
         )
     if not options.prompt:
         raise InputError("prompt= is empty: give some text to go on from.")
-    try:
-        options.prompt.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"prompt={options.prompt!a:.200} is no valid text: give UTF-8.") from error
 
 
 def check_length(n: int, options: GenerateOptions, config: Config) -> None:

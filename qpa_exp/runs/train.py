@@ -228,12 +228,6 @@ def make_trainer(config: Config, run_dir: Path) -> tuple[Trainer, StepTimes]:
         InputError: this machine has no such device, or Lightning no such strategy.
     """
     ours = config.trainer
-    cores = os.cpu_count() or 1
-    if ours.accelerator == "cpu" and ours.devices > cores:
-        raise InputError(
-            f"trainer.devices={ours.devices} is too many: each is a process, and this machine has "
-            f"{cores} cores."
-        )
     times = StepTimes()
     callbacks: list[Callback] = [times]
     if ours.gradient_variance_starts is not None:
