@@ -23,6 +23,7 @@ from qpa_exp.cli import (
     conf_dir,
     known_keys,
     quoted,
+    refuse_foreign_code,
     refuse_interpolations,
     register_schema,
     run_command,
@@ -53,6 +54,7 @@ def main(arguments: list[str]) -> None:
         import hydra
 
         refuse_interpolations(arguments)
+        refuse_foreign_code(arguments)
         register_schema()
         name, refused = "multirun" if flags & MULTIRUN else "config", []
 

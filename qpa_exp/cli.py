@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import functools
 import io
+import itertools
 import os
 import re
 import select
@@ -25,6 +26,7 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 from qpa_exp.adapters.catalogue import METHODS, option_nodes, unknown_method
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError, first_line, nearest
+from qpa_exp.files import typed_path
 from qpa_exp.generator.rules import VARIANTS
 from qpa_exp.registry import dotted
 from qpa_exp.runs.check_config import check
@@ -188,11 +190,51 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _refuse_foreign_references(composed: DictConfig) -> None:
     """Of the files of conf/, wherever they lie: before any is followed."""
     for key, text in _texts(OmegaConf.to_container(composed, resolve=False)):
-        before = ""
-        while before != text:
-            before, text = text, _OUR_OWN.sub("_", text)
-        if _holds_reference(text):
+        if _holds_reference(_without_our_own(text)):
             raise InputError(f"{key} {_NOT_RUN}")
+
+
+def _without_our_own(text: str) -> str:
+    before = ""
+    while before != text:
+        before, text = text, _OUR_OWN.sub("_", text)
+    return text
+
+
+def refuse_foreign_code(arguments: Sequence[str]) -> None:
+    """Refuse what Hydra would run out of a directory of configs, or read for itself.
+
+    Hydra makes whatever its callbacks and its logging name in a file that ``--config-dir`` or
+    ``--config-path`` leads to, and follows what it refers to.
+
+    Args:
+        arguments: of the shell, with flags of Hydra's.
+
+    Raises:
+        InputError: it says which file.
+    """
+    from hydra._internal.utils import get_args_parser  # no public way reads Hydra's flags
+
+    from qpa_exp.files.plain_yaml import read_yaml
+
+    given, _ = get_args_parser().parse_known_args(list(arguments))
+    if given.experimental_rerun:
+        raise InputError("--experimental-rerun reads a pickle, which may hold code: give resume=.")
+    for directory in filter(None, (given.config_dir, given.config_path)):
+        found = itertools.islice(typed_path(directory).rglob("*.yaml"), _MOST_CONFIGS + 1)
+        for n, path in enumerate(found):
+            if n == _MOST_CONFIGS:
+                raise InputError(
+                    f"{directory} has more than {_MOST_CONFIGS} YAML files: give less."
+                )
+            for key, text in _texts(read_yaml(path, references=True)):
+                if _RUNS_CODE.search(text) or _holds_reference(_without_our_own(text)):
+                    raise InputError(f"{path} holds {key or text}={text}, which would be run.")
+
+
+_MOST_CONFIGS = 1000
+_RUNS_CODE = re.compile(r"^(_target_|_partial_|class|factory|\(\)|searchpath)$|\bext://")
+"""Keys under which Hydra and logging name what they make, and where more of them lies."""
 
 
 def _refuse_left_references(config: Config) -> None:

@@ -30,18 +30,19 @@ class _Loader(yaml.SafeLoader):
         return found
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, *, references: bool = False) -> dict[str, Any]:
     """A table of texts, numbers, truth values, lists and tables; nothing in it refers to anything.
 
     Args:
         path: an ordinary file of at most 128 KiB.
+        references: texts may refer to something; they are not followed.
 
     Raises:
         InputError: one sentence with the path: it cannot be read, or holds anything else.
     """
     try:
         found = yaml.load(read_bytes(path, _MOST), _Loader)
-        _refuse_more_than_data(found)
+        _refuse_more_than_data(found, references)
     except RecursionError as error:
         raise InputError(f"{path} is not one of ours: it is too deep.") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -53,18 +54,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return found
 
 
-def _refuse_more_than_data(value: Any) -> None:
+def _refuse_more_than_data(value: Any, references: bool) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise ValueError(f"the key {key!r:.50} is no text")
-            _refuse_more_than_data(key)
-            _refuse_more_than_data(item)
+            _refuse_more_than_data(key, references)
+            _refuse_more_than_data(item, references)
     elif isinstance(value, list):
         for item in value:
-            _refuse_more_than_data(item)
+            _refuse_more_than_data(item, references)
     elif isinstance(value, str):
-        if "${" in value or value == "???":
+        if not references and ("${" in value or value == "???"):
             raise ValueError("it refers to something, and all values are written out")
     elif value is not None and type(value) not in (bool, int, float):
         raise ValueError(f"it holds a {type(value).__name__}")

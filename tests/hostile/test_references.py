@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from qpa_exp import export, plan
 from qpa_exp.__main__ import main as train
-from qpa_exp.cli import compose_config, quoted, refuse_interpolations, to_config
+from qpa_exp.cli import (
+    compose_config,
+    quoted,
+    refuse_foreign_code,
+    refuse_interpolations,
+    to_config,
+)
 from qpa_exp.errors import InputError
 from qpa_exp.report import __main__ as report
 from qpa_exp.runs.directory import read_config
@@ -82,6 +88,39 @@ def test_a_conf_file_of_ones_own_is_refused_before_it_is_resolved(home: Path) ->
         with pytest.raises(InputError, match="is not allowed") as caught:
             to_config(composed)
         assert MARKER not in str(caught.value)
+
+
+FOREIGN = {
+    "callback": "hydra: {callbacks: {x: {_target_: builtins.print, _args_: [ran]}}}",
+    "escaped": 'hydra: {callbacks: {x: {"\\x5ftarget_": builtins.print, _args_: [ran]}}}',
+    "logging": "hydra: {job_logging: {handlers: {x: {class: subprocess.Popen, args: [touch, ran]}}}}",
+    "factory": "hydra: {job_logging: {formatters: {x: {(): os.getcwd}}}}",
+    "elsewhere": "hydra: {searchpath: ['file:///tmp']}",
+    "reference": "hydra: {run: {dir: 'out/${oc.env:SECRET_TOKEN}'}}",
+    "ours": "logger: {project: '${oc.env:SECRET_TOKEN}'}",
+    "anchor": "a: &a [1]\nb: *a",
+}
+
+
+@pytest.mark.parametrize("flag", ["--config-dir", "-cd", "--config-d", "--config-path", "-cp"])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_nothing_in_a_directory_of_configs_is_run(
+    refused: Callable[..., str], home: Path, untouched: None, tmp_path: Path, flag: str, kind: str
+) -> None:
+    (tmp_path / "theirs" / "experiment").mkdir(parents=True)
+    file = tmp_path / "theirs" / "experiment" / "x.yaml"
+    file.write_text(f"# @package _global_\n{FOREIGN[kind]}\n")
+    sentence = refused(train, [flag, str(tmp_path / "theirs"), "experiment=x"])
+    assert str(file) in sentence
+    assert MARKER not in sentence
+
+
+def test_a_directory_of_plain_configs_and_a_pickle_of_hydras(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "x.yaml").write_text("# @package _global_\nqpa: {n_mlp: 32}\nseed: ${qpa.n_mlp}\n")
+    refuse_foreign_code(["--config-dir", str(tmp_path), "+x=y"])
+    assert "pickle" in refused(train, ["--experimental-rerun", str(tmp_path / "config.pickle")])
 
 
 @settings(max_examples=8)
