@@ -37,7 +37,7 @@ def main() -> None:
 
     # The three lines that make the difference: a PEFT method, a generator, one model.
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["lm_head"])
-    model = get_qpa_model(base, lora, QPAConfig(n_mlp=64))
+    model = get_qpa_model(base, lora, QPAConfig())
     model.print_trainable_parameters()
 
     optimizer = torch.optim.AdamW(model.generator.parameters(), lr=args.lr)

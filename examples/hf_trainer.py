@@ -54,7 +54,7 @@ def main() -> None:
 
     base = AutoModelForCausalLM.from_pretrained(args.model)
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["lm_head"])
-    model = get_qpa_model(base, lora, QPAConfig(n_mlp=64))
+    model = get_qpa_model(base, lora, QPAConfig())
     model.print_trainable_parameters()
 
     trainer = Trainer(

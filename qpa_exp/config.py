@@ -45,31 +45,20 @@ def one_of(*choices: str, default: str | None = None) -> Any:
 
 
 @dataclass
-class TunedRecipe:
-    """The generator of ``qpa=tuned``: what was searched on this model, else the paper's shape."""
-
-    n_mlp: int = MISSING
-    n_circuits: int = 1
-    share_angles: bool = False
-    window: int = 1
-    feature: str = "probability"
-    mapping_hidden: list[int] = field(default_factory=lambda: list(TABLE_1))
-    scale: float = 0.02
-    shuffle: bool = False
-
-
-@dataclass
 class RecipeConfig:
     """How this model is trained unless told otherwise; the other groups point here.
 
     ``lr`` is a table, variant by method; ``theta_lr`` is by variant, and the rest by method.
-    ``others`` is any method that a table does not name.
+    ``others`` is any method that a table does not name. The rates of ``tuned`` are the same for
+    every model, as its generator's scale takes the size out of them.
     """
 
     n_mlp: int = MISSING
-    tuned: TunedRecipe = field(default_factory=TunedRecipe)
-    lr: dict[str, dict[str, float]] = field(default_factory=dict)
-    theta_lr: dict[str, float] = field(default_factory=dict)
+    """Of the published variants; ``tuned`` has a rule for all models."""
+    lr: dict[str, dict[str, float]] = field(
+        default_factory=lambda: {"tuned": {"lora": 1e-2, "others": 5e-3}}
+    )
+    theta_lr: dict[str, float] = field(default_factory=lambda: {"tuned": 1e-3})
     max_epochs: dict[str, int] = field(default_factory=dict)
     warmup_steps: dict[str, int] = field(default_factory=dict)
     lora_dropout: float = 0.0
@@ -117,17 +106,18 @@ class PeftMethodConfig:
 class QPAConfig:
     """The generator: a circuit of ``n_layers`` repetitions and a mapping model.
 
-    ``QPAConfig()`` is the variant ``tuned`` as any model starts with it; what was searched on the
-    bundled model is in its recipe, ``conf/model/tiny.yaml``. Each difference between the variants
-    is a field of its own: ``anchor``, ``activation``, ``mapping_init``, ``scale``, ``squash``,
-    ``basis_order``, ``center``, and for ``tuned`` the number of circuits and the mapping's shape.
+    ``QPAConfig()`` is the variant ``tuned``; what it leaves open follows from m, the number of
+    parameters to generate, by the rule of ``generator.rules.fit``. Each difference between the
+    variants is a field of its own: ``anchor``, ``activation``, ``mapping_init``, ``scale``,
+    ``squash``, ``basis_order``, ``center``, and for ``tuned`` the feature, the window, the order
+    and the mapping's shape.
     """
 
     variant: str = "tuned"
     """The paper's equations (``paper``), its authors' code (``released``), ours, or ``off``: no
     generator at all."""
-    n_mlp: int = ranged(64, least=1, most=2**31)
-    """Parameters generated from one basis state (Sec. 3.2)."""
+    n_mlp: int | None = ranged(None, least=1, most=2**31)
+    """Parameters generated from one basis state (Sec. 3.2); null = by the rule."""
     n_layers: int = ranged(8, least=1, most=10_000)
     """Repetitions of the ansatz, the paper's L."""
     n_circuits: int = ranged(1, least=1, most=10_000)
@@ -136,9 +126,10 @@ class QPAConfig:
     share_angles: bool = False
     """Whether all circuits have the same angles. Circuit c then starts from the basis state |c>,
     so what is trained does not grow with their number, and there are at most 2^N of them."""
-    window: int = ranged(1, least=1, most=100_000)
+    window: int | None = ranged(None, least=1, most=100_000)
     """How many of a circuit's probabilities a chunk reads (the paper: 1): that of its own basis
-    state, and those of the states that follow it; |0...0> follows the last. At most 2^N."""
+    state, and those of the states that follow it; |0...0> follows the last. At most 2^N; null = by
+    the rule."""
     ansatz: str = "ry"
     """The circuit's layer (Eq. 1, 12, 13, 14), or a control in the circuit's place: a file of
     ``circuits/ansatze``."""
@@ -159,23 +150,24 @@ class QPAConfig:
     """How far ``gradient=spsa`` moves all angles at once, in radians."""
     anchor: bool = True
     """Generate init + G(theta) - G(theta_0), so that training starts where the method starts."""
-    feature: str = "probability"
+    feature: str = "normal"
     """What the mapping model reads of each probability: a file of ``generator/features``."""
-    mapping_hidden: list[int] = field(default_factory=lambda: list(TABLE_1))
-    """Widths of the mapping model's hidden layers (Table 1)."""
+    mapping_hidden: list[int] = field(default_factory=list)
+    """Widths of the mapping model's hidden layers (the paper: Table 1)."""
     activation: str = "gelu"
     """Between the mapping model's layers. ``none`` makes it a deep linear map."""
     mapping_init: str = "kaiming"
     """The mapping model's weights at the start. ``default`` is ``torch.nn.Linear``'s own, under
     which a signal fades by about two thirds at every layer and the chunks come out nearly alike;
     ``kaiming`` (He et al. 2015) keeps its size."""
-    scale: float = positive(0.02)
-    """A constant factor on the generated vector: how far one step of the optimizer takes it."""
+    scale: float | None = positive(None)
+    """A constant factor on the generated vector: how far one step of the optimizer takes it; null =
+    by the rule."""
     squash: bool = False
     """The shorter name of ``feature=squashed``."""
     basis_order: str = one_of("fixed", "random")
     """Which basis states label the chunks: the first ``n_chunks``, or a fresh random sample."""
-    shuffle: bool = False
+    shuffle: bool = True
     """Put the generated parameters into a random order, drawn once from the seed: else a chunk is
     cut from one place of one tensor, and its n_mlp outputs always mean the same rows there."""
     center: bool = False

@@ -50,7 +50,7 @@ def test_every_option_of_every_group_composes(group, option):
 
 
 @pytest.mark.parametrize("model", ["tiny", "gpt2_xl", "hf"])
-@pytest.mark.parametrize("variant", ["paper", "released", "off"])
+@pytest.mark.parametrize("variant", ["paper", "released", "tuned", "off"])
 def test_every_variant_has_a_recipe_on_every_model(model, variant):
     needed = [NEEDS["model", "hf"]] if model == "hf" else []
     config = compose_config([f"model={model}", f"qpa={variant}", *needed])
@@ -85,7 +85,7 @@ def test_the_default_is_the_tuned_variant_on_the_bundled_model():
 
 
 def test_python_and_the_command_line_mean_the_same_by_tuned():
-    assert compose_config(["model=gpt2"]).qpa == QPAConfig(n_mlp=2048)
+    assert compose_config(["model=gpt2"]).qpa == QPAConfig()
 
 
 def test_the_seed_of_the_run_is_the_generators():
@@ -129,7 +129,7 @@ def test_alpha_follows_the_rank(r):
     [("tiny", 64), ("gpt2", 2048), ("gpt2_xl", 2048), ("gemma", 8192), ("gemma2", 8192)],
 )
 def test_the_chunk_size_follows_the_model(model, n_mlp):
-    config = compose_config([f"model={model}"])
+    config = compose_config([f"model={model}", "qpa=paper"])
     assert config.qpa.n_mlp == n_mlp
     assert (config.qpa.n_layers, config.peft.target_modules) == (8, ["lm_head"])
 
@@ -317,7 +317,7 @@ def test_an_override_that_cannot_be_read_is_refused_by_name(override):
     assert override in refusal(override)
 
 
-@pytest.mark.parametrize("override", ["qpa.n_mlp=null", "seed=null", "optim.lr=null"])
+@pytest.mark.parametrize("override", ["qpa.n_layers=null", "seed=null", "optim.lr=null"])
 def test_a_value_that_must_be_there_cannot_be_null(override):
     assert refusal(override).startswith(f"{override} is not allowed")
 

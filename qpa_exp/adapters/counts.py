@@ -24,6 +24,7 @@ class Counts:
         generated_params: m, the size of the method's own tensors, which ``qpa=off`` trains.
         target_params: weights and biases of the targeted layers of the language model; of all of
             it for a method that targets none by name.
+        n_mlp: parameters of a chunk; None without a generator.
         n_chunks: chunks that the vector is generated in; None without a generator.
         n_qubits: qubits of the circuit; None without a generator.
     """
@@ -31,6 +32,7 @@ class Counts:
     trainable_params: int
     generated_params: int
     target_params: int
+    n_mlp: int | None
     n_chunks: int | None
     n_qubits: int | None
 
@@ -58,27 +60,28 @@ def plan_counts(
 
     Example:
         >>> from qpa_exp.cli import compose_config
-        >>> plan_counts(compose_config(["model=gpt2", "qpa.n_mlp=2048"])).trainable_params
+        >>> plan_counts(compose_config(["model=gpt2", "qpa=paper"])).trainable_params
         106264
     """
     check_method(config)
     sizes = _by_formula(config) if auto_class == "AutoModelForCausalLM" else None
     sizes = sizes or _by_building(config, auto_class, task_type)
     if not VARIANTS[config.qpa.variant].generates:
-        return sizes.counts(sizes.m, None, None)
-    Chunking(sizes.m, config.qpa.n_mlp).warn_if_oversized()
+        return sizes.counts(sizes.m)
     made = count_generator(sizes.m, config.qpa)
-    return sizes.counts(made.trainable_params, made.n_chunks, made.n_qubits)
+    Chunking(sizes.m, made.n_mlp).warn_if_oversized()
+    return sizes.counts(made.trainable_params, made.n_mlp, made.n_chunks, made.n_qubits)
 
 
 def count(model: AdaptedModel) -> Counts:
     """The sizes of a model that has been built."""
     sizes = _of_built(model.peft_model)
     if model.generator is None:
-        return sizes.counts(sizes.m, None, None)
-    chunking = model.generator.chunking
-    sizes = _Sizes(chunking.m, sizes.whole, sizes.target)
-    return sizes.counts(model.generator.n_trainable, chunking.n_chunks, chunking.n_qubits)
+        return sizes.counts(sizes.m)
+    chunks = model.generator.chunking
+    sizes = _Sizes(chunks.m, sizes.whole, sizes.target)
+    trained = model.generator.n_trainable
+    return sizes.counts(trained, chunks.n_mlp, chunks.n_chunks, chunks.n_qubits)
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,14 @@ class _Sizes:
     whole: int
     target: int
 
-    def counts(self, trained: int, n_chunks: int | None, n_qubits: int | None) -> Counts:
-        return Counts(trained + self.whole, self.m, self.target, n_chunks, n_qubits)
+    def counts(
+        self,
+        trained: int,
+        n_mlp: int | None = None,
+        n_chunks: int | None = None,
+        n_qubits: int | None = None,
+    ) -> Counts:
+        return Counts(trained + self.whole, self.m, self.target, n_mlp, n_chunks, n_qubits)
 
 
 # --- by formula -------------------------------------------------------------------------------
@@ -169,6 +178,6 @@ def describe(config: Config, counts: Counts) -> dict[str, str]:
     if counts.n_chunks is not None:
         share = 100 * counts.trainable_params / counts.generated_params
         lines["  trainable of that"] = f"{share:.2f} %"
-        lines["chunks"] = f"{counts.n_chunks:,} of n_mlp = {config.qpa.n_mlp:,}"
+        lines["chunks"] = f"{counts.n_chunks:,} of n_mlp = {counts.n_mlp:,}"
         lines["qubits"] = f"{counts.n_qubits}, L = {config.qpa.n_layers}"
     return lines

@@ -303,7 +303,7 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
         model: a causal language model or a classifier of transformers'; it is frozen and changed
             in place, as PEFT does.
         peft_config: the method: ``LoraConfig(r=4, target_modules=["lm_head"])``.
-        config: the generator; ``QPAConfig(n_mlp=2048)`` is the variant ``tuned``.
+        config: the generator; ``QPAConfig()`` is the variant ``tuned``.
 
     Raises:
         InputError: a target that does not exist, more qubits than the back end takes, or a

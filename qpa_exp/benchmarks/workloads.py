@@ -193,11 +193,12 @@ class Workload:
 
     def qpa(self, backend: str) -> QPAModel:
         """The same, generated."""
-        return self._generated(QPAConfig(n_mlp=self.shape.n_mlp, backend=backend))
+        paper = compose_config(["qpa=paper"]).qpa
+        return self._generated(replace(paper, n_mlp=self.shape.n_mlp, backend=backend))
 
     def tuned(self) -> QPAModel:
-        """The same by the bundled model's ``qpa=tuned``: small chunks that read many numbers."""
-        return self._generated(compose_config([]).qpa)
+        """The same by ``qpa=tuned``: small chunks that read many numbers."""
+        return self._generated(QPAConfig())
 
     def _generated(self, config: QPAConfig) -> QPAModel:
         config = replace(config, seed=_SEED)
@@ -333,7 +334,8 @@ def measure_growth(rounds: int, quick: bool) -> list[Growth]:
 
 
 def _generate(n_mlp: int, n_chunks: int, n_layers: int) -> Callable[[], object]:
-    config = QPAConfig(n_mlp=n_mlp, n_layers=n_layers, seed=0)
+    paper = compose_config(["qpa=paper"]).qpa
+    config = replace(paper, n_mlp=n_mlp, n_layers=n_layers, seed=0)
     generator = Generator(n_mlp * n_chunks, config).train()
     return lambda: generator().sum().backward()
 

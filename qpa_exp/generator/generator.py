@@ -23,9 +23,8 @@ from qpa_exp.generator.rules import (
     ACTIVATIONS,
     MAPPING_INITS,
     VARIANTS,
-    Chunking,
     feature_name,
-    fit_to_states,
+    fit,
     layer_widths,
 )
 
@@ -224,6 +223,7 @@ class Generator(nn.Module):
         order: the random order of the parameters; None where they stand chunk after chunk.
         states: the basis state of each chunk where the order is fixed, and ``bits`` its bits.
         chunking: m, n_mlp, n_chunks and n_qubits.
+        config: as it was given, and what that left open as the rule has it.
     """
 
     circuit: nn.Module
@@ -233,9 +233,10 @@ class Generator(nn.Module):
     def __init__(self, m: int, config: QPAConfig) -> None:
         """Raises InputError where the circuit would need more qubits than its back end takes."""
         super().__init__()
-        self.chunking = Chunking(m, config.n_mlp)
-        n_qubits = self.chunking.n_qubits
-        self.config = config = fit_to_states(config, n_qubits)
+        self.chunking, config = fit(m, config)
+        self.config, n_qubits = config, self.chunking.n_qubits
+        assert config.window is not None
+        assert config.scale is not None
         ansatz = ANSATZE[config.ansatz]
         self._feature = FEATURES[feature_name(config)] if ansatz.reads_feature else None
         self._lowest_first = VARIANTS[config.variant].lowest_first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -125,12 +126,14 @@ class GeneratorCounts:
     """The sizes of one generator.
 
     Attributes:
+        n_mlp: parameters of a chunk.
         trainable_params: angles, weights and biases that are trained.
         n_chunks: chunks that the vector is generated in.
         n_qubits: qubits of the circuit.
     """
 
     trainable_params: int
+    n_mlp: int
     n_chunks: int
     n_qubits: int
 
@@ -144,16 +147,15 @@ def count_generator(m: int, config: QPAConfig) -> GeneratorCounts:
     Example:
         >>> from qpa_exp.config import QPAConfig
         >>> from qpa_exp.generator.rules import count_generator
-        >>> count_generator(4 * (50257 + 768), QPAConfig(n_mlp=2048))
-        GeneratorCounts(trainable_params=106264, n_chunks=100, n_qubits=7)
+        >>> count_generator(4 * (50257 + 768), QPAConfig())
+        GeneratorCounts(trainable_params=9120, n_mlp=64, n_chunks=3190, n_qubits=12)
     """
-    chunking = Chunking(m, config.n_mlp)
+    chunking, config = fit(m, config)
     n_chunks, n_qubits = chunking.n_chunks, chunking.n_qubits
-    config = fit_to_states(config, n_qubits)
     check_size(config, n_qubits)
     circuit = ANSATZE[config.ansatz].count(config, n_qubits, n_chunks)
     mapping = sum((wide + 1) * narrow for wide, narrow in pairwise(layer_widths(config, n_qubits)))
-    counts = GeneratorCounts(circuit + mapping, n_chunks, n_qubits)
+    counts = GeneratorCounts(circuit + mapping, chunking.n_mlp, n_chunks, n_qubits)
     _check_memory(config, counts)
     return counts
 
@@ -163,10 +165,11 @@ def _check_memory(config: QPAConfig, counts: GeneratorCounts) -> None:
 
     A parameter has a gradient and AdamW's two moments beside it, each of 32 bits.
     """
-    widest = max([*config.mapping_hidden, config.n_mlp])
+    widest = max([*config.mapping_hidden, counts.n_mlp])
     needed = 16 * counts.trainable_params + 4 * counts.n_chunks * widest
     if needed > (free := free_memory()):
-        sizes = {key: getattr(config, key) for key in ("n_mlp", "window", "n_circuits", "n_layers")}
+        keys = ("n_mlp", "window", "n_circuits", "n_layers")
+        sizes: dict[str, int] = {key: getattr(config, key) for key in keys}
         sizes["mapping_hidden"] = max(config.mapping_hidden, default=0)
         key = max(sizes, key=lambda name: sizes[name])
         raise InputError(
@@ -178,11 +181,37 @@ def _check_memory(config: QPAConfig, counts: GeneratorCounts) -> None:
 
 def layer_widths(config: QPAConfig, n_qubits: int) -> tuple[int, ...]:
     """Of the mapping model, from a chunk's bits and features to its ``n_mlp`` parameters."""
+    assert config.n_mlp is not None
+    assert config.window is not None
     return (n_qubits + config.n_circuits * config.window, *config.mapping_hidden, config.n_mlp)
 
 
-def fit_to_states(config: QPAConfig, n_qubits: int) -> QPAConfig:
-    """No more circuits of the same angles than basis states to start from; nor a wider window."""
+def fit(m: int, config: QPAConfig) -> tuple[Chunking, QPAConfig]:
+    """The chunks of ``m`` parameters, and the config with nothing left open.
+
+    With s the largest power of two up to sqrt(m) / 4, and at least 1:
+
+    - ``n_mlp`` is s, and ``window`` 2 s, so that an eighth of m or less is trained; beside a given
+      ``n_mlp`` above s, or several circuits, the window is as much narrower;
+    - ``scale`` is 1.13 / sqrt(features of a chunk), so that a step of the optimizer takes a generated
+      parameter equally far, however many features it is made from; 0.02 behind hidden layers.
+
+    docs/results/tuned_rule.md says where this was searched. There are never more circuits of the
+    same angles than basis states to start from, nor is a window wider than these are many.
+    """
+    s = 2 ** max(0, (math.isqrt(m) // 4).bit_length() - 1)
+    n_mlp = config.n_mlp or s
+    window = config.window or max(1, min(2 * s, 2 * s * s // n_mlp) // config.n_circuits)
+    chunking = Chunking(m, n_mlp)
+    if config.window is None:
+        window = min(window, 2**chunking.n_qubits)
+    fitted = _fit_to_states(dataclasses.replace(config, window=window), chunking.n_qubits)
+    by_rule = 0.02 if config.mapping_hidden else 0.1 * math.sqrt(128 / (window * config.n_circuits))
+    scale = config.scale or by_rule
+    return chunking, dataclasses.replace(fitted, n_mlp=n_mlp, scale=scale)
+
+
+def _fit_to_states(config: QPAConfig, n_qubits: int) -> QPAConfig:
     most = 2**n_qubits
     if config.share_angles and config.n_circuits > most:
         log.warning(
@@ -191,7 +220,7 @@ def fit_to_states(config: QPAConfig, n_qubits: int) -> QPAConfig:
             config.n_circuits, n_qubits, most,
         )  # fmt: skip
         config = dataclasses.replace(config, n_circuits=most)
-    if config.window > most:
+    if config.window is not None and config.window > most:
         log.warning(
             "qpa.window=%d is wider than the %d basis states of %d qubits: a chunk reads the "
             "probability of each of them once.",
@@ -240,7 +269,7 @@ leave it at null.
     if not saved:
         refuse_unread(whole, REGISTRIES)
         _check_variant(config)
-    if config.feature not in (QPAConfig.feature, feature_name(config)):
+    if config.squash and config.feature not in ("probability", "squashed"):
         raise InputError(
             f"qpa.squash=true and qpa.feature={config.feature} ask for two features of one "
             "probability: give qpa.squash=false."

@@ -182,6 +182,7 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
         "setting": hashlib.sha256(setting.encode(errors="replace")).hexdigest()[:12],
     }
     row["model.name"] = row["model.name"][:_LONGEST]
+    row["qpa.n_mlp"] = row["qpa.n_mlp"] or row.get("n_mlp")  # where the rule of tuned gave it
     return {key: _text(value) if isinstance(value, str) else value for key, value in row.items()}
 
 

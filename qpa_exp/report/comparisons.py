@@ -147,7 +147,7 @@ def _details(row: pd.Series) -> str:
     rank = row.get("peft.r")
     parts = [] if rank is None or pd.isna(rank) else [f"r = {rank:.0f}"]
     if is_generated(row):
-        parts.append(f"n_mlp = {row['qpa.n_mlp']:,}")
+        parts.append(f"n_mlp = {row['qpa.n_mlp']:,.0f}")
     return f" ({', '.join(parts)})" if parts else ""
 
 

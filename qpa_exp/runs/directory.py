@@ -279,6 +279,8 @@ def read_config(run_dir: Path) -> Config:
             f"{run_dir} is not a run directory: it has no {CONFIG}, which every run writes."
         )
     saved = read_yaml(path)
+    with suppress(AttributeError, KeyError, TypeError):
+        saved["model"]["recipe"].pop("tuned", None)  # in runs of version 0.1: its values are in qpa
     try:
         config = typed(Config, saved)
         for key, _ in dotted(config):

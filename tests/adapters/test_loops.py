@@ -104,7 +104,7 @@ def test_gradients_gather_over_several_backward_passes(make: Any, tokens: Tensor
     model = make("gpt2")
     for row in tokens:  # rows of equal length: the mean of the losses is the loss of all
         (model(input_ids=row[None], labels=row[None]).loss / len(tokens)).backward()
-    torch.testing.assert_close(gradient(model), whole, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(gradient(model), whole, atol=1e-5, rtol=1e-4)
 
 
 _COMPILED = """

@@ -87,7 +87,7 @@ def test_a_key_that_nothing_reads_is_refused(keys, sentence):
     [
         {"gradient": "spsa", "spsa_step": 0.2},
         {"n_circuits": 2, "share_angles": True},
-        {"ansatz": "classical", "squash": True},
+        {"ansatz": "classical", "feature": "probability", "squash": True},
         {"ansatz": "gaussian", "n_circuits": 3, "window": 2},
         {"feature": "squashed", "squash": True},
     ],

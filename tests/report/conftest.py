@@ -51,7 +51,7 @@ def make_run() -> MakeRun:
         config = _config(overrides)
         directory.claim(path, config)
         given = {"status": "complete", "perplexity": 100.0, "perplexity_padded": None}
-        sizes = Counts(1000, 2000, 100_000, 8, 3).__dict__
+        sizes = Counts(1000, 2000, 100_000, 64, 8, 3).__dict__
         rest = {
             "base_accuracy": 0.5, "base_perplexity": 200.0, "base_perplexity_padded": 2.0,
             "seed": config.seed, "train_seconds": 5.0, "step_seconds_median": 0.1, "steps": 10,
