@@ -193,8 +193,8 @@ def fit(m: int, config: QPAConfig) -> tuple[Chunking, QPAConfig]:
 
     - ``n_mlp`` is s, and ``window`` 2 s, so that an eighth of m or less is trained; beside a given
       ``n_mlp`` above s, or several circuits, the window is as much narrower;
-    - ``scale`` is 1.13 / sqrt(features of a chunk), so that a step of the optimizer takes a generated
-      parameter equally far, however many features it is made from; 0.02 behind hidden layers.
+    - ``scale`` is 1.13 / sqrt(features of a chunk), so that a step of the optimizer takes a
+      generated parameter equally far, from however many features; 0.02 behind hidden layers.
 
     docs/results/tuned_rule.md says where this was searched. There are never more circuits of the
     same angles than basis states to start from, nor is a window wider than these are many.

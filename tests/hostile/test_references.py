@@ -93,7 +93,7 @@ def test_a_conf_file_of_ones_own_is_refused_before_it_is_resolved(home: Path) ->
 FOREIGN = {
     "callback": "hydra: {callbacks: {x: {_target_: builtins.print, _args_: [ran]}}}",
     "escaped": 'hydra: {callbacks: {x: {"\\x5ftarget_": builtins.print, _args_: [ran]}}}',
-    "logging": "hydra: {job_logging: {handlers: {x: {class: subprocess.Popen, args: [touch, ran]}}}}",
+    "logging": "hydra: {job_logging: {handlers: {x: {class: subprocess.Popen, args: ran}}}}",
     "factory": "hydra: {job_logging: {formatters: {x: {(): os.getcwd}}}}",
     "elsewhere": "hydra: {searchpath: ['file:///tmp']}",
     "reference": "hydra: {run: {dir: 'out/${oc.env:SECRET_TOKEN}'}}",

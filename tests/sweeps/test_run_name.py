@@ -70,7 +70,7 @@ def test_what_is_listed_as_without_effect_is_a_key() -> None:
 
 
 def test_without_a_generator_its_keys_have_no_part(configure: Configure) -> None:
-    one = configure("qpa=off", "qpa.n_mlp=64")
+    one = configure("qpa=off")
     other = copy.deepcopy(one)
     other.qpa.n_mlp = 16
     assert run_name(one) == run_name(other)
