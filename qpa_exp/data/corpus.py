@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import DataConfig
 from qpa_exp.errors import InputError, one_line
@@ -22,8 +22,6 @@ from qpa_exp.registry import Registry
 
 if TYPE_CHECKING:
     from datasets import ReadInstruction
-
-T = TypeVar("T")
 
 SPLITS = ("train", "validation", "test")
 ALIASES = {"valid": "validation", "val": "validation", "dev": "validation"}
@@ -461,8 +459,8 @@ def parse_slice(name: str, key: str = "a split") -> ReadInstruction | None:
 
 
 def take(
-    splits: Mapping[str, list[T]], name: str, source: str, *, whole: bool = True
-) -> list[T]:
+    splits: Mapping[str, list[Any]], name: str, source: str, *, whole: bool = True
+) -> list[Any]:
     """The rows of a split or slice; unless they are taken whole, they are texts cut into lines.
 
     Raises:

@@ -30,7 +30,8 @@ KEYS = {
     "loss", "trainable_params", "generated_params", "target_params", "n_chunks", "n_qubits",
     "epochs", "steps", "train_seconds", "step_seconds_median", "tokens_per_second", "time_split",
     "seed", "versions", "data_sha256", "model_revision",
-    "circuit_evaluations",
+    "circuit_evaluations", "bits_per_byte", "base_bits_per_byte", "word_perplexity",
+    "base_word_perplexity",
 }  # fmt: skip
 
 
