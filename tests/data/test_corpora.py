@@ -302,6 +302,17 @@ def test_a_split_may_be_divided_into_what_is_trained_and_what_is_measured(tmp_pa
         assert parts[1] == ["valid 9"]
 
 
+def test_a_slice_of_labelled_texts_keeps_their_classes(tmp_path):
+    rows = "".join(f"text {i},{'odd' if i % 2 else 'even'}\n" for i in range(10))
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"text,label\n{rows}")
+    fields = only("test") | {"train_split": "train[:30%]", "validation_split": "train[-7:]"}
+    loaded = load_corpus(config("labelled", tmp_path, layout="lines", **fields))
+    assert loaded.splits["train[-7:]"] == [f"text {i}" for i in range(3, 10)]
+    assert loaded.classes["train[:30%]"] == [0, 1, 0]
+    assert loaded.classes["train[-7:]"] == [1, 0, 1, 0, 1, 0, 1]
+
+
 @pytest.mark.parametrize(
     "spec",
     ["validation[", "validation[1]", "validation[:120%]", "validation[::2]", "test+", "[:3]",
