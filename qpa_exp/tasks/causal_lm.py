@@ -75,13 +75,17 @@ class CausalLM(Task):
         Total nats over ln 2 and the text's bytes, and exp of total nats over its words, as
         EleutherAI's lm-evaluation-harness defines them. The total is that of the whole text: nats a
         scored token times the tokens of the text, for some are not scored (the first of a block,
-        what does not fill one, what is cut off a line). A word perplexity beyond what a float holds
+        what does not fill one, what is cut off a line). A word perplexity beyond what 32 bits hold
         is left out.
         """
         nats = means["text"] * size.tokens
         a_word = _exp(nats / size.words)
         found = {"bits_per_byte": nats / (math.log(2) * size.bytes)}
-        return found if math.isinf(a_word) else found | {"word_perplexity": a_word}
+        return found if a_word > _LARGEST else found | {"word_perplexity": a_word}
+
+
+_LARGEST = 3e38
+"""Figures are logged as 32-bit floats."""
 
 
 def _exp(loss: float) -> float:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import GemmaTokenizer, PreTrainedTokenizerFast
 
 from qpa_exp.data.datamodule import TextSize, added_bos, labels, lay_out
 from qpa_exp.errors import InputError
@@ -99,6 +99,8 @@ def of_letters(*, adds_bos: bool) -> PreTrainedTokenizerFast:
 def test_bos_stands_before_every_line_and_every_block_where_the_tokenizer_adds_it():
     adds, adds_none = of_letters(adds_bos=True), of_letters(adds_bos=False)
     assert (added_bos(adds), added_bos(adds_none)) == ([BOS], [])
+    gemma = GemmaTokenizer({"<bos>": 7, "<eos>": 1, "<unk>": 3}, merges=[], add_bos_token=True)
+    assert added_bos(gemma) == [7]
     lines = lay_out(["a", "", "abc"], adds, "lines", 3)
     assert lines.input_ids.tolist() == [[BOS, A, EOS], [BOS, EOS, EOS], [BOS, A, B]]
     assert lines.lengths.tolist() == [2, 1, 3]
