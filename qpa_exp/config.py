@@ -186,8 +186,18 @@ class DataConfig:
     """A file or directory of the user's own; null = the corpus' own source."""
     layout: str = one_of("lines", "blocks", default="blocks")
     """How text becomes examples: packed blocks, or one padded line each (the paper)."""
+    join: str | None = field(default=None, metadata={"choices": ("text", "blank_line", "eos")})
+    """How blocks join the corpus' documents: ``text`` as the text has them, each ended by its own
+    newline; ``blank_line`` with two more newlines between each two; ``eos`` with an EOS token
+    there. null = the corpus' own."""
     max_length: int = ranged(128, least=2, most=2**24)
-    """Tokens an example: the block, or the length that lines are padded and cut to."""
+    """Tokens an example: the block, or the length that lines are padded and cut to. BOS is one of
+    them where the tokenizer adds it."""
+    stride: int | None = ranged(None, least=1, most=2**24)
+    """Of validation and test: tokens from the start of one block to that of the next, at most
+    ``max_length``. What a block shares with the one before it is context alone and not scored
+    again, and the last block holds whatever is left. null = blocks side by side, as for training,
+    and what is left at the end is dropped."""
     batch_size: int = ranged(4, least=1, most=2**20)
     eval_batch_size: int = ranged(8, least=1, most=2**20)
     text_column: str = "text"
@@ -204,6 +214,8 @@ class DataConfig:
     cache_gib: float = positive(16.0)
     """The most that hidden states may take, there or in memory."""
     train_split: str = "train"
+    """A split, or a slice of one as Hugging Face datasets writes it: ``validation[:90%]``. A slice
+    counts the hub's rows; of other text, lines."""
     validation_split: str = "validation"
     test_split: str = "test"
 
@@ -415,6 +427,14 @@ def _peft(config: PeftMethodConfig) -> None:
         )
 
 
+def _data(config: DataConfig) -> None:
+    if config.stride is not None and config.stride > config.max_length:
+        raise InputError(
+            f"data.stride={config.stride} would skip text: give at most "
+            f"data.max_length={config.max_length}."
+        )
+
+
 def _optim(config: OptimConfig) -> None:
     if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
         raise InputError(
@@ -433,6 +453,7 @@ def _trainer(config: TrainerConfig) -> None:
 _RULES: dict[type, Any] = {
     QPAConfig: _generator,
     PeftMethodConfig: _peft,
+    DataConfig: _data,
     OptimConfig: _optim,
     TrainerConfig: _trainer,
 }

@@ -39,8 +39,9 @@ def build(entity: str, project: str, study: str | None, task: str = "causal_lm")
         from wandb_workspaces.reports.v2 import interface
     except ImportError as error:
         raise InputError("The dashboard needs: pip install 'qpa-exp[sweeps]'.") from error
-    metrics, ranked_by = [m.name for m in TASKS[task].metrics], TASKS[task].ranked_by().name
-    names = {name: name for name in metrics}
+    metrics, ranked_by = TASKS[task].metrics, TASKS[task].ranked_by().name
+    names = {m.name: m.name for m in metrics if m.restates is None}
+    ranking = set(names)
     names |= {"qubits": "n_qubits", "seconds of training": "train_seconds"}
     summary, config = interface.SummaryMetric, interface.Config
     size, best = summary(_SIZE), summary(ranked_by)
@@ -48,7 +49,7 @@ def build(entity: str, project: str, study: str | None, task: str = "causal_lm")
         "Parameters": [
             interface.ScatterPlot(
                 title=f"{title} against trainable parameters",
-                x=size, y=summary(name), log_x=True, running_ymin=name in metrics,
+                x=size, y=summary(name), log_x=True, running_ymin=name in ranking,
             )
             for title, name in names.items()
         ],
@@ -81,7 +82,7 @@ def build(entity: str, project: str, study: str | None, task: str = "causal_lm")
         settings=workspaces.WorkspaceSettings(max_runs=100),
         runset_settings=workspaces.RunsetSettings(
             filters=[] if study is None else f"Group == '{study}'",
-            pinned_columns=[f"summary:{name}" for name in (*metrics, _SIZE)],
+            pinned_columns=[f"summary:{name}" for name in (*(m.name for m in metrics), _SIZE)],
         ),
     )
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from qpa_exp.adapters.adapted import AdaptedModel
-    from qpa_exp.data.datamodule import Batch
+    from qpa_exp.data.datamodule import Batch, TextSize
 
 Measured = dict[str, tuple["Tensor", "Tensor"]]
 """Sums over a batch and how many things were summed: what means over a split are made of."""
@@ -37,11 +37,14 @@ class Metric:
         name: the key.
         label: what stands on the axis of a figure.
         smaller_is_better: whether the lowest value is the best one.
+        restates: the metric that it is another form of: on one text one follows from the other. It
+            has a column in tables, and neither a panel in figures nor a comparison of its own.
     """
 
     name: str
     label: str
     smaller_is_better: bool = True
+    restates: str | None = None
 
 
 @runtime_checkable
@@ -122,6 +125,10 @@ class Task(ABC):
     @abstractmethod
     def figures(self, means: Mapping[str, float]) -> dict[str, float]:
         """``loss`` and the metrics, from the means over a split. What is not a number stays so."""
+
+    def figures_of_text(self, means: Mapping[str, float], size: TextSize) -> dict[str, float]:
+        """Metrics that depend on how large the split's text is, too; most tasks have none."""
+        return {}
 
 
 TASKS: Registry[type[Task]] = Registry("task", "qpa_exp.tasks")

@@ -172,6 +172,8 @@ OUT_OF_RANGE = {
     "qpa.scale": [0.0, -1.0, NAN, INF],
     "qpa.seed": [-1],
     "data.max_length": [1],
+    "data.stride": [0, 129],
+    "data.join": ["space"],
     "data.batch_size": [0],
     "data.eval_batch_size": [0],
     "optim.lr": [0.0, -1.0, 101.0, NAN, INF],
@@ -213,6 +215,20 @@ def test_a_value_out_of_range_is_refused_with_its_key_and_what_would_be_right(in
     assert sentence.startswith(f"{key}={value}")
     assert "give" in sentence or "for example" in sentence
     assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("override", ["data.join=text", "data.stride=64"])
+def test_lines_are_neither_joined_nor_overlap(override):
+    assert refusal("data=ptb", override).startswith(
+        f"{override} has no effect: data.layout=lines does not read it"
+    )
+    compose_config(["data=ptb", "data.layout=blocks", override])
+
+
+def test_a_slice_is_written_as_datasets_does_and_a_wrong_one_is_one_sentence():
+    config = compose_config(["data=ptb", "data.train_split=validation[:90%]"])
+    assert config.data.train_split == "validation[:90%]"
+    assert refusal("data=ptb", "data.test_split=test[:x]").startswith("data.test_split=test[:x] is")
 
 
 @pytest.mark.parametrize(

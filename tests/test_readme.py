@@ -27,9 +27,9 @@ NEEDS_A_DOWNLOAD = re.compile(
 )
 
 
-def commands() -> list[str]:
+def commands(page: str = README) -> list[str]:
     """Every line of every ``bash`` block, comments off, continued lines joined."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     bare = [line.split("  #")[0].strip() for line in lines]
     return [line for line in bare if line and not line.startswith("#")]
@@ -82,6 +82,15 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "<a CSV, JSON-lines or parquet file>": str(labelled),
         "<a hub id or directory>": str(ROOT / "qpa_exp" / "lm" / "tiny"),
     }
+
+
+def test_the_commands_on_text_compose() -> None:
+    found = commands((ROOT / "docs" / "text.md").read_text(encoding="utf-8"))
+    assert found
+    for command in found:
+        _, _, module, *arguments = shlex.split(command)
+        assert module == "qpa_exp"
+        compose_config(arguments)
 
 
 @pytest.mark.slow

@@ -10,12 +10,18 @@ import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import DataConfig
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.files import read_bytes, typed_path
 from qpa_exp.registry import Registry
+
+if TYPE_CHECKING:
+    from datasets import ReadInstruction
 
 SPLITS = ("train", "validation", "test")
 ALIASES = {"valid": "validation", "val": "validation", "dev": "validation"}
@@ -236,6 +242,7 @@ class Corpus:
         label: its name for people.
         rows: a text file's documents. A document is a line for the hub's datasets, else a file.
         rows_are_lines: whether a document never has more than one line.
+        join: how blocks join its documents where ``data.join`` is null; one of ``JOINS``.
         divisible: whether text without split files is divided by position.
         hub: where the Hugging Face hub has it; None where it does not.
         load_own: reads a corpus that comes from elsewhere: its documents, and what to call their
@@ -247,6 +254,7 @@ class Corpus:
     label: str
     rows: Callable[[str], list[str]] = lambda text: [text]
     rows_are_lines: bool = False
+    join: str = "eos"
     divisible: bool = False
     hub: HubDataset | None = None
     load_own: Callable[[DataConfig], tuple[Documents, str]] | None = None
@@ -254,7 +262,9 @@ class Corpus:
     reads: tuple[str, ...] = ("data.path",)
 
     def check(self, config: DataConfig) -> None:
-        """Refuse a config that names nothing to read."""
+        """Refuse a config that names nothing to read, or a slice that is none."""
+        for key in ("train_split", "validation_split", "test_split"):
+            parse_slice(getattr(config, key), f"data.{key}")
         if config.path is None and self.hub is None and self.load_own is None:
             raise InputError(
                 f"data={config.name} needs data.path=<a file or a directory of {self.label}>."
@@ -266,6 +276,37 @@ CORPORA: Registry[Corpus] = Registry(
     "qpa_exp.data.corpora",
     decides=("data.path", "data.text_column", "data.label_column"),
 )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A value of ``data.layout``: the conditional config keys that it reads."""
+
+    reads: tuple[str, ...] = ()
+
+
+_OF_BLOCKS = ("data.join", "data.stride")
+LAYOUTS: Registry[Layout] = Registry(
+    "data.layout", {"lines": Layout(), "blocks": Layout(_OF_BLOCKS)}, decides=_OF_BLOCKS
+)
+
+
+def as_the_text_has_them(documents: Sequence[str]) -> list[str]:
+    """One text: each document ended by its own newline, or by one where it has none.
+
+    A row of the hub's that is ``''`` is a blank line.
+    """
+    *others, last = documents
+    ended = (text if text.endswith("\n") else f"{text}\n" for text in others)
+    return ["".join([*ended, last])]
+
+
+JOINS: Mapping[str, Callable[[Sequence[str]], list[str]]] = {
+    "text": as_the_text_has_them,
+    "blank_line": lambda documents: ["\n\n".join(documents)],
+    "eos": list,
+}
+"""From a split's documents, at least one, to the texts that an EOS token stands between."""
 
 
 @dataclass(frozen=True)
@@ -301,11 +342,16 @@ def load_corpus(config: DataConfig) -> CorpusText:
     sorted order. The last two have no splits, so they are divided by position: the first 80 % of
     the characters train, the next 10 % validate, the last 10 % test, cut at line ends.
 
+    A split may be a slice of one as ``datasets`` writes it, ``validation[:90%]``, and means what it
+    means there: a row is a line, or a labelled text. A document that lies across its border is
+    cut there.
+
     Raises:
         InputError: a path, a split, the hub or the text itself is not usable.
     """
-    corpus, needed = CORPORA[config.name], _needed_splits(config)
+    corpus, asked = CORPORA[config.name], _asked_splits(config)
     corpus.check(config)
+    needed = list(dict.fromkeys(name for split in asked for name in splits_within(split)))
     labelled: Labelled | None = None
     if corpus.load_labelled is not None:
         labelled, source = corpus.load_labelled(config)
@@ -324,12 +370,16 @@ def load_corpus(config: DataConfig) -> CorpusText:
                 f"The {name} split of {source} has no text: it is too short to be divided at line"
                 " ends; give a directory with a file for each split."
             )
-        if not any(document.strip() for document in splits[name]):
+    whole = labelled is not None or corpus.rows_are_lines
+    splits = {split: take(splits, split, source, whole=whole) for split in asked}
+    for name, documents in splits.items():
+        if not any(document.strip() for document in documents):
             raise InputError(
                 f"The {name} split of {source} is blank: it has nothing to predict; give text."
             )
-    splits = {name: splits[name] for name in needed}
-    classes = {} if labelled is None else {name: labelled.classes[name] for name in needed}
+    classes = {}
+    if labelled is not None:
+        classes = {split: take(labelled.classes, split, source) for split in asked}
     digest = _sha256(splits, classes)
     if config.layout == "lines" and labelled is None and not corpus.rows_are_lines:
         splits = {name: lines_of(documents) for name, documents in splits.items()}
@@ -370,8 +420,76 @@ def _read_local(config: DataConfig, corpus: Corpus, needed: Sequence[str]) -> tu
 
 
 def split_name(name: str) -> str:
-    """The canonical name of a split: ``valid``, ``val`` and ``dev`` are ``validation``."""
-    return ALIASES.get(name, name)
+    """The canonical name of a split or slice: ``valid``, ``val`` and ``dev`` are ``validation``.
+
+    Example:
+        >>> split_name("dev[:90%]")
+        'validation[:90%]'
+    """
+    parts = [part.strip().partition("[") for part in name.split("+")]
+    return "+".join(ALIASES.get(split, split) + bracket + end for split, bracket, end in parts)
+
+
+def splits_within(name: str) -> list[str]:
+    """The splits that a slice is cut from; of a split, itself."""
+    return [part.partition("[")[0] for part in split_name(name).split("+")]
+
+
+def parse_slice(name: str, key: str = "a split") -> ReadInstruction | None:
+    """A slice as ``datasets`` understands it; None of a split's plain name.
+
+    Args:
+        name: ``validation[90%:]``, ``test[:500]``, or several with ``+`` between them.
+        key: the config key, for the sentence.
+
+    Raises:
+        InputError: it is none.
+    """
+    if "[" not in name and "+" not in name:
+        return None
+    from datasets import ReadInstruction  # slow
+
+    try:
+        return ReadInstruction.from_spec(split_name(name))
+    except ValueError as error:  # its percentages, too
+        raise InputError(
+            f"{key}={name:.100} is no slice of a split: give one like validation[:90%], "
+            "validation[90%:] or train[:500]."
+        ) from error
+
+
+def take(
+    splits: Mapping[str, list[Any]], name: str, source: str, *, whole: bool = True
+) -> list[Any]:
+    """The rows of a split or slice; unless they are taken whole, they are texts cut into lines.
+
+    Raises:
+        InputError: the slice is empty, or cannot be cut from so few rows.
+    """
+    instruction = parse_slice(name)
+    if instruction is None:
+        return splits[name]
+    rows = {
+        split: [
+            (place, row)
+            for place, document in enumerate(splits[split])
+            for row in ([document] if whole else lines_in(document))
+        ]
+        for split in splits_within(name)
+    }
+    try:
+        cuts = instruction.to_absolute({split: len(found) for split, found in rows.items()})
+    except ValueError as error:
+        raise InputError(f"{name} cannot be cut from {source}: {one_line(error)}") from error
+    taken: list[Any] = []
+    for cut in cuts:
+        for _, piece in groupby(rows[cut.splitname][cut.from_ : cut.to], key=itemgetter(0)):
+            found = [row for _, row in piece]
+            taken += found if whole else ["".join(found)]
+    if not taken:
+        have = ", ".join(f"{len(found):,} in {split}" for split, found in rows.items())
+        raise InputError(f"{name} of {source} is empty: there are {have}.")
+    return taken
 
 
 def check_splits(needed: Iterable[str], available: Iterable[str], source: str) -> None:
@@ -390,7 +508,7 @@ def comes_from_the_hub(config: DataConfig) -> bool:
     return config.path is None and CORPORA[config.name].hub is not None
 
 
-def _needed_splits(config: DataConfig) -> list[str]:
+def _asked_splits(config: DataConfig) -> list[str]:
     named = {
         split_name(s) for s in (config.train_split, config.validation_split, config.test_split)
     }

@@ -21,11 +21,26 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from qpa_exp.config import DataConfig
-from qpa_exp.data.corpus import CorpusText, load_corpus, split_name
+from qpa_exp.data.corpus import CORPORA, JOINS, CorpusText, load_corpus, split_name
 from qpa_exp.errors import InputError
 from qpa_exp.lm.losses import IGNORED
 
 _DOCUMENTS_PER_CALL = 1000
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """How large a split's text is as a whole, with what no example holds.
+
+    Attributes:
+        tokens: that the tokenizer makes of it, EOS between documents among them, BOS not.
+        bytes: of UTF-8, newlines that were put between documents among them.
+        words: between white space.
+    """
+
+    tokens: int
+    bytes: int
+    words: int
 
 
 @dataclass(frozen=True)
@@ -38,12 +53,16 @@ class Examples:
     Attributes:
         input_ids: (n, t) int64.
         lengths: how many of a row's ids are real.
+        context: how many of a row's first ids are there to be read alone; None is none of them.
         classes: the number of each example's class; None where only tokens are predicted.
+        size: of the text that they were made from.
     """
 
     input_ids: Int[Tensor, "n t"]
     lengths: Int[Tensor, " n"]
+    context: Int[Tensor, " n"] | None = None
     classes: Int[Tensor, " n"] | None = None
+    size: TextSize | None = None
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -58,12 +77,16 @@ def labels(examples: Examples, rows: list[int]) -> Int[Tensor, ...]:
     """What some examples are trained towards.
 
     Returns:
-        Their classes, (rows,); or their own tokens, (rows, t), ``IGNORED`` where they are padding.
+        Their classes, (rows,); or their own tokens, (rows, t), ``IGNORED`` where they are padding
+        or context.
     """
     if examples.classes is not None:
         return examples.classes[rows]
     ids = examples.input_ids[rows]
-    return ids.masked_fill(mask(examples.lengths[rows], ids.shape[1]) == 0, IGNORED)
+    counted = mask(examples.lengths[rows], ids.shape[1])
+    if examples.context is not None:
+        counted -= mask(examples.context[rows], ids.shape[1])
+    return ids.masked_fill(counted == 0, IGNORED)
 
 
 def mask(lengths: Int[Tensor, " n"], width: int) -> Int[Tensor, "n {width}"]:
@@ -72,7 +95,13 @@ def mask(lengths: Int[Tensor, " n"], width: int) -> Int[Tensor, "n {width}"]:
 
 
 def lay_out(
-    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, layout: str, max_length: int
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    layout: str,
+    max_length: int,
+    *,
+    join: str = "eos",
+    stride: int | None = None,
 ) -> Examples:
     """Tokenise ``documents`` into examples of ``max_length`` = t ids each.
 
@@ -82,47 +111,98 @@ def lay_out(
 
     - ``lines``: document i is example i, truncated to t and padded at the right with EOS, as in
       the paper's runs.
-    - ``blocks``: all documents in one stream with an EOS between each two, cut into blocks of t
-      ids; what is left at the end is dropped.
+    - ``blocks``: all documents in one stream, cut into blocks of t ids; what is left at the end is
+      dropped. A tokenizer that adds BOS by default has it at the start of every block and nowhere
+      else, so a block holds t - 1 ids of the stream.
 
-    Raises ``InputError`` where the tokenizer has no EOS, or the text does not fill one block.
+    Args:
+        documents: of one split.
+        tokenizer: the model's.
+        layout: ``lines`` or ``blocks``.
+        max_length: t.
+        join: what stands between documents in the stream of ``blocks``: one of ``JOINS``.
+        stride: ids of the stream from one block to the next; less than a block holds makes them
+            overlap, and what they share with the one before is context. The last block then holds
+            what is left, padded. So Hugging Face's guide to perplexity has it
+            (https://huggingface.co/docs/transformers/perplexity). None is blocks side by side.
+
+    Raises:
+        InputError: the tokenizer has no EOS, or the text does not fill one block.
     """
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no EOS token,"
             " which separates documents and pads lines: set its eos_token."
         )
-    arrange = _lines if layout == "lines" else _blocks
-    return arrange(documents, tokenizer, tokenizer.eos_token_id, max_length)
+    if not documents:
+        raise InputError("There is no text to make an example of.")
+    if layout == "lines":
+        return _lines(documents, tokenizer, max_length)
+    return _blocks(JOINS[join](documents), tokenizer, max_length, stride)
+
+
+def added_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The BOS that the tokenizer puts before every text by default; nothing where it has none.
+
+    Example:
+        >>> added_bos(AutoTokenizer.from_pretrained("openai-community/gpt2"))
+        []
+    """
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
+
+
+def _size(texts: Sequence[str], tokens: int) -> TextSize:
+    n_bytes = sum(len(text.encode()) for text in texts)
+    return TextSize(tokens, n_bytes, sum(len(text.split()) for text in texts))
 
 
 def _lines(
-    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos: int, max_length: int
+    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Examples:
     rows = list(_tokenise(documents, tokenizer, max_length))
-    if not rows:
-        raise InputError("There is no line of text to make an example of.")
     lengths = torch.tensor([len(row) for row in rows])
-    input_ids = torch.full((len(rows), max_length), eos)
+    input_ids = torch.full((len(rows), max_length), tokenizer.eos_token_id)
     # A boolean index runs row by row, which is the order of the ids.
     input_ids[mask(lengths, max_length).bool()] = _concatenate(rows)
-    return Examples(input_ids=input_ids, lengths=lengths)
+    cut = [text for text, row in zip(documents, rows, strict=True) if len(row) == max_length]
+    tokens = int(lengths.sum()) - max_length * len(cut) - len(added_bos(tokenizer)) * len(rows)
+    tokens += sum(map(len, _tokenise(cut, tokenizer, None)))
+    return Examples(input_ids, lengths, size=_size(documents, tokens))
 
 
 def _blocks(
-    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos: int, max_length: int
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int | None
 ) -> Examples:
-    rows = [ids for row in _tokenise(documents, tokenizer, None) for ids in ([eos], row)]
-    stream = _concatenate(rows[1:])
-    n = len(stream) // max_length
-    if n == 0:
+    bos, eos = added_bos(tokenizer), tokenizer.eos_token_id
+    rows = (row[len(bos) :] for row in _tokenise(texts, tokenizer, None))
+    stream = _concatenate([ids for row in rows for ids in ([eos], row)][1:])
+    n_ids, width = len(stream), max_length - len(bos)
+    size = _size(texts, n_ids)
+    if n_ids < width:
         raise InputError(
-            f"The text has {len(stream)} tokens, fewer than one block of {max_length}: set"
+            f"The text has {n_ids} tokens, fewer than one block of {max_length}: set"
             " data.max_length to no more than that, or give more text."
         )
-    # A copy, so that the dropped remainder is not kept in memory.
-    input_ids = stream[: n * max_length].view(n, max_length).clone()
-    return Examples(input_ids=input_ids, lengths=torch.full((n,), max_length))
+    if stride is None:
+        n = n_ids // width
+        # A copy, so that the dropped remainder is not kept in memory.
+        input_ids = _after(bos, stream[: n * width].view(n, width).clone())
+        return Examples(input_ids, torch.full((n,), max_length), size=size)
+    step = min(stride, width)
+    n = 1 + -(-(n_ids - width) // step)
+    begins = step * torch.arange(n)
+    padding = stream.new_full((int(begins[-1]) + width - n_ids,), eos)
+    lengths = len(bos) + (n_ids - begins).clamp_max(width)
+    context = torch.full((n,), max_length - step)
+    context[0] = 0
+    windows = torch.cat([stream, padding]).unfold(0, width, step)
+    return Examples(_after(bos, windows), lengths, context, size=size)
+
+
+def _after(bos: list[int], rows: Int[Tensor, "n width"]) -> Int[Tensor, "n t"]:
+    """The rows, each after BOS where there is one."""
+    return torch.cat([rows.new_tensor(bos).expand(len(rows), 1), rows], 1) if bos else rows
 
 
 def _concatenate(rows: Sequence[Sequence[int]]) -> Int[Tensor, " total"]:
@@ -316,13 +396,22 @@ class TextDataModule(LightningDataModule):
     @cached_property
     def examples(self) -> dict[str, Examples]:
         """The examples for ``train``, ``validation`` and ``test``, tokenised at the first use."""
-        by_split = {split: self._lay_out(split) for split in self.corpus.splits}
-        return {role: by_split[split] for role, split in self.splits.items()}
+        evaluated = self.config.stride
+        wanted = {
+            role: (split, None if role == "train" else evaluated)
+            for role, split in self.splits.items()
+        }
+        laid = {how: self._lay_out(*how) for how in dict.fromkeys(wanted.values())}
+        return {role: laid[how] for role, how in wanted.items()}
 
-    def _lay_out(self, split: str) -> Examples:
-        documents = self.corpus.splits[split]
+    def _lay_out(self, split: str, stride: int | None) -> Examples:
+        config, documents = self.config, self.corpus.splits[split]
+        join = config.join or CORPORA[config.name].join
         try:
-            laid = lay_out(documents, self.tokenizer, self.config.layout, self.config.max_length)
+            laid = lay_out(
+                documents, self.tokenizer, config.layout, config.max_length,
+                join=join, stride=stride,
+            )  # fmt: skip
             if not self.classes:
                 return laid
             return replace(laid, classes=torch.tensor(self.corpus.classes[split]))

@@ -34,7 +34,7 @@ from qpa_exp.runs.directory import (
     state_of,
 )
 from qpa_exp.sweeps.studies import MANIFEST, Manifest, read_manifest
-from qpa_exp.task import TASKS
+from qpa_exp.task import TASKS, Metric
 
 NO_STUDY = "runs"
 """The name under which runs that belong to no study are reported."""
@@ -171,7 +171,7 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     setting = json.dumps(kept, sort_keys=True, default=str)
     overrides, ranked_by = run["overrides"], task.ranked_by()
     row = {
-        **_metrics(path, [metric.name for metric in task.metrics], ranked_by.name),
+        **_metrics(path, task.metrics, ranked_by.name),
         **flat,
         validation_of(ranked_by): last_of_curve(path, f"validation/{ranked_by.name}"),
         "path": str(path),
@@ -196,14 +196,16 @@ def _command(overrides: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "qpa_exp", *overrides])
 
 
-def _metrics(path: Path, names: Sequence[str], ranked_by: str) -> dict[str, Any]:
+def _metrics(path: Path, known: Sequence[Metric], ranked_by: str) -> dict[str, Any]:
     """A run's figures, each a number, NaN where it is none; and a few texts."""
     state = state_of(path)
     if state is not State.complete:
         raise InputError(_why_not(path, state))
     metrics = read_metrics(path) or {}
     needed = [metrics.get(key) for key in (ranked_by, *_NEEDED)]
-    bases = [metrics.get(f"base_{name}") for name in names if metrics.get(name) is not None]
+    names = [metric.name for metric in known]
+    own = [metric.name for metric in known if metric.restates is None]
+    bases = [metrics.get(f"base_{name}") for name in own if metrics.get(name) is not None]
     if not all(map(_is_number, [*needed, *bases])) or not all(metrics[key] > 0 for key in _SIZES):
         raise InputError(f"{path / METRICS} holds no result of this program.")
     row: dict[str, Any] = dict.fromkeys(

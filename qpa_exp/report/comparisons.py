@@ -40,11 +40,17 @@ def ranked_by(runs: pd.DataFrame) -> Metric:
     return TASKS[runs["task"].iloc[0]].ranked_by()
 
 
-def measured(runs: pd.DataFrame) -> list[Metric]:
-    """The metrics of these runs' tasks that any of them has."""
+def measured(runs: pd.DataFrame, *, restated: bool = False) -> list[Metric]:
+    """The metrics of these runs' tasks that any of them has.
+
+    Args:
+        runs: rows of runs.
+        restated: whether those that restate another one are among them.
+    """
     tasks: Sequence[str] = list(dict.fromkeys(runs["task"]))
     metrics = dict.fromkeys(metric for task in tasks for metric in TASKS[task].metrics)
-    return [m for m in metrics if m.name in runs and runs[m.name].notna().any()]
+    there = [m for m in metrics if m.name in runs and runs[m.name].notna().any()]
+    return [m for m in there if restated or m.restates is None]
 
 
 def validation_of(metric: Metric) -> str:

@@ -204,15 +204,17 @@ def runs_table(runs: pd.DataFrame) -> Table:
         ],
         "qubits": ["" if pd.isna(n) else f"{n:.0f}" for n in table["n_qubits"]],
     }
-    for metric in measured(runs):
-        columns[f"base {metric.name}"] = [f"{x:.4g}" for x in table[f"base_{metric.name}"]]
+    metrics = measured(runs, restated=True)
+    for metric in metrics:
+        base = table[f"base_{metric.name}"]
+        columns[f"base {metric.name}"] = ["" if pd.isna(x) else f"{x:.4g}" for x in base]
         columns[metric.name] = [_with_spread(row, metric.name) for _, row in table.iterrows()]
     if "gradient_variance" in table and table["gradient_variance"].notna().any():
         columns["gradient variance"] = [f"{x:.3g}" for x in table["gradient_variance"]]
     if "train_seconds" in table and table["train_seconds"].notna().any():
         columns["seconds"] = [f"{x:,.0f}" for x in table["train_seconds"]]
     columns["runs"] = table["n"]
-    meaning = ", ".join(f"'{metric.name}' is the {metric.label}" for metric in measured(runs))
+    meaning = ", ".join(f"'{metric.name}' is the {metric.label}" for metric in metrics)
     caption = (
         f"Every setting of this study, measured on the test split: {meaning}. ± is the standard "
         "deviation over seeds."

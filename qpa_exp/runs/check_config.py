@@ -9,7 +9,7 @@ from typing import Any
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.adapters.counts import Counts, plan_counts
 from qpa_exp.config import Config, validate
-from qpa_exp.data.corpus import CORPORA
+from qpa_exp.data.corpus import CORPORA, LAYOUTS
 from qpa_exp.errors import InputError
 from qpa_exp.generator.rules import REGISTRIES as OF_THE_GENERATOR
 from qpa_exp.generator.rules import check_generator
@@ -19,7 +19,7 @@ from qpa_exp.runs.optimizers import OPTIMIZERS
 from qpa_exp.task import TASKS
 
 REGISTRIES: tuple[Registry[Any], ...] = (
-    TASKS, METHODS, CORPORA, OPTIMIZERS, LOGGERS, *OF_THE_GENERATOR,
+    TASKS, METHODS, CORPORA, LAYOUTS, OPTIMIZERS, LOGGERS, *OF_THE_GENERATOR,
 )  # fmt: skip
 """Of every config key that names something."""
 

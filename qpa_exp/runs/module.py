@@ -15,7 +15,7 @@ from transformers import get_scheduler
 
 from qpa_exp.adapters.adapted import AdaptedModel
 from qpa_exp.config import Config, OptimConfig
-from qpa_exp.data.datamodule import Batch
+from qpa_exp.data.datamodule import Batch, TextSize
 from qpa_exp.errors import InputError
 from qpa_exp.runs.callbacks import Stopwatch
 from qpa_exp.runs.optimizers import OPTIMIZERS
@@ -63,12 +63,20 @@ class Means(nn.Module):
         for name, (total, count) in measured.items():
             self.means[name].update(total, count)  # type: ignore[operator]
 
-    def take(self, prefix: str) -> dict[str, float]:
-        """The task's figures under this prefix; the means begin again."""
+    def take(self, prefix: str, size: TextSize | None) -> dict[str, float]:
+        """The task's figures under this prefix; the means begin again.
+
+        Args:
+            prefix: of their names.
+            size: of the split's text, where it is known.
+        """
         means: dict[str, Any] = dict(self.means.items())
-        figures = self.task.figures({name: float(mean.compute()) for name, mean in means.items()})
+        values = {name: float(mean.compute()) for name, mean in means.items()}
         for mean in means.values():
             mean.reset()
+        figures = self.task.figures(values)
+        if size is not None:
+            figures |= self.task.figures_of_text(values, size)
         return {prefix + name: value for name, value in figures.items()}
 
 
@@ -177,7 +185,7 @@ class AdapterModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation split's figures."""
-        values = self.validation.take("validation/")
+        values = self.validation.take("validation/", self._size("validation"))
         self.log_dict(values, prog_bar=True, sync_dist=True)
         _require_numbers(values)
 
@@ -189,9 +197,14 @@ class AdapterModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the test split's figures."""
-        values = self.adapted.take("test/") | self.base.take("test/base_")
+        size = self._size("test")
+        values = self.adapted.take("test/", size) | self.base.take("test/base_", size)
         self.log_dict(values, sync_dist=True)
         _require_numbers(values)
+
+    def _size(self, role: str) -> TextSize | None:
+        size: TextSize | None = self.trainer.datamodule.examples[role].size  # type: ignore[attr-defined]
+        return size
 
     # --- what is trained ----------------------------------------------------------------------
 

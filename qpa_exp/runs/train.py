@@ -473,7 +473,7 @@ def summary(task: Task, lines: dict[str, str], metrics: Metrics) -> Table:
     table.add_column("change", justify="right")
     for metric in task.metrics:
         base, adapted = metrics[f"base_{metric.name}"], metrics[metric.name]
-        if adapted is not None:
+        if adapted is not None and base is not None:
             change = f"{100 * (adapted / base - 1):+.1f} %" if base else ""
             table.add_row(metric.name, f"{base:.3f}", f"{adapted:.3f}", change)
     table.add_section()

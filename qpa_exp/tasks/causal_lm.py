@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qpa_exp.adapters.adapted import AdaptedModel
-    from qpa_exp.data.datamodule import Batch
+    from qpa_exp.data.datamodule import Batch, TextSize
     from qpa_exp.lm.losses import TokenLosses
 
 
@@ -29,6 +29,8 @@ class CausalLM(Task):
     metrics = (
         Metric("perplexity", "perplexity (real tokens)"),
         Metric("perplexity_padded", "perplexity (padded lines, the paper's)"),
+        Metric("bits_per_byte", "bits a byte of the text", restates="perplexity"),
+        Metric("word_perplexity", "perplexity a word of the text", restates="perplexity"),
     )
     measures = ("text", "padded")
     writes_text = True
@@ -66,6 +68,24 @@ class CausalLM(Task):
         """``loss``, ``perplexity`` and, in lines, ``perplexity_padded``."""
         found = {"loss": means["text"], "perplexity": _exp(means["text"])}
         return found | ({"perplexity_padded": _exp(means["padded"])} if self.padded else {})
+
+    def figures_of_text(self, means: Mapping[str, float], size: TextSize) -> dict[str, float]:
+        """``bits_per_byte`` and ``word_perplexity``, by which tokenizers can be compared.
+
+        Total nats over ln 2 and the text's bytes, and exp of total nats over its words, as
+        EleutherAI's lm-evaluation-harness defines them. The total is that of the whole text: nats a
+        scored token times the tokens of the text, for some are not scored (the first of a block,
+        what does not fill one, what is cut off a line). A word perplexity beyond what 32 bits hold
+        is left out.
+        """
+        nats = means["text"] * size.tokens
+        a_word = _exp(nats / size.words)
+        found = {"bits_per_byte": nats / (math.log(2) * size.bytes)}
+        return found if a_word > _LARGEST else found | {"word_perplexity": a_word}
+
+
+_LARGEST = 3e38
+"""Figures are logged as 32-bit floats."""
 
 
 def _exp(loss: float) -> float:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import platform
+from pathlib import Path
 from pydoc_data.topics import topics
 
 import datasets
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from qpa_exp.config import DataConfig
 from qpa_exp.data.corpora.pydoc import divide_topics, long_paragraphs
-from qpa_exp.data.corpus import divide_by_position, load_corpus
+from qpa_exp.data.corpus import CORPORA, divide_by_position, load_corpus
 from qpa_exp.errors import InputError
 
 
@@ -242,6 +243,101 @@ def test_what_the_hub_is_asked_for(monkeypatch, corpus, asked, column):
     assert asked[2] in loaded.source
     with pytest.raises(InputError, match="no split 'train'"):
         load_corpus(config(corpus))
+
+
+# --- slices ----------------------------------------------------------------------------------
+
+SLICES = [
+    "validation[:90%]", "validation[90%:]", "validation[33%:67%]", "validation[-12%:]",
+    "validation[:-7%]", "validation[:1%]", "validation[101:]",
+    "validation[-5:-2]", "validation[:1000]", "validation[7:7]", "validation[10:20%]",
+    "validation[:15%](pct1_dropremainder)", "validation[:3]+test[1:]", "test+validation[98%:]",
+    "test[:10%](pct1_dropremainder)", "validation[:5%]+test[:4]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [3, 27, 133])
+def test_a_slice_is_what_datasets_makes_of_it(tmp_path, n):
+    datasets.disable_progress_bars()
+    rows = {"validation": [f"v{i}" for i in range(n)], "test": list("abcdefg")}
+    files = {split: str(tmp_path / f"{split}.txt") for split in rows}
+    for split, found in rows.items():
+        Path(files[split]).write_text("".join(f"{row}\n" for row in found))
+    compared = 0
+    for spec in SLICES:
+        try:
+            expected = datasets.load_dataset(
+                "text", data_files=files, split=spec, cache_dir=str(tmp_path / "cache")
+            )["text"][:]
+        except ValueError:
+            expected = []
+        for corpus in ("ptb", "text"):  # a row is a document there, and a line here
+            wanted = config(corpus, tmp_path, **only(spec))
+            if expected:
+                wanted.layout = "lines"
+                assert load_corpus(wanted).splits[spec] == expected
+                compared += 1
+            else:
+                with pytest.raises(InputError):
+                    load_corpus(wanted)
+    assert compared > len(SLICES)
+
+
+def test_a_document_is_cut_where_the_slice_ends(tmp_path):
+    (tmp_path / "test.txt").write_text("a\n\nb\nc\n")
+    fields = only("test") | {"train_split": "test[:3]", "validation_split": "test[3:]+test[:1]"}
+    splits = load_corpus(config("text", tmp_path, **fields)).splits
+    assert splits["test[:3]"] == ["a\n\nb\n"]
+    assert splits["test[3:]+test[:1]"] == ["c\n", "a\n"]
+
+
+def test_a_split_may_be_divided_into_what_is_trained_and_what_is_measured(tmp_path):
+    for split in ("valid", "test"):
+        (tmp_path / f"{split}.txt").write_text("".join(f"{split} {i}\n" for i in range(10)))
+    fields = {"train_split": "validation[:90%]", "validation_split": "valid[90%:]"}
+    for name in ("ptb", "text"):
+        corpus = load_corpus(config(name, tmp_path, layout="lines", **fields))
+        parts = [corpus.splits[s] for s in ("validation[:90%]", "validation[90%:]", "test")]
+        assert [len(part) for part in parts] == [9, 1, 10]
+        assert parts[1] == ["valid 9"]
+
+
+def test_a_slice_of_labelled_texts_keeps_their_classes(tmp_path):
+    rows = "".join(f"text {i},{'odd' if i % 2 else 'even'}\n" for i in range(10))
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"text,label\n{rows}")
+    fields = only("test") | {"train_split": "train[:30%]", "validation_split": "train[-7:]"}
+    loaded = load_corpus(config("labelled", tmp_path, layout="lines", **fields))
+    assert loaded.splits["train[-7:]"] == [f"text {i}" for i in range(3, 10)]
+    assert loaded.classes["train[:30%]"] == [0, 1, 0]
+    assert loaded.classes["train[-7:]"] == [1, 0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["validation[", "validation[1]", "validation[:120%]", "validation[::2]", "test+", "[:3]",
+     "test[:9](closest)", "test[:" + "9" * 5000 + "]"],
+)  # fmt: skip
+def test_a_slice_that_is_none_is_one_sentence_before_anything_is_read(tmp_path, spec):
+    fields = {"validation_split": spec}
+    with pytest.raises(InputError, match=r"^data\.validation_split=.* give one like validation"):
+        CORPORA["ptb"].check(config("ptb", tmp_path / "missing", **fields))
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("test[5:]", "is empty: there are 2 in test"),
+        ("test[2:1]", "is empty: there are 2 in test"),
+        ("test[:5%](pct1_dropremainder)", "cannot be cut from"),
+        ("tests[:5]", "There is no split 'tests'"),
+        ("test[:1]", "is blank"),
+    ],
+)
+def test_a_slice_without_text_is_one_sentence(tmp_path, spec, says):
+    (tmp_path / "test.txt").write_text("\na\n")
+    with pytest.raises(InputError, match=says):
+        load_corpus(config("ptb", tmp_path, **only(spec)))
 
 
 # --- the user's own text ---------------------------------------------------------------------

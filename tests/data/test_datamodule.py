@@ -79,6 +79,24 @@ def test_one_split_may_serve_twice(files, tokenizer):
     assert set(data.counts()) == {"train", "validation", "test"}
 
 
+def test_the_stride_is_of_what_is_measured_alone(files, tokenizer):
+    settings = {"layout": "blocks", "stride": 3, "train_split": "validation"}
+    data = make(files, tokenizer, **settings)
+    side_by_side, overlapping = data.examples["train"], data.examples["validation"]
+    assert side_by_side.context is None
+    assert len(side_by_side) < len(overlapping)
+    assert sum(int((b["labels"] != -100).sum()) for b in data.val_dataloader()) == (
+        overlapping.size.tokens
+    )
+
+
+def test_blocks_are_joined_as_their_corpus_is_unless_told_otherwise(files, tokenizer):
+    own, eos = (make(files, tokenizer, layout="blocks", join=join) for join in (None, "eos"))
+    begin = [data.examples["test"].input_ids[0].tolist() for data in (own, eos)]
+    assert tokenizer.decode(begin[0]).startswith("\ntest 1\n")  # ptb: a document is a line
+    assert begin[1][0] == tokenizer.eos_token_id
+
+
 def test_a_split_too_short_for_a_block_is_named(files, tokenizer):
     (files / "test.txt").write_text("a\n")
     with pytest.raises(InputError, match=r"^The test split of .* has 1 tokens"):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import GemmaTokenizer, PreTrainedTokenizerFast
 
-from qpa_exp.data.datamodule import lay_out
+from qpa_exp.data.datamodule import TextSize, added_bos, labels, lay_out
 from qpa_exp.errors import InputError
 
 # Any text but lone surrogates, which no file can hold.
@@ -79,25 +79,100 @@ def test_more_documents_than_one_call_takes_keep_their_order(tokenizer):
     assert [tokenizer.decode(ids[:n]) for ids, n in rows] == documents
 
 
-def test_the_tokenizers_own_special_tokens_are_kept(tokenizer):
-    # As Gemma's does: BOS before every text.
-    with_bos = PreTrainedTokenizerFast(
-        tokenizer_object=type(tokenizer.backend_tokenizer).from_str(
-            tokenizer.backend_tokenizer.to_str()
-        ),
-        eos_token="<|endoftext|>",
-        bos_token="<bos>",
+EOS, BOS, NEWLINE, A, B, C = range(6)
+
+
+def of_letters(*, adds_bos: bool) -> PreTrainedTokenizerFast:
+    """A token a letter; BOS before every text, as Gemma's has it, or BOS that it never adds."""
+    words = {"<eos>": EOS, "<bos>": BOS, "\n": NEWLINE, "a": A, "b": B, "c": C}
+    letters = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
+    letters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    if adds_bos:
+        letters.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", BOS)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=letters, eos_token="<eos>", bos_token="<bos>", unk_token="<eos>"
     )
-    bos, eos = with_bos.bos_token_id, with_bos.eos_token_id
-    with_bos.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", bos)]
-    )
-    (a,) = tokenizer("a")["input_ids"]
-    lines = lay_out(["a", ""], with_bos, "lines", 3)
-    assert lines.input_ids.tolist() == [[bos, a, eos], [bos, eos, eos]]
-    assert lines.lengths.tolist() == [2, 1]
-    blocks = lay_out(["a", "a"], with_bos, "blocks", 5)
-    assert blocks.input_ids.tolist() == [[bos, a, eos, bos, a]]
+
+
+def test_bos_stands_before_every_line_and_every_block_where_the_tokenizer_adds_it():
+    adds, adds_none = of_letters(adds_bos=True), of_letters(adds_bos=False)
+    assert (added_bos(adds), added_bos(adds_none)) == ([BOS], [])
+    gemma = GemmaTokenizer({"<bos>": 7, "<eos>": 1, "<unk>": 3}, merges=[], add_bos_token=True)
+    assert added_bos(gemma) == [7]
+    lines = lay_out(["a", "", "abc"], adds, "lines", 3)
+    assert lines.input_ids.tolist() == [[BOS, A, EOS], [BOS, EOS, EOS], [BOS, A, B]]
+    assert lines.lengths.tolist() == [2, 1, 3]
+    blocks = lay_out(["ab", "ca", "b"], adds, "blocks", 4)
+    assert blocks.input_ids.tolist() == [[BOS, A, B, EOS], [BOS, C, A, EOS]]
+    assert lay_out(["ab", "c"], adds_none, "blocks", 4).input_ids.tolist() == [[A, B, EOS, C]]
+    for laid, tokens in ((lines, 4), (blocks, 7)):
+        assert laid.size.tokens == tokens
+
+
+ROWS = ["", "ab\n", "", "c\n"]
+"""As the hub has WikiText-2: a blank line has lost its newline."""
+
+
+@pytest.mark.parametrize(
+    ("join", "documents", "stream"),
+    [
+        ("text", ROWS, [NEWLINE, A, B, NEWLINE, NEWLINE, C, NEWLINE]),
+        ("text", ["ab", "", "c"], [A, B, NEWLINE, NEWLINE, C]),
+        ("blank_line", ROWS,
+         [NEWLINE, NEWLINE, A, B, *3 * [NEWLINE], *2 * [NEWLINE], C, NEWLINE]),
+        ("eos", ROWS, [EOS, A, B, NEWLINE, EOS, EOS, C, NEWLINE]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_the_tokens_of_each_join(join, documents, stream, adds_bos):
+    letters = of_letters(adds_bos=adds_bos)
+    laid = lay_out(documents, letters, "blocks", len(stream) + adds_bos, join=join)
+    assert laid.input_ids.tolist() == [[BOS] * adds_bos + stream]
+    assert laid.size == TextSize(len(stream), sum(map(bool, stream)), 2)
+
+
+@property_test
+@given(
+    n=st.integers(2, 40), max_length=st.integers(2, 9), stride=st.integers(1, 9),
+    adds_bos=st.booleans(),
+)  # fmt: skip
+def test_overlapping_blocks_are_the_windows_of_hugging_faces_guide(n, max_length, stride, adds_bos):
+    text = "".join("abc"[i * i % 7 % 3] for i in range(n))
+    letters, bos = of_letters(adds_bos=adds_bos), [BOS] * adds_bos
+    ids = letters(text, add_special_tokens=False)["input_ids"]
+    width = max_length - adds_bos
+    stride = min(stride, max_length)
+    if n < width:
+        return
+    laid = lay_out([text], letters, "blocks", max_length, stride=stride)
+    windows, previous = [], 0
+    for begin in range(0, n, min(stride, width)):
+        end = min(begin + width, n)
+        new = end - previous
+        padding = max_length - len(bos) - (end - begin)
+        targets = [*[-100] * (end - begin - new), *ids[end - new : end], *[-100] * padding]
+        windows.append((bos + ids[begin:end] + [EOS] * padding, targets))
+        previous = end
+        if end == n:
+            break
+    given = labels(laid, list(range(len(laid))))
+    assert laid.input_ids.tolist() == [row for row, _ in windows]
+    # A row's first token is never predicted, BOS or not.
+    expected = [(bos + targets)[1:] for _, targets in windows]
+    assert given[:, 1:].tolist() == expected
+    assert laid.lengths.tolist() == [min(max_length, n - i * min(stride, width) + adds_bos)
+                                     for i in range(len(laid))]  # fmt: skip
+
+
+@property_test
+@given(documents=texts, max_length=st.integers(1, 12))
+def test_the_size_of_a_split_is_that_of_its_whole_text(tokenizer, documents, max_length):
+    size = lay_out(documents, tokenizer, "lines", max_length).size
+    tokens = sum(len(tokenizer(text)["input_ids"]) for text in documents)
+    words = sum(len(text.split()) for text in documents)
+    assert size == TextSize(tokens, len("".join(documents).encode()), words)
 
 
 @pytest.mark.parametrize("layout", ["lines", "blocks"])

@@ -40,7 +40,9 @@ STUDY = {
 }  # fmt: skip
 FIGURES = {
     "status": "complete", "perplexity": 100.0, "perplexity_padded": None, "base_perplexity": 200.0,
-    "base_perplexity_padded": None, "trainable_params": 10, "target_params": 100, "seed": 1,
+    "base_perplexity_padded": None, "bits_per_byte": 1.5, "base_bits_per_byte": 2.0,
+    "word_perplexity": 1e4, "base_word_perplexity": 1e5, "seed": 1,
+    "trainable_params": 10, "target_params": 100,
     "generated_params": 50, "n_chunks": 4, "n_qubits": 2, "train_seconds": 5.0, "steps": 10,
     "step_seconds_median": 0.1, "versions": {"python": "3"}, "data_sha256": "ab",
     "time_split": {"head": 1.0}, "model_revision": None, "gradient_variance": 0.1,

@@ -15,6 +15,7 @@ import pytest
 from qpa_exp.errors import InputError
 from qpa_exp.report import __main__ as command
 from qpa_exp.report.collect import collect
+from qpa_exp.report.comparisons import measured
 from qpa_exp.report.tables import TABLES, runs_table
 
 MakeRun, MakeStudy = Callable[..., Path], Callable[..., Path]
@@ -175,3 +176,17 @@ def test_the_runs_table_names_both_perplexities(make_run: MakeRun, tmp_path: Pat
     rows = runs_table(collected.runs).rows
     assert (rows["perplexity"][0], rows["perplexity_padded"][0]) == ("33", "1.6")
     assert rows["base perplexity_padded"][0] == "2"
+
+
+def test_other_forms_of_a_metric_have_columns_beside_runs_that_lack_them(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "old", "peft.r=2", perplexity=33.0)
+    bits = {"bits_per_byte": 1.25, "base_bits_per_byte": 1.5, "word_perplexity": 1e31}
+    make_run(tmp_path / "new", "peft.r=4", perplexity=30.0, **bits)
+    (collected,) = collect([str(tmp_path)])
+    rows = runs_table(collected.runs).rows.set_index("perplexity")
+    assert list(rows.loc["30", ["base bits_per_byte", "bits_per_byte"]]) == ["1.5", "1.25"]
+    assert list(rows.loc["33", ["base bits_per_byte", "bits_per_byte"]]) == ["", ""]
+    assert "word_perplexity" not in rows  # no run has one that can be drawn
+    assert [metric.name for metric in measured(collected.runs)] == ["perplexity"]

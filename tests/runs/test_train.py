@@ -30,7 +30,8 @@ KEYS = {
     "loss", "trainable_params", "generated_params", "target_params", "n_chunks", "n_qubits",
     "epochs", "steps", "train_seconds", "step_seconds_median", "tokens_per_second", "time_split",
     "seed", "versions", "data_sha256", "model_revision",
-    "circuit_evaluations",
+    "circuit_evaluations", "bits_per_byte", "base_bits_per_byte", "word_perplexity",
+    "base_word_perplexity",
 }  # fmt: skip
 
 
@@ -319,3 +320,12 @@ def test_the_saved_config_is_plain_and_complete(configure: Configure, tmp_path: 
     assert "${" not in text
     assert "???" not in text
     assert dataclasses.asdict(directory.read_config(tmp_path)) == dataclasses.asdict(config)
+
+
+def test_a_run_from_before_the_joins_keeps_its_own(configure: Configure, tmp_path: Path) -> None:
+    directory.claim(tmp_path, configure("data=ptb", "data.layout=blocks"))
+    file = tmp_path / "config.yaml"
+    new = [line for line in file.read_text().splitlines() if line.strip() != "stride: null"]
+    assert directory.read_config(tmp_path).data.join is None
+    file.write_text("\n".join(line for line in new if line.strip() != "join: null"))
+    assert directory.read_config(tmp_path).data.join == "eos"

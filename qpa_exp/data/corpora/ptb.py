@@ -12,5 +12,6 @@ ENTRY = Corpus(
     "Penn Treebank",
     rows=lambda text: [line.strip() for line in lines_in(text)],
     rows_are_lines=True,
+    join="text",
     hub=HubDataset("ptb-text-only/ptb_text_only", None, _CONVERTED, folder="penn_treebank"),
 )

@@ -14,5 +14,6 @@ ENTRY = Corpus(
     "WikiText-2",
     rows=rows,
     rows_are_lines=True,
+    join="text",
     hub=HubDataset("Salesforce/wikitext", "wikitext-2-raw-v1", "main", folder="wikitext-2-raw-v1"),
 )
