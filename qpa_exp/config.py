@@ -401,7 +401,8 @@ def count_shots(shots: str | None, n_qubits: int, key: str = "qpa.shots") -> int
 def _model(config: ModelConfig) -> None:
     name, base = config.gguf_file, config.base_model
     if name is not None:
-        if re.search(r"[\\\0]", name) or {"", ".", ".."} & set(name.split("/")):
+        plain = name.isprintable() and not {"\\", '"'} & set(name)
+        if not plain or {"", ".", ".."} & set(name.split("/")):
             raise InputError(
                 f"model.gguf_file={name!r:.200} is no file within model.name_or_path: give its "
                 "name, for example model.gguf_file=model.Q8_0.gguf."
@@ -411,7 +412,7 @@ def _model(config: ModelConfig) -> None:
                 f"model.quantization={config.quantization} does not go with model.gguf_file, whose "
                 "weights are quantized already: give model.quantization=none."
             )
-    if base is not None and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base):
+    if base is not None and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", base):
         raise InputError(
             f"model.base_model={base!r:.200} is no hub id: give one, for example "
             "openai-community/gpt2."

@@ -10,6 +10,7 @@ made again.
 from __future__ import annotations
 
 import logging
+import math
 import mmap
 import shutil
 import struct
@@ -72,7 +73,7 @@ def _write(place: Path, model: Any, tokenizer: Any) -> None:
     with part_of(place) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
-        write_json(new / _RECORD, {"sha256": {f.name: file_sha256(f) for f in new.iterdir()}})
+        write_json(new / _RECORD, _sums(new))
         if place.exists():
             shutil.rmtree(place)
         new.rename(place)
@@ -80,17 +81,33 @@ def _write(place: Path, model: Any, tokenizer: Any) -> None:
 
 def _is_whole(place: Path) -> bool:
     """Whether each file of the copy, and no other, is there as it was written."""
-    record = read_json(place / _RECORD) if place.is_dir() else None
     try:
-        there = {f.name: file_sha256(f) for f in place.iterdir() if f.name != _RECORD}
+        return place.is_dir() and read_json(place / _RECORD) == _sums(place)
     except OSError:
         return False
-    return record == {"sha256": there}
+
+
+def _sums(place: Path) -> dict[str, str]:
+    """The hash of each file, by its path within."""
+    files = [f for f in place.rglob("*") if f.is_file() and f != place / _RECORD]
+    return {f.relative_to(place).as_posix(): file_sha256(f) for f in files}
 
 
 # --- a file that somebody else may have written -------------------------------------------------
 
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 _STRING, _ARRAY = 8, 9
 _MOST_ITEMS = 2**22
 """Of all lists together. The reader makes an object of each; the largest vocabularies and their
@@ -100,8 +117,8 @@ merges are half a million."""
 def check_header(file: Path) -> None:
     """Refuse what is no GGUF file, and lengths in it that would fill the memory of its reader.
 
-    The package ``gguf`` does not look where the file ends, and so repeats a list's last item as
-    often as a damaged length says. The tensors are not looked at.
+    The package ``gguf`` does not look where the file ends, and so adds to a list as often as a
+    damaged length says.
     Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
     Raises:
@@ -114,15 +131,20 @@ def check_header(file: Path) -> None:
             try:
                 _walk(content)
             except struct.error as error:
-                raise InputError(f"{file} is no whole GGUF file: it is cut short or damaged.") from error
+                raise InputError(
+                    f"{file} is no whole GGUF file: it is cut short or damaged."
+                ) from error
 
 
 def _walk(content: mmap.mmap) -> None:
-    """Go through the metadata and the list of tensors.
+    """Go through the metadata and the list of tensors, and see that these are there.
 
     Raises:
         struct.error: the file ends before, or there is something that no GGUF file has.
     """
+    from gguf import GGML_QUANT_SIZES
+
+    sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
     place, order, items = 4, "<", 0
 
     def take(form: str) -> int:
@@ -155,11 +177,16 @@ def _walk(content: mmap.mmap) -> None:
 
     if take("I") & 0xFFFF == 0:  # written in the other order of bytes
         order = ">"
-    tensors, pairs = take("Q"), take("Q")
+    tensors, pairs, end = take("Q"), take("Q"), 0
     for _ in range(pairs):
         skip(take("Q"))
         value(take("I"))
     for _ in range(tensors):
         skip(take("Q"))
-        skip(8 * take("I"))
-        skip(struct.calcsize("<IQ"))
+        size = math.prod(take("Q") for _ in range(take("I")))
+        kind, offset = take("I"), take("Q")
+        if kind not in sizes:
+            raise struct.error("an unknown type")
+        block, block_bytes = sizes[kind]
+        end = max(end, offset + size // block * block_bytes)
+    skip(end)

@@ -24,7 +24,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from qpa_exp.config import ModelConfig
@@ -260,8 +259,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, config)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise InputError(
-            f"{_source(config)} does not hold a model with a tokenizer: it has no "
-            "vocabulary."
+            f"{_source(config)} does not hold a model with a tokenizer: it has no vocabulary."
         )
     return tokenizer
 
@@ -374,10 +372,12 @@ def _place(name_or_path: str) -> Path | str:
 
 def _gguf_file(place: Path | str, config: ModelConfig) -> Path:
     """The GGUF file of this config; one of the hub's is downloaded."""
+    from huggingface_hub import hf_hub_download
+
     assert config.gguf_file is not None
     if isinstance(place, str):
         with _one_sentence(place):
-            return Path(cached_file(place, config.gguf_file, revision=config.revision or "main"))
+            return Path(hf_hub_download(place, config.gguf_file, revision=config.revision))
     file = place / config.gguf_file
     if not file.is_file():
         there = ggufs(place)
@@ -394,7 +394,7 @@ def ggufs(directory: Path, most: int = 5) -> str:
 
 
 def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in float32, as plain as one that was never quantized, and its tokenizer.
+    """A causal language model in float32, without the marks of a quantized one; its tokenizer.
 
     Raises:
         InputError: as :func:`load_model`; or the package ``gguf`` is not installed.
@@ -416,7 +416,8 @@ def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         empty = empty_model(architecture, "AutoModelForCausalLM")
         _check_count(file, empty, file.stat().st_size, "metadata")
         tokenizer = AutoTokenizer.from_pretrained(alone, **given)
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        loader: Any = transformers.AutoModelForCausalLM
+        model, found = loader.from_pretrained(
             alone, config=architecture, dtype=torch.float32,
             output_loading_info=True, ignore_mismatched_sizes=True, **given,
         )  # fmt: skip
@@ -443,6 +444,7 @@ def _explain(source: Path | str, error: Exception) -> str:
 def _reason(error: Exception) -> str:
     """What another library's error says, cut to the end of a sentence."""
     said = one_line(error) or type(error).__name__
+    said = said.split(" Model type should be one of ")[0]  # a hundred names
     return said[:300].rstrip(". ") + "."
 
 
