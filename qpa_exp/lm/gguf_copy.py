@@ -9,6 +9,7 @@ made again.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import mmap
@@ -43,15 +44,16 @@ def hub_copy(file: Path, read: Callable[[], tuple[Any, Any]]) -> Path:
         read: reads the model and its tokenizer out of it, if need be.
 
     Raises:
-        InputError: ``read`` refuses the file, or the copy cannot be written.
+        InputError: the file is refused, or the copy cannot be written.
     """
     digest = file_sha256(file)
     cache = user_cache() / FOLDER
     place = cache / f"{digest[:32]}-transformers-{version('transformers')}"
     if _is_whole(place):
         return place
+    check_header(file)
     what = f"{place} is damaged: it is" if place.exists() else f"{place} is"
-    log.info("%s made from %s, once: a minute or so.", what, file)
+    log.info("%s made from %s, once: a minute or two.", what, file)
     model, tokenizer = read()
     if file_sha256(file) != digest:
         raise InputError(f"{file} was changed while it was read: try it again.")
@@ -122,8 +124,13 @@ def check_header(file: Path) -> None:
     Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
     Raises:
-        InputError: one sentence with the path.
+        InputError: one sentence with the path; or the package is not installed.
     """
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(
+            f"{file} needs the package gguf to be read: pip install 'qpa-exp[gguf]', or "
+            "make setup-smollm2."
+        )
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise InputError(f"{file} is no GGUF file: it does not begin with GGUF.")

