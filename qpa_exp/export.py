@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     check_place(out, overwrite=options.overwrite)
     trained = load_run(typed_path(options.run))
     card = model_card(trained.config, trained.metrics, form)
-    base = trained.config.model.name_or_path
+    base = trained.config.model.base
     tokenizer = load_tokenizer(trained.config.model) if form.complete else None
     export(
         trained.model, out, options.format, base, card,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 from transformers.utils.logging import disable_progress_bar
@@ -191,3 +193,70 @@ def small_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     AutoTokenizer.from_pretrained(BUNDLED["qpa_exp/tiny"]).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def small_llama() -> LlamaForCausalLM:
+    """A random Llama of two layers, 32 wide, for the tokens of :func:`write_gguf`."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=260, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        rms_norm_eps=1e-5, bos_token_id=0, eos_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def write_gguf(small_llama: LlamaForCausalLM) -> Callable[..., Path]:
+    """``write_gguf(file, kind="Q4_1")``: the small Llama as llama.cpp writes it, and a tokenizer.
+
+    ``without`` are names of tensors and of metadata that it lacks.
+    """
+    import gguf
+
+    config = small_llama.config
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+
+    def tensors() -> Iterator[tuple[str, Any]]:
+        for name, tensor in small_llama.state_dict().items():
+            weight, layer = tensor.numpy(), name.split(".")[-2]
+            if layer in heads:  # halves of each head become pairs
+                halves = weight.reshape(heads[layer], 2, -1, weight.shape[-1])
+                weight = halves.swapaxes(1, 2).reshape(weight.shape)
+            yield names.get_name(name, try_suffixes=(".weight",)), weight
+
+    def write(
+        file: Path, kind: str = "F32", architecture: str = "llama", without: Collection[str] = ()
+    ) -> Path:
+        writer = gguf.GGUFWriter(file, architecture)
+        writer.add_name("small")
+        writer.add_context_length(config.max_position_embeddings)
+        writer.add_embedding_length(config.hidden_size)
+        writer.add_block_count(config.num_hidden_layers)
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count(config.num_attention_heads)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_vocab_size(config.vocab_size)
+        if "tokenizer" not in without:
+            letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+            writer.add_tokenizer_model("gpt2")
+            writer.add_token_list(["<|endoftext|>", *letters, "th", "the", "in"])
+            writer.add_token_types([3] + [1] * (config.vocab_size - 1))
+            writer.add_token_merges(["t h", "th e", "i n"])
+            writer.add_bos_token_id(0)
+            writer.add_eos_token_id(0)
+        for name, weight in tensors():
+            if name not in without:
+                as_type = gguf.GGMLQuantizationType[kind if weight.ndim == 2 else "F32"]
+                data = gguf.quants.quantize(weight, as_type)
+                writer.add_tensor(name, data, raw_dtype=as_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return file
+
+    return write

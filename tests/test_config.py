@@ -279,7 +279,7 @@ def test_a_value_of_the_wrong_kind_is_refused_with_the_right_kind(override, righ
 @pytest.mark.parametrize(
     ("override", "right"),
     [
-        ("model=gpt3", "gemma, gemma2, gpt2, gpt2_xl, hf, tiny"),
+        ("model=gpt3", "gemma, gemma2, gpt2, gpt2_xl, hf, smollm2, tiny"),
         ("peft=adapter", "lora"),
         ("qpa=ours", "off, paper, released, tuned"),
         ("data=imdb", "labelled, ptb, pydoc, text, wikitext2"),

@@ -23,7 +23,7 @@ SHORTER = {
     "sweep=": "hydra.sweeper.only_plan=true",  # make reproduce-all SCALE=smoke runs them all
 }
 NEEDS_A_DOWNLOAD = re.compile(
-    r"model=(gpt2|gemma)|experiment=|data=(wikitext2|ptb)(?!.*data\.path)"
+    r"model=(gpt2|gemma|smollm2)|experiment=|data=(wikitext2|ptb)(?!.*data\.path)"
 )
 
 

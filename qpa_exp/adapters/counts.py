@@ -108,6 +108,7 @@ _HEADS = {
     "gpt2": ("n_embd", "n_positions"),
     "gemma": ("hidden_size", "max_position_embeddings"),
     "gemma2": ("hidden_size", "max_position_embeddings"),
+    "llama": ("hidden_size", "max_position_embeddings"),
 }
 """Families whose lm_head is one matrix of vocab_size x width: their names for that width, and for
 the longest sequence."""

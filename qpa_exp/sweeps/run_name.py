@@ -10,12 +10,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
-from qpa_exp.config import Config, DataConfig
-from qpa_exp.files import typed_path
-from qpa_exp.lm.loading import BUNDLED
+from qpa_exp.config import Config, DataConfig, ModelConfig
+from qpa_exp.files import file_sha256
+from qpa_exp.lm.loading import local_place
 from qpa_exp.registry import dotted, read_key
 from qpa_exp.runs.results_version import RESULTS_VERSION
 
@@ -24,7 +23,7 @@ _LENGTH = 12
 WITHOUT_EFFECT = (
     "logger", "resume", "trainer.progress_bar", "trainer.checkpoint_every_n_steps",
     # What is read is in the name by its content, wherever it lies and whatever it is called.
-    "data.path", "model.name",
+    "data.path", "model.name", "model.base_model",
     # Where and how much is cached; what a plan needs in the place of weights.
     "data.cache_dir", "data.cache_gib", "model.architecture",
     # The recipe's values are in the keys that refer to it.
@@ -44,7 +43,7 @@ def run_name(config: Config, *, reads_text: bool = True) -> str:
     content = {
         "config": relevant(config),
         "data": data_sha256(config.data) if reads_text else None,
-        "model": model_files(config.model.name_or_path),
+        "model": model_files(config.model),
         "version": RESULTS_VERSION,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -54,8 +53,11 @@ def run_name(config: Config, *, reads_text: bool = True) -> str:
 def relevant(config: Config) -> dict[str, Any]:
     """Every key, dotted, that has an effect on the numbers, with its value."""
     values = {key: read_key(config, key) for key in leaves() if not _is_without_effect(key)}
-    if model_files(config.model.name_or_path):  # these say which it is
+    files = model_files(config.model)
+    if files:  # these say which it is
         del values["model.name_or_path"]
+    if files or config.model.gguf_file is None:  # nor has a name that was given before the key was
+        del values["model.gguf_file"]
     if config.qpa.variant == "off":  # no generator; what the method starts at follows the seed
         return {k: v for k, v in values.items() if not k.startswith("qpa.") or k in _WITHOUT_QPA}
     return values
@@ -93,18 +95,15 @@ def _data_sha256(*values: str | None) -> str:
     return load_corpus(DataConfig(**given)).sha256
 
 
-def model_files(name_or_path: str) -> list[tuple[str, str]]:
+def model_files(config: ModelConfig) -> list[tuple[str, str]]:
     """The name and the hash of every file of a model on this disk; nothing for one of the hub's.
 
-    Its revision stands for the files of a model of the hub.
+    Its revision stands for the files of a model of the hub. Of a GGUF file's directory that file
+    alone is read.
     """
-    place = Path(BUNDLED.get(name_or_path, typed_path(name_or_path)))
+    place = local_place(config.name_or_path)
+    if config.gguf_file is not None:
+        place = place / config.gguf_file
     files = sorted(place.iterdir()) if place.is_dir() else [place]
     found = [file for file in files if file.is_file() and file.suffix != ".md"]
-    return [(file.name, _sha256(file, file.stat().st_mtime_ns)) for file in found]
-
-
-@functools.cache
-def _sha256(file: Path, changed: int) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return [(file.name, file_sha256(file)) for file in found]

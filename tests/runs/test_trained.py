@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from qpa_exp import export, generate
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.runs import directory
 from qpa_exp.runs.train import run
+from qpa_exp.runs.trained import load_run
 
 Configure = Callable[..., Config]
 
@@ -80,3 +83,31 @@ def test_a_run_that_is_not_complete_is_refused(configure: Configure, tmp_path: P
     directory.claim(tmp_path, configure())
     with pytest.raises(InputError, match=r"is not complete: continue it with"):
         export.main([f"run={tmp_path}", f"out={tmp_path / 'out'}"])
+
+
+def test_what_is_trained_on_a_gguf_file_is_exported_for_its_base_model(
+    configure: Configure,
+    write_gguf: Callable[..., Path],
+    small_llama: LlamaForCausalLM,
+    tmp_path: Path,
+) -> None:
+    written = write_gguf(tmp_path / "small.gguf")
+    keys = {"name_or_path": str(tmp_path), "gguf_file": written.name, "base_model": "some/model"}
+    run(
+        configure("trainer.max_steps=2", *(f"model.{k}={v}" for k, v in keys.items())),
+        tmp_path / "run",
+    )
+    saved = directory.read_config(tmp_path / "run").model
+    assert {key: getattr(saved, key) for key in keys} == keys
+
+    export.main([f"run={tmp_path / 'run'}", f"out={tmp_path / 'adapter'}"])
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "base_model: some/model\n" in card
+    assert 'from_pretrained("some/model")' in card
+    assert "`small.gguf`" in card
+    plain = PeftModel.from_pretrained(copy.deepcopy(small_llama), tmp_path / "adapter")
+    assert plain.peft_config["default"].base_model_name_or_path == "some/model"
+    trained = load_run(tmp_path / "run").model
+    assert trained.to_peft().peft_config["default"].base_model_name_or_path == "some/model"
+    ids = torch.arange(1, 13)[None]
+    torch.testing.assert_close(plain(ids).logits, trained(ids).logits, rtol=1e-4, atol=1e-4)
