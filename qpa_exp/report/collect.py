@@ -28,7 +28,6 @@ from qpa_exp.runs.directory import (
     METRICS,
     State,
     error_of,
-    last_of_curve,
     read_config,
     read_metrics,
     state_of,
@@ -57,7 +56,7 @@ class Collected:
 
     Attributes:
         runs: one row a run: the config's keys, dotted; the figures of ``metrics.json``;
-            ``validation_<metric>``, the last of the curve of the metric that ranks runs; ``path``,
+            ``validation_<metric>``, that of the kept weights by the metric that ranks runs; ``path``,
             ``study``, ``scale``, ``label``, ``command``, and ``setting``, a hash that is equal for
             runs which differ in their seed alone.
         manifests: the records of the study, one for each scale.
@@ -173,7 +172,7 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     row = {
         **_metrics(path, [metric.name for metric in task.metrics], ranked_by.name),
         **flat,
-        validation_of(ranked_by): last_of_curve(path, f"validation/{ranked_by.name}"),
+        validation_of(ranked_by): validation_of_kept(path, ranked_by.name),
         "path": str(path),
         "study": manifest.study if manifest else NO_STUDY,
         "scale": manifest.scale if manifest else "",

@@ -33,6 +33,11 @@ WITHOUT_EFFECT = (
 """Keys, and groups of keys, under which a run computes the same numbers."""
 
 
+AS_BEFORE = {"trainer.keep": "last"}
+"""Keys that came later, each with the value under which a run computes what it did without it, and
+so keeps its name."""
+
+
 def run_name(config: Config, *, reads_text: bool = True) -> str:
     """``<method>-<variant>-<hash>``: the directory of this run.
 
@@ -54,6 +59,7 @@ def run_name(config: Config, *, reads_text: bool = True) -> str:
 def relevant(config: Config) -> dict[str, Any]:
     """Every key, dotted, that has an effect on the numbers, with its value."""
     values = {key: read_key(config, key) for key in leaves() if not _is_without_effect(key)}
+    values = {key: value for key, value in values.items() if (key, value) not in AS_BEFORE.items()}
     if model_files(config.model.name_or_path):  # these say which it is
         del values["model.name_or_path"]
     if config.qpa.variant == "off":  # no generator; what the method starts at follows the seed
