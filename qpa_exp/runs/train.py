@@ -341,9 +341,7 @@ def _fit(
         ) from error
 
 
-def _choose(
-    trainer: Trainer, module: AdapterModule, data: TextDataModule
-) -> Mapping[str, float]:
+def _choose(trainer: Trainer, module: AdapterModule, data: TextDataModule) -> Mapping[str, float]:
     """Give the module the weights that the run keeps.
 
     Under ``trainer.keep=best`` with a validation during training, the last weights are a candidate
@@ -560,7 +558,7 @@ def _kept_words(config: Config, metrics: Metrics, ranked_by: str) -> str:
     if config.trainer.keep == "last":
         return f"{kept}, the last"
     validated = metrics[validation_key(ranked_by)] is not None
-    return f"{kept}, the best" if validated else f"{kept}, the last: none was validated"
+    return f"{kept}, the best" if validated else f"{kept}, not validated"
 
 
 def _quiet() -> None:
