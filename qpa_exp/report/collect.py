@@ -31,6 +31,7 @@ from qpa_exp.runs.directory import (
     read_config,
     read_metrics,
     state_of,
+    validation_of_kept,
 )
 from qpa_exp.sweeps.studies import MANIFEST, Manifest, read_manifest
 from qpa_exp.task import TASKS
@@ -56,7 +57,7 @@ class Collected:
 
     Attributes:
         runs: one row a run: the config's keys, dotted; the figures of ``metrics.json``;
-            ``validation_<metric>``, that of the kept weights by the metric that ranks runs; ``path``,
+            ``validation_<metric>`` of the kept weights, for the metric that ranks runs; ``path``,
             ``study``, ``scale``, ``label``, ``command``, and ``setting``, a hash that is equal for
             runs which differ in their seed alone.
         manifests: the records of the study, one for each scale.

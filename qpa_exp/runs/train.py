@@ -344,8 +344,8 @@ def _fit(
 def _choose(trainer: Trainer, module: AdapterModule, data: TextDataModule) -> Mapping[str, float]:
     """Give the module the weights that the run keeps.
 
-    Under ``trainer.keep=best`` with a validation during training, the last weights are a candidate
-    as well, and are validated where that has not been done. Where there was none, the last are kept.
+    Under ``trainer.keep=best`` the last weights are a candidate as well: they are validated where
+    others have been, and they not yet. Where nothing was validated, the last are kept.
 
     Returns:
         The test split's figures of the last weights where others are kept; they cost a test.
@@ -439,11 +439,9 @@ def _metrics(
 def _kept(run_dir: Path, task: Task, trainer: Trainer, tested: Mapping[str, float]) -> Metrics:
     """Which weights were tested, and how they and the last ones compare."""
     ranked_by, best = task.ranked_by().name, _best_of(trainer)
+    step, validation = trainer.global_step, last_of_curve(run_dir, f"validation/{ranked_by}")
     if best is not None and best.step is not None:
         step, validation = best.step, best.value
-    else:
-        step = trainer.global_step
-        validation = last_of_curve(run_dir, f"validation/{ranked_by}")
     return {
         "kept_step": step if tested else None,
         validation_key(ranked_by): validation if tested else None,
