@@ -276,6 +276,11 @@ class TrainerConfig:
     checkpoint_every_n_steps: int = ranged(100, least=1, most=MANY)
     limit_eval_batches: int | None = ranged(None, least=1, most=MANY)
     """Stop validation and test after so many batches; null = all of them."""
+    keep: str = one_of("last", "best")
+    """The weights that are tested, saved and exported: those after the last step (the paper), or
+    those that were best on the validation split, by the metric that ranks the task's runs.
+    ``conf/trainer`` has ``best``; a ``config.yaml`` without this key is of a run that kept the
+    last."""
     gradient_variance_starts: int | None = ranged(None, least=2, most=10**6)
     """Random starts over which the variance of d loss / d theta is measured before the first step
     and logged (Appendix H); null = not."""

@@ -28,10 +28,10 @@ from qpa_exp.runs.directory import (
     METRICS,
     State,
     error_of,
-    last_of_curve,
     read_config,
     read_metrics,
     state_of,
+    validation_of_kept,
 )
 from qpa_exp.sweeps.studies import MANIFEST, Manifest, read_manifest
 from qpa_exp.task import TASKS, Metric
@@ -57,7 +57,7 @@ class Collected:
 
     Attributes:
         runs: one row a run: the config's keys, dotted; the figures of ``metrics.json``;
-            ``validation_<metric>``, the last of the curve of the metric that ranks runs; ``path``,
+            ``validation_<metric>`` of the kept weights, for the metric that ranks runs; ``path``,
             ``study``, ``scale``, ``label``, ``command``, and ``setting``, a hash that is equal for
             runs which differ in their seed alone.
         manifests: the records of the study, one for each scale.
@@ -173,7 +173,7 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     row = {
         **_metrics(path, task.metrics, ranked_by.name),
         **flat,
-        validation_of(ranked_by): last_of_curve(path, f"validation/{ranked_by.name}"),
+        validation_of(ranked_by): validation_of_kept(path, ranked_by.name),
         "path": str(path),
         "study": manifest.study if manifest else NO_STUDY,
         "scale": manifest.scale if manifest else "",

@@ -54,7 +54,7 @@ def measured(runs: pd.DataFrame, *, restated: bool = False) -> list[Metric]:
 
 
 def validation_of(metric: Metric) -> str:
-    """The column with a run's last value of the metric on the validation split."""
+    """The column with the metric on the validation split, of the weights that a run kept."""
     return f"validation_{metric.name}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import signal
 import statistics
 import time
@@ -22,9 +23,11 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from qpa_exp.errors import InputError
 from qpa_exp.files import whole_file
 from qpa_exp.generator.generator import Generator
 from qpa_exp.runs import directory, signals
+from qpa_exp.task import Metric
 
 if TYPE_CHECKING:
     from qpa_exp.runs.module import AdapterModule
@@ -187,6 +190,73 @@ class PlainBar(_Speed, TQDMProgressBar):
         self.times = times
 
 
+class BestWeights(Callback):
+    """Keeps a copy of the trained weights that were best on the validation split.
+
+    A candidate is every validation after the first step: before it nothing has been trained. Of
+    equal ones the earliest is kept, and what is not a number never wins. The copy is part of every
+    checkpoint, so a run that is continued ends with the same one, bit for bit; training itself goes
+    on from the last weights.
+
+    Args:
+        metric: which ranks the task's runs, and tells which of two values is better.
+
+    Attributes:
+        step: the optimizer step of the copy; None while no validation has given a number.
+        value: the metric on the validation split there.
+        validated: the step of the latest validation; 0 before the first.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+        self._weights: dict[str, Tensor] = {}
+        self.step: int | None = None
+        self.value = math.nan
+        self.validated = 0
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the weights, on every process alike, where they are the best so far."""
+        if trainer.global_step == 0:
+            return
+        self.validated = trainer.global_step
+        found = trainer.callback_metrics.get(f"validation/{self._metric.name}")
+        value = math.nan if found is None else float(found)
+        if self._wins(value):
+            trained = pl_module.trained()  # type: ignore[operator]
+            self._weights = {k: p.detach().to("cpu", copy=True) for k, p in trained.items()}
+            self.step, self.value = trainer.global_step, value
+
+    def _wins(self, value: float) -> bool:
+        if self.step is None or math.isnan(value):
+            return not math.isnan(value)
+        return value < self.value if self._metric.smaller_is_better else value > self.value
+
+    @torch.no_grad()
+    def restore(self, module: AdapterModule) -> None:
+        """Make the copy the module's weights."""
+        for name, parameter in module.trained().items():
+            parameter.copy_(self._weights[name])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a copy from a checkpoint that is not of these weights."""
+        own = {k: (p.shape, p.dtype) for k, p in pl_module.trained().items()}  # type: ignore[operator]
+        saved = {k: (value.shape, value.dtype) for k, value in self._weights.items()}
+        if self.step is not None and saved != own:
+            raise InputError("The checkpoint's best weights are not of this run's parameters.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning keeps this in the checkpoint."""
+        kept = {"step": self.step, "value": self.value, "weights": self._weights}
+        return kept | {"validated": self.validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What was best before the run was interrupted."""
+        step, weights = state_dict["step"], dict(state_dict["weights"])
+        self.step = None if step is None else int(step)
+        self.value, self.validated = float(state_dict["value"]), int(state_dict["validated"])
+        self._weights = {str(name): torch.as_tensor(value) for name, value in weights.items()}
+
+
 class OwnFiles(TorchCheckpointIO):
     """How Lightning writes, reads and removes checkpoints: whole, as plain data, and only ours.
 
@@ -210,12 +280,12 @@ class OwnFiles(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Tensors and plain values alone; of the callbacks' states those that are counters.
+        """Tensors and plain values alone; of the callbacks' states those that hold no paths.
 
         Lightning's own checkpoint callback, for one, would keep paths there, and remove them later.
         """
         loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-        kept = {kind.__qualname__ for kind in (StepTimes, GradientVariance)}
+        kept = {kind.__qualname__ for kind in (StepTimes, BestWeights, GradientVariance)}
         states = loaded["callbacks"]
         loaded["callbacks"] = {key: states[key] for key in states.keys() & kept}
         return loaded

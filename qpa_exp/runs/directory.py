@@ -383,6 +383,25 @@ def last_of_curve(run_dir: Path, name: str) -> float | None:
     return values[-1] if values and steps[-1] > 0 and math.isfinite(values[-1]) else None
 
 
+def validation_of_kept(run_dir: Path, name: str) -> float | None:
+    """A metric on the validation split with the weights that a run kept; None where it has none.
+
+    Args:
+        run_dir: of the run, complete.
+        name: of the metric by which the task's runs are ranked. A run of before the choice was
+            recorded kept the last weights.
+    """
+    value = (read_metrics(run_dir) or {}).get(validation_key(name))
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    return last_of_curve(run_dir, f"validation/{name}")
+
+
+def validation_key(name: str) -> str:
+    """Where ``metrics.json`` has a metric of the kept weights on the validation split."""
+    return f"validation_{name}"
+
+
 # --- its results ------------------------------------------------------------------------------
 
 

@@ -38,6 +38,7 @@ from qpa_exp.lm.loading import load_architecture, load_tokenizer, loaded_revisio
 from qpa_exp.machine import keep_freed_memory
 from qpa_exp.runs import directory, signals
 from qpa_exp.runs.callbacks import (
+    BestWeights,
     Checkpoints,
     GradientVariance,
     OwnFiles,
@@ -47,7 +48,7 @@ from qpa_exp.runs.callbacks import (
     TerminalBar,
 )
 from qpa_exp.runs.check_config import check_machine
-from qpa_exp.runs.directory import CURVES, Metrics, read_curve
+from qpa_exp.runs.directory import CURVES, Metrics, last_of_curve, read_curve, validation_key
 from qpa_exp.runs.loggers import LOGGERS
 from qpa_exp.runs.module import AdapterModule, Divergence
 from qpa_exp.task import TASKS, Task
@@ -230,6 +231,8 @@ def make_trainer(config: Config, run_dir: Path) -> tuple[Trainer, StepTimes]:
     ours = config.trainer
     times = StepTimes()
     callbacks: list[Callback] = [times]
+    if ours.keep == "best":
+        callbacks.append(BestWeights(TASKS[config.task].ranked_by()))
     if ours.gradient_variance_starts is not None:
         callbacks.append(GradientVariance(ours.gradient_variance_starts))
     if ours.progress_bar:
@@ -301,6 +304,7 @@ def train_and_test(prepared: Prepared, checkpoint: Path | None) -> Metrics:
 
     def metrics(tested: Mapping[str, float]) -> Metrics:
         found = _metrics(parts, module, trainer, prepared.times, tested)
+        found |= _kept(run_dir, parts.task, trainer, tested)
         for measuring in trainer.callbacks:  # type: ignore[attr-defined]
             found |= getattr(measuring, "figures", {})
         return found
@@ -309,8 +313,9 @@ def train_and_test(prepared: Prepared, checkpoint: Path | None) -> Metrics:
         if checkpoint is None:  # the curves begin with the loss before the first step
             trainer.validate(module, data, verbose=False)
         _fit(trainer, module, data, checkpoint)
+        last = _choose(trainer, module, data)
         rank_zero_only(parts.model.save_pretrained)(directory.trained(run_dir, config))
-        found = metrics(trainer.test(module, data, verbose=False)[0])
+        found = metrics({**trainer.test(module, data, verbose=False)[0], **last})
     except Divergence as error:
         _record_divergence(run_dir, error, lambda: metrics({}), trainer.is_global_zero)
         raise
@@ -334,6 +339,34 @@ def _fit(
             f"{checkpoint} does not fit this run ({type(error).__name__}: {first_line(error)}): "
             "take it away to continue from the one before it."
         ) from error
+
+
+def _choose(trainer: Trainer, module: AdapterModule, data: TextDataModule) -> Mapping[str, float]:
+    """Give the module the weights that the run keeps.
+
+    Under ``trainer.keep=best`` the last weights are a candidate as well: they are validated where
+    others have been, and they not yet. Where nothing was validated, the last are kept.
+
+    Returns:
+        The test split's figures of the last weights where others are kept; they cost a test.
+    """
+    best = _best_of(trainer)
+    if best is None or best.step is None:
+        return {}
+    if best.validated != trainer.global_step:
+        trainer.validate(module, data, verbose=False)
+    if best.step == trainer.global_step:
+        return {}
+    module.tests_last = True
+    last = trainer.test(module, data, verbose=False)[0]
+    module.tests_last = False
+    best.restore(module)
+    return last
+
+
+def _best_of(trainer: Trainer) -> BestWeights | None:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((each for each in callbacks if isinstance(each, BestWeights)), None)
 
 
 def newest_whole_checkpoint(run_dir: Path) -> Path | None:
@@ -403,6 +436,24 @@ def _metrics(
     }
 
 
+def _kept(run_dir: Path, task: Task, trainer: Trainer, tested: Mapping[str, float]) -> Metrics:
+    """Which weights were tested, and how they and the last ones compare."""
+    ranked_by, best = task.ranked_by().name, _best_of(trainer)
+    step, validation = trainer.global_step, last_of_curve(run_dir, f"validation/{ranked_by}")
+    if best is not None and best.step is not None:
+        step, validation = best.step, best.value
+    return {
+        "kept_step": step if tested else None,
+        validation_key(ranked_by): validation if tested else None,
+        **{
+            f"last_{metric.name}": tested.get(
+                f"test/last_{metric.name}", tested.get(f"test/{metric.name}")
+            )
+            for metric in task.metrics
+        },
+    }
+
+
 def _record_divergence(
     run_dir: Path, error: Divergence, metrics: Callable[[], Metrics], first: bool
 ) -> None:
@@ -419,7 +470,8 @@ def _finish(parts: RunParts, trainer: Trainer, run_dir: Path, metrics: Metrics) 
     """Write the results, last of all ``metrics.json``, and show them."""
     if summarize := LOGGERS[parts.config.logger.name].summarize:
         summarize(trainer.loggers[-1], metrics)
-    draw_curves(run_dir)
+    best = _best_of(trainer)
+    draw_curves(run_dir, None if best is None else best.step)
     directory.write_metrics(run_dir, directory.finite(metrics))
     sizes = describe(parts.config, count(parts.model))
     Console().print(summary(parts.task, sizes, metrics))
@@ -438,10 +490,11 @@ def versions() -> dict[str, str]:
     return found | {package: version(package) for package in _PACKAGES}
 
 
-def draw_curves(run_dir: Path) -> Path:
+def draw_curves(run_dir: Path, kept_step: int | None = None) -> Path:
     """Draw training and validation loss against steps as ``curves.png``; return its path.
 
-    The training loss of single batches is drawn faint, and its running mean over it.
+    The training loss of single batches is drawn faint, and its running mean over it. A line marks
+    the step whose weights were kept, where validation chose it.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -453,6 +506,8 @@ def draw_curves(run_dir: Path) -> Path:
     axes.plot(steps[window - 1 :], smooth, color=_BLUE, label="training, running mean")
     steps, values = read_curve(run_dir, "validation/loss")
     axes.plot(steps, values, color=_ORANGE, marker="o", markersize=4, label="validation")
+    if kept_step is not None:
+        axes.axvline(kept_step, color="0.4", linestyle=":", label=f"weights kept: {kept_step:,}")
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("loss (nats a token)")
     axes.grid(alpha=0.25)
@@ -480,6 +535,11 @@ def summary(task: Task, lines: dict[str, str], metrics: Metrics) -> Table:
     for label, value in lines.items():
         table.add_row(label, "", value, "")
     table.add_row("steps", "", f"{metrics['steps']:,} ({metrics['epochs']:g} epochs)", "")
+    kept, ranked_by = metrics["kept_step"], task.ranked_by().name
+    table.add_row("  weights kept", "", _kept_words(task.config, metrics, ranked_by), "")
+    if kept != metrics["steps"] and metrics[f"last_{ranked_by}"] is not None:
+        last = f"{metrics[f'last_{ranked_by}']:.3f}"
+        table.add_row(f"  {ranked_by} of the last", "", last, "")
     table.add_row("seconds of training", "", f"{metrics['train_seconds']:.1f}", "")
     if metrics["step_seconds_median"] is not None:
         table.add_row("seconds a step, median", "", f"{metrics['step_seconds_median']:.4f}", "")
@@ -489,6 +549,14 @@ def summary(task: Task, lines: dict[str, str], metrics: Metrics) -> Table:
         for name, seconds in metrics["time_split"].items():
             table.add_row(f"  time in the {name}", "", f"{100 * seconds / total:.1f} %", "")
     return table
+
+
+def _kept_words(config: Config, metrics: Metrics, ranked_by: str) -> str:
+    kept = f"step {metrics['kept_step']:,}"
+    if config.trainer.keep == "last":
+        return f"{kept}, the last"
+    validated = metrics[validation_key(ranked_by)] is not None
+    return f"{kept}, the best" if validated else f"{kept}, not validated"
 
 
 def _quiet() -> None:

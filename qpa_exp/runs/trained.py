@@ -27,7 +27,7 @@ tags: [qpa, {method}]
 
 # {base}, adapted by {how}
 
-Trained on `{data}` ({layout}), seed {seed}, {steps:,} steps.{weights}
+Trained on `{data}` ({layout}), seed {seed}, {steps:,} steps; the weights of step {kept:,}.{weights}
 
 | | |
 | --- | --- |
@@ -61,6 +61,7 @@ def model_card(config: Config, metrics: dict[str, Any], form: Format) -> str:
         pipeline="text-generation" if TASKS[config.task].writes_text else "text-classification",
         data=config.data.name,
         layout=config.data.layout,
+        kept=metrics.get("kept_step") or metrics["steps"],
         measured=_measured(config, metrics),
         use=form.use.format(base=_base(config, metrics), auto=TASKS[config.task].auto_class),
         versions=", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),

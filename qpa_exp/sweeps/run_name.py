@@ -13,6 +13,7 @@ import json
 from typing import Any
 
 from qpa_exp.config import Config, DataConfig, ModelConfig
+from qpa_exp.data.corpus import CORPORA
 from qpa_exp.files import file_sha256
 from qpa_exp.lm.loading import local_place
 from qpa_exp.registry import dotted, read_key
@@ -30,6 +31,13 @@ WITHOUT_EFFECT = (
     "model.recipe",
 )  # fmt: skip
 """Keys, and groups of keys, under which a run computes the same numbers."""
+
+
+AS_BEFORE = {
+    "trainer.keep": "last", "data.join": "eos", "data.stride": None, "model.gguf_file": None,
+}  # fmt: skip
+"""Keys that came later, each with the value under which a run computes what it did without it, and
+so keeps its name."""
 
 
 def run_name(config: Config, *, reads_text: bool = True) -> str:
@@ -53,11 +61,11 @@ def run_name(config: Config, *, reads_text: bool = True) -> str:
 def relevant(config: Config) -> dict[str, Any]:
     """Every key, dotted, that has an effect on the numbers, with its value."""
     values = {key: read_key(config, key) for key in leaves() if not _is_without_effect(key)}
-    files = model_files(config.model)
-    if files:  # these say which it is
+    values["data.join"] = config.data.join or CORPORA[config.data.name].join
+    values = {key: value for key, value in values.items() if (key, value) not in AS_BEFORE.items()}
+    if model_files(config.model):  # these say which it is
         del values["model.name_or_path"]
-    if files or config.model.gguf_file is None:  # nor has a name that was given before the key was
-        del values["model.gguf_file"]
+        values.pop("model.gguf_file", None)
     if config.qpa.variant == "off":  # no generator; what the method starts at follows the seed
         return {k: v for k, v in values.items() if not k.startswith("qpa.") or k in _WITHOUT_QPA}
     return values

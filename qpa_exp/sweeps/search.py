@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from qpa_exp.errors import InputError
-from qpa_exp.runs.directory import State, error_of, last_of_curve
+from qpa_exp.runs.directory import State, error_of, validation_of_kept
 from qpa_exp.sweeps.prepare import MOST_RUNS, Job, Preparation, expand, spell
 from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, unique
 from qpa_exp.sweeps.studies import Study, record_directory, record_study, say
@@ -164,7 +164,7 @@ class Trials:
         if job.state is not State.complete:
             self._fail(trial, f"{job.label}: {error_of(job.run_dir) or 'ended without a result'}")
             return
-        validation = last_of_curve(job.run_dir, f"validation/{self._metric.name}")
+        validation = validation_of_kept(job.run_dir, self._metric.name)
         if validation is None:
             self._fail(trial, f"{job.label}: it ended before the validation split was looked at")
             return

@@ -82,7 +82,7 @@ def test_whatever_lies_there_is_data(
         directory.state_of(place)
         assert "\n" not in (directory.error_of(place) or "")
         directory.begun_by_this_job(Path(root, "other"), config)
-        directory.last_of_curve(place, "validation/loss")
+        directory.validation_of_kept(place, "loss")
         place.mkdir(exist_ok=True)
         (place / "config.yaml").write_text(text)
         with suppress(InputError):

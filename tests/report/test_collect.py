@@ -27,6 +27,12 @@ def test_a_run_is_a_row_of_its_config_its_figures_and_its_validation(
     assert row["peft.target_modules"] == '["lm_head"]'
 
 
+def test_what_ranks_a_run_is_of_the_weights_that_it_kept(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", validation=20.0, validation_perplexity=18.0)
+    (collected,) = collect([str(tmp_path)])
+    assert list(collected.runs["validation_perplexity"]) == [18.0]
+
+
 def test_seeds_are_no_part_of_a_setting(make_run: MakeRun, tmp_path: Path) -> None:
     for seed in (1, 2):
         make_run(tmp_path / f"{seed}", f"seed={seed}")

@@ -31,7 +31,8 @@ KEYS = {
     "epochs", "steps", "train_seconds", "step_seconds_median", "tokens_per_second", "time_split",
     "seed", "versions", "data_sha256", "model_revision",
     "circuit_evaluations", "bits_per_byte", "base_bits_per_byte", "word_perplexity",
-    "base_word_perplexity",
+    "base_word_perplexity", "kept_step", "validation_perplexity", "last_perplexity",
+    "last_perplexity_padded", "last_bits_per_byte", "last_word_perplexity", "n_mlp",
 }  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def test_checkpoints_and_saved_runs_hold_no_weight_of_the_language_model(
         assert all(name.startswith("model.generator.") for name in saved)
         assert sum(value.numel() for value in saved.values()) == metrics["trainable_params"]
     total = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file())
-    each = 4 * 3 * metrics["trainable_params"]  # weights and two moments
+    each = 4 * 4 * metrics["trainable_params"]  # weights, the best of them, and two moments
     assert total < len(kept) * each + 4 * metrics["trainable_params"] + 250_000  # the picture
 
 

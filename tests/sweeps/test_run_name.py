@@ -13,7 +13,7 @@ import pytest
 from qpa_exp.config import Config
 from qpa_exp.registry import dotted, read_key
 from qpa_exp.sweeps import run_name as module
-from qpa_exp.sweeps.run_name import WITHOUT_EFFECT, leaves, run_name
+from qpa_exp.sweeps.run_name import WITHOUT_EFFECT, leaves, relevant, run_name
 
 Configure = Callable[..., Config]
 
@@ -38,6 +38,12 @@ def test_what_changes_the_numbers_changes_the_name(configure: Configure, change:
 )  # fmt: skip
 def test_what_does_not_change_them_leaves_it(configure: Configure, change: str) -> None:
     assert run_name(configure()) == run_name(configure(change))
+
+
+def test_a_key_that_came_later_leaves_the_names_of_before(configure: Configure) -> None:
+    before = relevant(configure("trainer.keep=last"))
+    assert "trainer.keep" not in before
+    assert relevant(configure()) == before | {"trainer.keep": "best"}
 
 
 @pytest.mark.parametrize("key", leaves())
