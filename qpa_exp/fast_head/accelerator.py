@@ -133,7 +133,10 @@ class AdaptedHead:
         """
         layer, flat = self.layer, (targets.flatten(), weights.flatten())
         with torch.autocast(hidden.device.type, enabled=False):
-            update = self._dora(hidden) or find_update(layer, layer.get_base_layer(), hidden)
+            update = self._dora(hidden) or find_update(
+                layer, layer.get_base_layer(), hidden,
+                keep_frozen=self.frozen.dtype.itemsize == 2,
+            )  # fmt: skip
             if update is None:
                 trained, vocab = self.model.trained_tensors(), len(self.frozen.weight)
                 head = lambda part: self.final(layer(part))  # noqa: E731

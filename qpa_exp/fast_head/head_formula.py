@@ -94,6 +94,8 @@ class _Writing(TorchFunctionMode):
             return func(*args, **named)
         if name in _KEPT and isinstance(args[0], _Logits):
             return args[0]
+        if func is torch.zeros_like:
+            return _Logits.of(args[0], args[0].shape, (), None)
         if name in _RESHAPED and isinstance(args[0], _Logits) and not named:
             shape = func(*args).shape
             if shape and shape[-1] == self.vocab:
