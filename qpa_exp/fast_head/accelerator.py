@@ -105,6 +105,8 @@ class AdaptedHead:
         self.model, self.final, self.low = model, final, low
         self.layer: Any = model.language_model().get_output_embeddings()
         self._frozen: FrozenHead | None = None
+        self._without_formula: set[bool] = set()
+        """Whether the layer was training, where its method had no formula."""
 
     @property
     def frozen(self) -> FrozenHead:
@@ -133,10 +135,7 @@ class AdaptedHead:
         """
         layer, flat = self.layer, (targets.flatten(), weights.flatten())
         with torch.autocast(hidden.device.type, enabled=False):
-            update = self._dora(hidden) or find_update(
-                layer, layer.get_base_layer(), hidden,
-                keep_frozen=self.frozen.dtype.itemsize == 2,
-            )  # fmt: skip
+            update = self._update(hidden)
             if update is None:
                 trained, vocab = self.model.trained_tensors(), len(self.frozen.weight)
                 head = lambda part: self.final(layer(part))  # noqa: E731
@@ -145,11 +144,21 @@ class AdaptedHead:
                 loss, nats = low_rank_loss(self.frozen, update, *flat)
         return loss, nats.view(targets.shape)
 
-    def _dora(self, hidden: Tensor) -> Update | None:
+    def _update(self, hidden: Tensor) -> Update | None:
+        """What the method makes of the head; None where that has no formula here."""
+        layer: Any = self.layer
+        update = self._dora(layer, hidden) if type(layer) is LoraLinear else None
+        if update is None and layer.training not in self._without_formula:
+            low = self.frozen.dtype.itemsize == 2
+            update = find_update(layer, layer.get_base_layer(), hidden, keep_frozen=low)
+            if update is None:
+                self._without_formula.add(layer.training)
+        return update
+
+    def _dora(self, layer: Any, hidden: Tensor) -> Update | None:
         """Of one DoRA adapter: PEFT's own makes the whole matrix, to find the norms of its rows."""
-        layer = self.layer
         names = [] if layer.disable_adapters else layer.active_adapters
-        if type(layer) is not LoraLinear or layer.merged or len(names) != 1:
+        if layer.merged or len(names) != 1:
             return None
         (name,) = names
         variant = layer.lora_variant.get(name)

@@ -54,7 +54,7 @@ class _Logits(Tensor):
 
 
 class _Writing(TorchFunctionMode):
-    """Within, products of (rows, tokens, any) inputs that are as wide as the vocabulary are kept."""
+    """Within, what is as wide as the vocabulary, and made from three axes, is written down."""
 
     def __init__(self, lead: torch.Size, vocab: int) -> None:
         super().__init__()
@@ -100,24 +100,32 @@ class _Writing(TorchFunctionMode):
             shape = func(*args).shape
             if shape and shape[-1] == self.vocab:
                 return _Logits.of(args[0], shape, args[0].products, args[0].bias)
-        if name in _UNARY and len(args) == 1:
-            return self._times(args[0], -1.0)
-        if name in _BINARY and len(args) == 2 and not named:
-            one, other = args
-            if name in _SUMS:
-                return self._sum(one, other)
-            if name in _DIFFERENCES:
-                one, other = (other, one) if name == "__rsub__" else (one, other)
-                return self._sum(
-                    one, self._times(other, -1.0) if isinstance(other, _Logits) else -other
-                )
-            if name in _MULTIPLIED and not (isinstance(one, _Logits) and isinstance(other, _Logits)):
-                return self._times(*((one, other) if isinstance(one, _Logits) else (other, one)))
-            if name in _DIVIDED and isinstance(one, _Logits) and not isinstance(other, _Logits):
-                return self._times(one, 1 / other)
-        raise _NoFormulaError(name)
+        if name.endswith("_") and name[:-1] in _OPERATIONS and isinstance(args[0], _Logits):
+            changed = self._operate(name[:-1], *args, **named)
+            args[0].products, args[0].bias = changed.products, changed.bias
+            return args[0]
+        return self._operate(name, *args, **named)
 
-    def _times(self, logits: _Logits, other: Any) -> _Logits:
+    def _operate(self, name: str, *args: Any, **named: Any) -> _Logits:
+        if name not in _OPERATIONS or len(args) != 2 or named:
+            raise _NoFormulaError(name)
+        one, other = args
+        if name == "add":
+            return self._sum(one, other)
+        if name in ("sub", "__rsub__"):
+            one, other = (one, other) if name == "sub" else (other, one)
+            return self._sum(
+                one, self._times(other, -1.0) if isinstance(other, _Logits) else -other
+            )
+        if name == "mul":
+            one, other = (one, other) if isinstance(one, _Logits) else (other, one)
+        if isinstance(other, _Logits):
+            raise _NoFormulaError("logits times logits")
+        return self._times(one, other if name == "mul" else 1 / other)
+
+    def _times(self, logits: Any, other: Any) -> _Logits:
+        if not isinstance(logits, _Logits):
+            raise _NoFormulaError("something over logits")
         factor = self._factor(other)
         products = tuple(replace(p, factor=p.factor * factor) for p in logits.products)
         bias = None if logits.bias is None else logits.bias * factor
@@ -131,9 +139,7 @@ class _Writing(TorchFunctionMode):
             bias = sum(biases[1:], biases[0]) if biases else None
             return _Logits.of(one, one.shape, one.products + other.products, bias)
         logits, added = (one, other) if isinstance(one, _Logits) else (other, one)
-        bias = self._factor(added)
-        if not isinstance(bias, Tensor):
-            bias = torch.full((self.vocab,), bias, device=logits.device)
+        bias = torch.as_tensor(self._factor(added), device=logits.device).expand(self.vocab)
         if logits.bias is not None:
             bias = logits.bias + bias
         return _Logits.of(logits, logits.shape, logits.products, bias)
@@ -153,12 +159,7 @@ _MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__)
 _ASKED = frozenset({"__get__", "dim", "size", "numel", "is_floating_point", "is_complex"})
 _KEPT = frozenset({"to", "float", "type", "clone", "contiguous", "bfloat16", "half", "type_as"})
 _RESHAPED = frozenset({"reshape", "view", "unsqueeze", "squeeze", "flatten"})
-_UNARY = frozenset({"neg", "__neg__"})
-_SUMS = frozenset({"add", "__add__", "__radd__", "__iadd__"})
-_DIFFERENCES = frozenset({"sub", "__sub__", "__isub__", "__rsub__"})
-_MULTIPLIED = frozenset({"mul", "__mul__", "__rmul__", "__imul__", "multiply"})
-_DIVIDED = frozenset({"div", "__truediv__", "__itruediv__"})
-_BINARY = _SUMS | _DIFFERENCES | _MULTIPLIED | _DIVIDED
+_OPERATIONS = frozenset({"add", "sub", "__rsub__", "mul", "div"})
 
 
 def find_update(
@@ -192,7 +193,7 @@ def find_update(
     except _NoFormulaError:
         return None
     rows = math.prod(hidden.shape[:-1])
-    if not isinstance(logits, _Logits) or logits.numel() != rows * vocab:
+    if not (isinstance(logits, _Logits) and logits.numel() == rows * vocab and logits.products):
         return None
     if any(math.prod(p.u.shape[:-1]) != rows for p in logits.products):
         return None
@@ -201,38 +202,59 @@ def find_update(
 
 def _gather(logits: _Logits, weight: Tensor, keep_frozen: bool) -> Update:
     """One product with the frozen weight, if there is any, and all the others in one."""
-    products = logits.products
-    if keep_frozen and all(_place(p.b) != _place(weight) for p in products):
-        p = next(p for p in products if p.b.shape == weight.shape)
-        products = (*products, replace(p, b=weight), replace(p, b=-weight))
-    frozen: list[_Product] = []
-    others: list[_Product] = []
-    for p in logits.products:
-        is_frozen = _place(p.b) == _place(weight)
-        if is_frozen and frozen and frozen[0].u is p.u:
-            frozen[0] = replace(p, factor=frozen[0].factor + p.factor)
-        else:
-            (frozen if is_frozen and not frozen else others).append(p)
+    frozen, others = _merged(logits.products, weight)
+    if frozen is None and keep_frozen and others[0].b.shape == weight.shape:
+        frozen = replace(others[0], b=weight)
+        others[0] = replace(others[0], b=others[0].b - weight)
     hidden = share = None
-    for p in frozen:
-        hidden = p.u.flatten(0, -2)
-        if isinstance(p.factor, Tensor):
-            share = p.factor
-        elif p.factor != 1.0:
-            hidden = hidden * p.factor
-    us, bs = [], []
-    for p in others:
-        by_number = not isinstance(p.factor, Tensor)
-        us.append(p.u.flatten(0, -2).float() * (p.factor if by_number else 1.0))
-        bs.append(p.b.float() if by_number else p.b.float() * p.factor[:, None])
+    if frozen is not None:
+        hidden = frozen.u.flatten(0, -2)
+        if isinstance(frozen.factor, Tensor):
+            share = frozen.factor
+        elif frozen.factor != 1.0:
+            hidden = hidden * frozen.factor
+    us = [_scaled(p.u.flatten(0, -2).float(), p.factor, of_rows=False) for p in others]
+    bs = [_scaled(p.b.float(), p.factor, of_rows=True) for p in others]
     bias = logits.bias
     if bias is not None and bias.requires_grad:  # one more product, of ones
-        us.append(torch.ones(math.prod(logits.shape[:-1]), 1, device=bias.device))
+        us.append(bias.new_ones(math.prod(logits.shape[:-1]), 1, dtype=torch.float32))
         bs.append(bias.float()[:, None])
         bias = None
-    u = torch.cat(us, 1) if us else None
-    b = torch.cat(bs, 1) if bs else None
-    return Update(hidden, u, b, share, bias)
+    return Update(hidden, _joined(us), _joined(bs), share, bias)
+
+
+def _merged(
+    products: tuple[_Product, ...], weight: Tensor
+) -> tuple[_Product | None, list[_Product]]:
+    """The frozen weight's product with one input, and the others; not what takes itself away."""
+    frozen: _Product | None = None
+    others: list[_Product] = []
+    for p in products:
+        is_frozen = _place(p.b) == _place(weight)
+        if is_frozen and (frozen is None or frozen.u is p.u):
+            before = 0.0 if frozen is None else frozen.factor
+            frozen = replace(p, factor=before + p.factor)
+        else:
+            others.append(p)
+    if (
+        frozen is not None
+        and not isinstance(frozen.factor, Tensor)
+        and frozen.factor == 0
+        and others
+    ):
+        frozen = None
+    return frozen, others
+
+
+def _scaled(part: Tensor, factor: Factor, *, of_rows: bool) -> Tensor:
+    """A number goes with u, which is small, and a vector with the rows of b."""
+    if isinstance(factor, Tensor):
+        return part * factor[:, None] if of_rows else part
+    return part if of_rows or factor == 1.0 else part * factor
+
+
+def _joined(parts: list[Tensor]) -> Tensor | None:
+    return None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

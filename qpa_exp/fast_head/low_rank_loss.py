@@ -350,7 +350,9 @@ def _in_chunks(
         if columns:
             factors = torch.cat(columns, 1)
             to = factors.new_zeros(vocab, factors.shape[1]) if with_offset else of["b"]
-            add_product(chunk.stored, factors * of_exponential[:, None], to, fast=fast and not in_product)
+            add_product(
+                chunk.stored, factors * of_exponential[:, None], to, fast=fast and not in_product
+            )
             to.index_add_(0, y, -factors * of_target[:, None])
             if with_offset:
                 of["share"] += to[:, 0]
@@ -423,7 +425,7 @@ def _exponentials(
     limit = 1e4 if stored.dtype == torch.float16 else 1e30
     for blocks in (1, None):
         offset = None if h is None else head.product(h, product)
-        if more[0].shape[1]:
+        if u is not None and u.shape[1]:
             head.add(u, more[1], product, afresh=h is None)
         terms.right[0] = 0.0 if offset is None else offset[:tokens]
         target_product = stored[targets, torch.arange(tokens, device=targets.device)].float()

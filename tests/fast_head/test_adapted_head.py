@@ -89,7 +89,11 @@ def the_short_way(model, tokens, hidden):
 @pytest.mark.parametrize("variant", ["off", "tuned"])
 @pytest.mark.parametrize(
     ("family", "method"),
-    [("llama", "lora"), ("llama", "prefix"), *(("gpt2", m) for m in METHODS if m not in NOT_AT_THE_HEAD)],
+    [
+        ("llama", "lora"),
+        ("llama", "prefix"),
+        *(("gpt2", m) for m in METHODS if m not in NOT_AT_THE_HEAD),
+    ],
 )
 def test_every_method_has_its_own_loss_and_gradients(
     adapted, tokens, monkeypatch, method, family, variant, chunks
@@ -119,6 +123,19 @@ def test_every_method_has_its_own_loss_and_gradients(
 def _in_chunks(function, name):
     """With room for the logits of 7 tokens of 48."""
     return lambda *args: function(*args, **{name: 7 * 48 * 4})
+
+
+@pytest.mark.parametrize("method", ["lora", "vera", "ia3", "fourierft", "oft", "hra", "glora"])
+def test_products_in_16_bits_are_near(adapted, tokens, method):
+    model = adapted("gpt2", method, "off")
+    hidden, loss, _, expected = the_long_way(model, tokens)
+    head = AdaptedHead(model, FinalLogits(), torch.bfloat16)
+    ours, _ = head.loss(hidden, *targets_and_weights(tokens))
+    ours.backward()
+    torch.testing.assert_close(ours.detach(), loss, rtol=0.01, atol=0.01)
+    for name, gradient in gradients(model).items():
+        off = (gradient - expected[name]).abs().max()
+        assert off <= 0.05 * expected[name].abs().max(), name
 
 
 @pytest.mark.parametrize("method", ["lora", "vera"])

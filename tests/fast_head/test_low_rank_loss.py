@@ -17,8 +17,8 @@ from qpa_exp.fast_head.low_rank_loss import FinalLogits, FrozenHead, Update, dor
 from qpa_exp.lm.losses import IGNORED
 
 KINDS = ("base", "lora", "dropout", "dora", "hidden", "changed", "shared")
-"""What a method does: nothing; it adds a product; to other inputs; gives lengths; changes the input;
-changes the weight itself; multiplies what comes out, for a changed input."""
+"""What a method does: nothing; it adds a product; one of other inputs; gives lengths; changes the
+input; or the weight; or multiplies what comes out, for a changed input."""
 SCALING = 0.7
 
 
