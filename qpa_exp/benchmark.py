@@ -17,10 +17,15 @@ import torch
 from rich.console import Console
 
 from qpa_exp.benchmarks.suite import PARTS, Suite, show
+from qpa_exp.benchmarks.workloads import SHAPES
 from qpa_exp.cli import run_command
 from qpa_exp.errors import InputError
 from qpa_exp.files import check_file, write_json
 from qpa_exp.machine import keep_freed_memory
+
+
+_CHOSEN = {"only": PARTS, "shapes": tuple(SHAPES)}
+"""Options that choose some of what there is: parts of the benchmark, and shapes of the steps."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,9 +44,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--threads", type=int, metavar="N", help="torch's own choice by default")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often each is timed")
-    parser.add_argument(
-        "--only", default=",".join(PARTS), metavar="PARTS", help=f"of {', '.join(PARTS)}"
-    )
+    for name, there in _CHOSEN.items():
+        every = ",".join(there)
+        parser.add_argument(f"--{name}", default=every, metavar="A,B", help=f"of {every}")
     options = parser.parse_args(arguments)
     for name in ("threads", "rounds"):
         value = getattr(options, name)
@@ -50,10 +55,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     cores = os.cpu_count() or 1
     if options.threads is not None and options.threads > cores:
         raise InputError(f"--threads {options.threads} is more than the {cores} cores there are.")
-    options.only = tuple(options.only.split(","))
-    for part in options.only:
-        if part not in PARTS:
-            raise InputError(f"--only {part} is unknown: give some of {', '.join(PARTS)}.")
+    for name, there in _CHOSEN.items():
+        chosen = tuple(getattr(options, name).split(","))
+        for one in chosen:
+            if one not in there:
+                raise InputError(f"--{name} {one} is unknown: give some of {', '.join(there)}.")
+        setattr(options, name, chosen)
     if options.json is not None:
         check_file(options.json, "--json ")
     return options
@@ -68,7 +75,8 @@ def main(arguments: list[str]) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     keep_freed_memory()
-    suite = Suite(quick=options.quick, rounds=options.rounds)
+    shapes = {name: SHAPES[name] for name in options.shapes}
+    suite = Suite(quick=options.quick, rounds=options.rounds, shapes=shapes)
     for _ in suite.run(options.only):
         if options.json is not None:  # an interruption loses one part, not all
             write_json(options.json, suite.record())

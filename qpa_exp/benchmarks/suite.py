@@ -34,12 +34,17 @@ log = logging.getLogger(__name__)
 PARTS = ("circuits", "memory", "steps", "growth")
 
 _QUICK_VOCAB = 16384
-_ROUNDS = {"circuits": 10, "tiny": 16, "gpt2": 10, "gemma": 4, "gemma2": 4, "growth": 5}
-_QUICK_ROUNDS = {"circuits": 3, "tiny": 7, "gpt2": 3, "gemma": 2, "gemma2": 2, "growth": 3}
+_ROUNDS = {"circuits": 10, "tiny": 16, "smollm2": 15, "gpt2": 10, "growth": 5} | dict.fromkeys(
+    ("gemma", "gemma2"), 4
+)
+_QUICK_ROUNDS = {"circuits": 3, "tiny": 7, "smollm2": 5, "gpt2": 3, "growth": 3} | dict.fromkeys(
+    ("gemma", "gemma2"), 2
+)
 _QUBITS = [4, 6, 8, 10, 12, 14, 16, 18, 20]
 _QUICK_QUBITS = [4, 8, 12]
 _RATIOS = {
     "qpa_over_lora": {"": ("qpa_fast", "lora_fast"), "_tuned": ("qpa_fast_tuned", "lora_fast")},
+    "unilora_over_lora": {"": ("unilora_fast", "lora_fast")},
     "naive_over_fast": {
         "_cached": ("qpa_naive", "qpa_fast"),
         "_uncached": ("qpa_naive", "qpa_fast_uncached"),
@@ -91,7 +96,7 @@ class Suite:
 
     def _fitted(self, name: str) -> Shape:
         shape = self.shapes[name]
-        if self.quick and name != "gpt2":
+        if self.quick and name not in ("gpt2", "smollm2"):
             shape = shape.with_vocab(min(shape.vocab, _QUICK_VOCAB))
         self.measured_shapes[name] = shape.fitting(free_memory())
         return self.measured_shapes[name]

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qpa_exp.adapters.adapted import ClassicalModel
-from qpa_exp.adapters.peft_model import build_peft_model
+from qpa_exp.adapters.peft_model import build_peft_model, make_peft_config
 from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.benchmarks.measuring import Seconds, fit_exponent, side_by_side
 from qpa_exp.cli import compose_config
@@ -33,6 +33,7 @@ from qpa_exp.machine import keep_freed_memory, release_freed_memory, stock_memor
 
 _SEED = 0
 _RANK = 4
+_UNILORA = 8192
 _LOGITS_HELD_NAIVELY = 7
 """Tensors of the size of the logits that a step holds which makes them all at once."""
 
@@ -76,6 +77,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape("tiny", "gpt2", 16384, 128, 512, 64),
+    "smollm2": Shape("smollm2", "llama", 49152, 576, 1024, 64),
     "gpt2": Shape("gpt2", "gpt2", 50257, 768, 512, 2048, layers=12),
     "gemma": Shape("gemma", "gemma", 256000, 2048, 512, 8192),
     "gemma2": Shape("gemma2", "gemma2", 256000, 2304, 512, 8192, soft_cap=30.0),
@@ -143,6 +145,7 @@ class Workload:
             "qpa_naive": self.naive(self.qpa(self.naive_backend)),
             "qpa_fast": self.fast(self.qpa("statevector")),
             "qpa_fast_tuned": self.fast(self.tuned()),
+            "unilora_fast": self.fast(self.unilora()),
         }
         if self.shape.layers:
             steps["lora_fast_uncached"] = self.fast(self.lora(), cached=False)
@@ -159,6 +162,8 @@ class Workload:
         backend = self.naive_backend if naive else "statevector"
         if name.endswith("tuned"):
             return self.fast(self.tuned())
+        if name.startswith("unilora"):
+            return self.fast(self.unilora())
         model = self.lora() if name.startswith("lora") else self.qpa(backend)
         if naive:
             return self.naive(model)
@@ -188,8 +193,15 @@ class Workload:
 
     def lora(self) -> Any:
         """PEFT's own LoRA of rank 4 on the head."""
-        built = build_peft_model(self._fresh_base(), self._lora_config(), _SEED)
-        return ClassicalModel(built).train()
+        return self._classical(self._lora_config())
+
+    def unilora(self) -> Any:
+        """PEFT's own Uni-LoRA: the same factors, made of 8,192 numbers."""
+        config = compose_config(["peft=unilora", f"peft.options.theta_d_length={_UNILORA}"])
+        return self._classical(make_peft_config(config.peft))
+
+    def _classical(self, config: PeftConfig) -> Any:
+        return ClassicalModel(build_peft_model(self._fresh_base(), config, _SEED)).train()
 
     def qpa(self, backend: str) -> QPAModel:
         """The same, generated."""

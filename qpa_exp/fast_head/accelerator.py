@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from qpa_exp.adapters.adapted import AdaptedModel
-from qpa_exp.adapters.methods._input_layer import InputLayer
 from qpa_exp.config import DataConfig
 from qpa_exp.data.datamodule import Batch, TextDataModule
 from qpa_exp.errors import InputError, one_line
+from qpa_exp.fast_head.head_formula import find_update
 from qpa_exp.fast_head.hidden_tables import (
     GIB,
     Backbone,
@@ -44,7 +44,8 @@ from qpa_exp.fast_head.hidden_tables import (
 from qpa_exp.fast_head.low_rank_loss import (
     FinalLogits,
     FrozenHead,
-    LowRank,
+    Update,
+    dora,
     low_rank_loss,
     multiplies_fast,
     with_gradients,
@@ -104,6 +105,8 @@ class AdaptedHead:
         self.model, self.final, self.low = model, final, low
         self.layer: Any = model.language_model().get_output_embeddings()
         self._frozen: FrozenHead | None = None
+        self._without_formula: set[bool] = set()
+        """Whether the layer was training, where its method had no formula."""
 
     @property
     def frozen(self) -> FrozenHead:
@@ -130,40 +133,46 @@ class AdaptedHead:
         Returns:
             The loss, which has gradients where the method is trained, and (rows, tokens) nats.
         """
-        layer, update = self.layer, None
-        names = [] if layer.disable_adapters else layer.active_adapters
+        layer, flat = self.layer, (targets.flatten(), weights.flatten())
         with torch.autocast(hidden.device.type, enabled=False):
-            if isinstance(layer, InputLayer):
-                for name in names:
-                    hidden = layer.change(hidden, name)
-            elif type(layer) is LoraLinear and len(names) == 1:
-                update = self._low_rank(hidden, names[0])
-            flat = hidden.flatten(0, 1), targets.flatten(), weights.flatten()
-            if names and update is None and not isinstance(layer, InputLayer):
-                head, vocab = lambda part: self.final(layer(part)), len(self.frozen.weight)
-                loss, nats = any_head_loss(head, self.model.trained_tensors(), *flat, vocab)
+            update = self._update(hidden)
+            if update is None:
+                trained, vocab = self.model.trained_tensors(), len(self.frozen.weight)
+                head = lambda part: self.final(layer(part))  # noqa: E731
+                loss, nats = any_head_loss(head, trained, hidden.flatten(0, 1), *flat, vocab)
             else:
-                loss, nats = low_rank_loss(self.frozen, *flat, update)
+                loss, nats = low_rank_loss(self.frozen, update, *flat)
         return loss, nats.view(targets.shape)
 
-    def _low_rank(self, hidden: Tensor, name: str) -> LowRank | None:
-        """LoRA's or DoRA's tensors; None for another variant, or what has no formula here."""
-        layer = self.layer
+    def _update(self, hidden: Tensor) -> Update | None:
+        """What the method makes of the head; None where that has no formula here."""
+        layer: Any = self.layer
+        update = self._dora(layer, hidden) if type(layer) is LoraLinear else None
+        if update is None and layer.training not in self._without_formula:
+            low = self.frozen.dtype.itemsize == 2
+            update = find_update(layer, layer.get_base_layer(), hidden, keep_frozen=low)
+            if update is None:
+                self._without_formula.add(layer.training)
+        return update
+
+    def _dora(self, layer: Any, hidden: Tensor) -> Update | None:
+        """Of one DoRA adapter: PEFT's own makes the whole matrix, to find the norms of its rows."""
+        names = [] if layer.disable_adapters else layer.active_adapters
+        if layer.merged or len(names) != 1:
+            return None
+        (name,) = names
+        variant = layer.lora_variant.get(name)
+        if not (isinstance(variant, DoraLinearVariant) or variant is DoraLinearVariant):
+            return None
         a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
         # A generated layer has a class made from Linear.
         plain = all(isinstance(x, nn.Linear) and x.bias is None for x in (a, b))
-        if layer.merged or not plain or not isinstance(dropout, nn.Dropout | nn.Identity):
-            return None
-        drops = isinstance(dropout, nn.Dropout) and dropout.training and dropout.p > 0
-        variant = layer.lora_variant.get(name)
-        if variant is None:
-            given = dropout(hidden.to(a.weight.dtype)).flatten(0, 1) if drops else None
-            return LowRank(a.weight, b.weight, layer.scaling[name], None, given)
-        dora = isinstance(variant, DoraLinearVariant) or variant is DoraLinearVariant
-        if not dora or drops:  # with dropout, DoRA drops inputs of the frozen product too
+        drops = not isinstance(dropout, nn.Identity) and (dropout.training and dropout.p > 0)
+        if not plain or drops:  # with dropout, DoRA drops inputs of the frozen product too
             return None
         magnitude = layer.lora_magnitude_vector[name].weight
-        return LowRank(a.weight, b.weight, layer.scaling[name], magnitude)
+        scaling = layer.scaling[name]
+        return dora(self.frozen, hidden.flatten(0, 1), a.weight, b.weight, scaling, magnitude)
 
 
 def any_head_loss(

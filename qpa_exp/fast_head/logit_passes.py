@@ -178,6 +178,9 @@ def add_product(
     fast: bool = False,
 ) -> None:
     """Add ``stored`` times a few columns to ``to``; ``fast``: by the compiled pass."""
+    if not fast and stored.dtype == torch.float32:
+        to.addmm_(stored, columns)
+        return
     if not fast:
         for rows in _blocks(stored):
             to[rows].addmm_(stored[rows].float(), columns)
@@ -188,6 +191,18 @@ def add_product(
         len(at),
         threads=at.size >= _WORTH_THREADS,
     )
+
+
+def multiply_back(
+    stored: Shaped[Tensor, "vocab tokens"], b: Float[Tensor, "vocab r"]
+) -> Float[Tensor, "tokens r"]:
+    """The transposed ``stored`` times b, in float32."""
+    if stored.dtype == torch.float32:
+        return stored.T @ b
+    found = b.new_zeros(stored.shape[1], b.shape[1])
+    for rows in _blocks(stored):
+        found.addmm_(stored[rows].float().T, b[rows])
+    return found
 
 
 def _blocks(stored: Tensor) -> Iterator[slice]:

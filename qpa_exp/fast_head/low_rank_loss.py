@@ -27,7 +27,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from qpa_exp.fast_head.logit_passes import Terms, add_product, can_compile, exponentiate, largest
+from qpa_exp.fast_head.logit_passes import (
+    Terms,
+    add_product,
+    can_compile,
+    exponentiate,
+    largest,
+    multiply_back,
+)
 from qpa_exp.lm.losses import IGNORED
 
 _ROWS = 2048
@@ -147,6 +154,19 @@ class FrozenHead:
             torch.addmm(part.copy_((-offset).expand_as(part)), rows, h.T, out=part)
         return offset.float()
 
+    def add(
+        self,
+        u: Float[Tensor, "tokens r"],
+        b: Float[Tensor, "vocab r"],
+        out: Float[Tensor, "vocab tokens"],
+        *,
+        afresh: bool = False,
+    ) -> None:
+        """``B u`` is added to ``out``, or put there, in the type of the head's own product."""
+        columns = u.to(self.dtype).T
+        for rows, part in zip(b.split(_PRODUCT_ROWS), out.split(_PRODUCT_ROWS), strict=True):
+            torch.addmm(part, rows.to(self.dtype), columns, beta=0 if afresh else 1, out=part)
+
     def _parts(self, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """A large product in 16 bits would first rearrange the whole weight, in as much memory."""
         return zip(self.operand.split(_PRODUCT_ROWS), out.split(_PRODUCT_ROWS), strict=True)
@@ -175,149 +195,189 @@ _ALIGNED = 16
 no whole number of registers takes half as long again."""
 
 
+_NARROW_IN_16_BITS = 64
+"""The largest rank of an update whose product is taken in float32 beside a head's of 16 bits."""
+
+
 @dataclass(frozen=True)
-class LowRank:
-    """LoRA's update of the head, ``scaling * B (A x)``, and DoRA's length of each output.
+class Update:
+    """What a method makes of the head: ``share (W h) + B u + bias`` for each token.
 
     Attributes:
-        a: (r, k).
-        b: (vocab, r).
-        scaling: ``lora_alpha / r``.
-        magnitude: (vocab,), or None for plain LoRA.
-        inputs: (tokens, k), what A is given; None = the hidden states. With dropout they differ.
+        hidden: (tokens, k), what the frozen product takes; None where it is left out.
+        u: (tokens, r), and
+        b: (vocab, r): a product that is added; None for none.
+        share: (vocab,), a factor of each of the frozen product's outputs; None for 1.
+        bias: (vocab,), a constant; None for none.
     """
 
-    a: Float[Tensor, "r k"]
-    b: Float[Tensor, "vocab r"]
-    scaling: float = 1.0
-    magnitude: Float[Tensor, " vocab"] | None = None
-    inputs: Float[Tensor, "tokens k"] | None = None
+    hidden: Float[Tensor, "tokens k"] | None
+    u: Float[Tensor, "tokens r"] | None = None
+    b: Float[Tensor, "vocab r"] | None = None
+    share: Float[Tensor, " vocab"] | None = None
+    bias: Float[Tensor, " vocab"] | None = None
+
+
+def dora(
+    head: FrozenHead,
+    hidden: Float[Tensor, "tokens k"],
+    a: Float[Tensor, "r k"],
+    b: Float[Tensor, "vocab r"],
+    scaling: float,
+    magnitude: Float[Tensor, " vocab"],
+) -> Update:
+    """LoRA's update ``scaling B (A h)``, and each output's row then as long as its magnitude.
+
+    The norms of the rows are constants (Sec. 4.3 of DoRA's paper).
+    """
+    with torch.no_grad():
+        norms = _adapted_norms(head, a.float(), b.float(), scaling)
+    share = magnitude.float() / norms
+    u = (hidden.float() @ a.float().T) * scaling
+    return Update(hidden, u, b.float() * share[:, None], share, head.bias)
 
 
 def low_rank_loss(
     head: FrozenHead,
-    hidden: Float[Tensor, "tokens k"],
+    update: Update,
     targets: Int[Tensor, " tokens"],
     weights: Float[Tensor, " tokens"],
-    update: LowRank | None = None,
     *,
     buffer_bytes: int = BUFFER_BYTES,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " tokens"]]:
     """The weighted sum of the cross entropies of the head's logits.
 
-    Gradients go to the tensors of ``update``; without one, to ``hidden`` where it requires one,
-    which takes a second product with the head. All but the products with the head is in float32.
+    Gradients go to the tensors of ``update``, and from there to what they were made from; to its
+    hidden states it takes a second product with the head. All but the products with the head, and
+    others nearly as large, is in float32.
 
     Args:
         head: the frozen head.
-        hidden: what enters it.
+        update: what enters it, and what a method makes of it.
         targets: the tokens to predict; ``IGNORED`` where there is none.
         weights: of each prediction in the loss.
-        update: LoRA or DoRA on the head; None is the head as it is.
         buffer_bytes: the most that the logits of one chunk take; one token is always taken.
 
     Returns:
         The loss, and the nats of each prediction, which have no gradient: 0 without a target.
 
     Example:
-        >>> head = FrozenHead(torch.eye(3))
-        >>> loss, nats = low_rank_loss(head, torch.zeros(2, 3), torch.tensor([0, 2]), torch.ones(2))
+        >>> head, targets = FrozenHead(torch.eye(3)), torch.tensor([0, 2])
+        >>> loss, nats = low_rank_loss(head, Update(torch.zeros(2, 3)), targets, torch.ones(2))
         >>> float(loss)  # 2 ln 3
         2.1972246170043945
     """
-    if update is not None and hidden.requires_grad:
-        raise ValueError("An update of the head is for hidden states that are constants.")
     places = (targets != IGNORED).nonzero()[:, 0]
-    hidden, weights = hidden.index_select(0, places), weights[places].float()
-    leaves = [hidden] if update is None else [update.a, update.b]
-    if update is not None and update.magnitude is not None:
-        leaves.append(update.magnitude)
-    if update is not None and update.inputs is not None:
-        update = replace(update, inputs=update.inputs[places])
-    sought = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+    weights = weights[places].float()
+    update = replace(
+        update,
+        hidden=None if update.hidden is None else update.hidden.index_select(0, places),
+        u=None if update.u is None else update.u.index_select(0, places),
+    )
+    leaves = {
+        name: tensor
+        for name in ("hidden", "u", "b", "share")
+        if (tensor := getattr(update, name)) is not None
+        and tensor.requires_grad
+        and torch.is_grad_enabled()
+    }
+    with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
         found, gradients = _in_chunks(
-            head, hidden.detach(), targets[places], weights, update, sought, buffer_bytes
+            head, update, targets[places], weights, frozenset(leaves), buffer_bytes
         )
         loss = found @ weights
         nats = found.new_zeros(targets.shape).index_copy(0, places, found)
-    if sought:
-        typed = [g.to(leaf.dtype) for g, leaf in zip(gradients, leaves, strict=True)]
-        loss = with_gradients(loss, leaves, typed)
+    if leaves:
+        typed = [gradients[name].to(leaf.dtype) for name, leaf in leaves.items()]
+        loss = with_gradients(loss, list(leaves.values()), typed)
     return loss, nats
 
 
 def _in_chunks(
     head: FrozenHead,
-    hidden: Tensor,
+    update: Update,
     targets: Tensor,
     weights: Tensor,
-    update: LowRank | None,
-    sought: bool,
+    sought: frozenset[str],
     buffer_bytes: int,
-) -> tuple[Tensor, list[Tensor]]:
-    """Nats, and where they are sought the gradients of A, B and the magnitude, or of ``hidden``."""
-    of_hidden = torch.empty_like(hidden, dtype=torch.float32) if sought and update is None else None
-    of_update = sought and update is not None
-    if update is None:  # the head as it is: an update of rank 0
-        update = LowRank(head.weight.new_empty(0, hidden.shape[1]), head.weight[:, :0])
-    a, b = update.a.float(), update.b.float()
-    (vocab, rank), scaling = b.shape, update.scaling * head.final.scale
-    norms = share = None
-    if update.magnitude is not None:  # DoRA's norms are constants (Sec. 4.3 of its paper)
-        norms = _adapted_norms(head, a, b, update.scaling)
-        share = update.magnitude.float() / norms
-    # Logits before the soft cap are share (product + offset + B u) + bias, and u is scaling A x.
-    ones = b.new_ones(vocab) if share is None else share
-    bias = [] if head.bias is None else [head.bias.float()[:, None] * head.final.scale]
-    left = torch.cat([ones[:, None], b * ones[:, None], *bias], 1)
-    scaled_b = left[:, 1 : 1 + rank].contiguous()
-    fast = can_compile(b.device, head.dtype, rank)
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Nats, and the gradients of those tensors of the update that are sought."""
+    vocab, scale, hidden, share = len(head.weight), head.final.scale, update.hidden, update.share
+    u, b = weights.new_zeros(len(targets), 0), weights.new_zeros(vocab, 0)
+    if update.u is not None and update.b is not None:
+        u, b = update.u.detach().float() * scale, update.b.detach().float()
+    in_product = hidden is None or (share is None and _joins_product(head, b.shape[1]))
+    narrow = b[:, :0] if in_product else b
+    # Logits before the soft cap are share (product + offset) + B u + bias.
+    ones = weights.new_ones(vocab) if share is None else share.detach().float()
+    bias = [] if update.bias is None else [update.bias.detach().float()[:, None] * scale]
+    left = torch.cat([ones[:, None], narrow, *bias], 1)
+    fast = can_compile(b.device, head.dtype, narrow.shape[1])
 
-    # B's gradient needs u in columns; that of DoRA's share the offset beside it, if there is one.
-    columns = slice(0 if share is not None and head.dtype.itemsize == 2 else 1, 1 + rank)
-    of_a, of_left = torch.zeros_like(a), torch.zeros_like(left[:, columns])
-    of_share = torch.zeros_like(ones)
-    kinds = 2 if of_update and share is not None else 1
+    of = {name: torch.zeros_like(getattr(update, name), dtype=torch.float32) for name in sought}
+    kinds = 2 if "share" in sought else 1
     most = max(1, buffer_bytes // (kinds * vocab * head.dtype.itemsize))
     size = -(-len(targets) // max(1, -(-len(targets) // most))) or 1  # chunks of even size
     # One for all chunks: of two, the first would still be held by the C library.
     room = head.room(kinds * vocab * _aligned(size)).view(kinds, -1)
-    nats = torch.empty(len(targets), device=hidden.device)
+    nats = torch.empty(len(targets), device=b.device)
     for begin in range(0, len(targets), size):
         span = slice(begin, begin + size)
-        y, w = targets[span], weights[span]
-        x = (hidden if update.inputs is None else update.inputs)[span].float()
-        u = (x @ a.T) * scaling
-        right = torch.cat([u.new_zeros(1, len(u)), u.T, u.new_ones(len(bias), len(u))])
-        terms = Terms(left, right, share, head.final.soft_cap)
+        y, w, v = targets[span], weights[span], u[span]
+        inner = v[:, :0] if in_product else v
+        right = torch.cat([v.new_zeros(1, len(v)), inner.T, v.new_ones(len(bias), len(v))])
+        terms = Terms(left, right, None if share is None else ones, head.final.soft_cap)
         chunk = _exponentials(
-            head, fast, hidden[span], y, terms, room, scaled_b if of_update else b[:, :0], sought
+            head,
+            fast,
+            None if hidden is None else hidden[span].detach(),
+            (v, b) if in_product else (v[:, :0], narrow),
+            y,
+            terms,
+            room,
+            narrow if "u" in sought else b[:, :0],
+            bool(sought),
         )
         nats[span] = chunk.nats
         # dL/dz = w (softmax - one-hot target), times the soft cap's slope.
         of_exponential, of_target = w / chunk.sums, w * chunk.target_slope
-        if of_update:
-            of_u = chunk.towards_u.T * of_exponential[:, None] - scaled_b[y] * of_target[:, None]
-            of_a.addmm_(of_u.T, x, alpha=scaling)
-            factors = right[columns].T
-            add_product(chunk.stored, factors * of_exponential[:, None], of_left, fast=fast)
-            of_left.index_add_(0, y, -factors * of_target[:, None])
+        if "u" in sought:
+            towards = multiply_back(chunk.stored, b) if in_product else chunk.towards_u.T
+            of["u"][span] = towards * of_exponential[:, None] - b[y] * of_target[:, None]
+        # A product whose columns have to do with the exponentials: the offset's is share's.
+        with_offset = "share" in sought and head.dtype.itemsize == 2
+        columns = ([right[:1].T] if with_offset else []) + ([v] if "b" in sought else [])
+        if columns:
+            factors = torch.cat(columns, 1)
+            to = factors.new_zeros(vocab, factors.shape[1]) if with_offset else of["b"]
+            add_product(
+                chunk.stored, factors * of_exponential[:, None], to, fast=fast and not in_product
+            )
+            to.index_add_(0, y, -factors * of_target[:, None])
+            if with_offset:
+                of["share"] += to[:, 0]
+            if with_offset and "b" in sought:
+                of["b"] += to[:, 1:]
         if chunk.stored_raw is not None:
-            add_product(chunk.stored_raw, of_exponential[:, None], of_share[:, None], fast=fast)
-            of_share.index_add_(0, y, -chunk.target_product * of_target)
-        if of_hidden is not None:
+            add_product(chunk.stored_raw, of_exponential[:, None], of["share"][:, None], fast=fast)
+            of["share"].index_add_(0, y, -chunk.target_product * of_target)
+        if "hidden" in sought:
             softmax = chunk.stored.mul_((1 / chunk.sums).to(head.dtype))
             at_target = y, torch.arange(len(y), device=y.device)
             softmax[at_target] -= chunk.target_slope.to(head.dtype)
-            of_hidden[span] = head.back(softmax) * w[:, None]
-    if of_hidden is not None:
-        return nats, [of_hidden]
-    if share is None or norms is None:
-        return nats, [of_a, of_left]
-    of_b = of_left[:, -rank:]
-    of_share += of_left[:, :-rank].sum(1) + (b * of_b).sum(1)
-    return nats, [of_a, of_b * share[:, None], of_share / norms]
+            if share is not None:
+                softmax.mul_(ones[:, None].to(head.dtype))
+            of["hidden"][span] = head.back(softmax) * w[:, None]
+    if "u" in sought:
+        of["u"] *= scale
+    return nats, of
+
+
+def _joins_product(head: FrozenHead, rank: int) -> bool:
+    """Whether an update of this rank is added up where the product with the head is."""
+    if head.dtype.itemsize == 2:
+        return rank > _NARROW_IN_16_BITS
+    return not can_compile(head.weight.device, head.dtype, rank)
 
 
 class _Exponentials(NamedTuple):
@@ -345,22 +405,28 @@ class _Exponentials(NamedTuple):
 def _exponentials(
     head: FrozenHead,
     fast: bool,
-    hidden: Tensor,
+    hidden: Tensor | None,
+    more: tuple[Tensor, Tensor],
     targets: Tensor,
     terms: Terms,
     room: Tensor,
     b: Tensor,
     keep: bool,
 ) -> _Exponentials:
-    """One chunk; the offsets of a product in 16 bits go to the first row of ``terms.right``."""
+    """One chunk; the offsets of a product in 16 bits go to the first row of ``terms.right``.
+
+    ``more``: u and B of a product that is added to that with the head.
+    """
     vocab, tokens = len(terms.left), len(targets)
     width = _aligned(tokens)
-    product, *more = (part[: vocab * width].view(vocab, width) for part in room)
-    stored, stored_raw = product[:, :tokens], more[0][:, :tokens] if more else None
-    padded = F.pad(hidden, (0, 0, 0, width - tokens))
+    product, *second = (part[: vocab * width].view(vocab, width) for part in room)
+    stored, stored_raw = product[:, :tokens], second[0][:, :tokens] if second else None
+    h, u = (None if x is None else F.pad(x, (0, 0, 0, width - tokens)) for x in (hidden, more[0]))
     limit = 1e4 if stored.dtype == torch.float16 else 1e30
     for blocks in (1, None):
-        offset = head.product(padded, product)
+        offset = None if h is None else head.product(h, product)
+        if u is not None and u.shape[1]:
+            head.add(u, more[1], product, afresh=h is None)
         terms.right[0] = 0.0 if offset is None else offset[:tokens]
         target_product = stored[targets, torch.arange(tokens, device=targets.device)].float()
         target, slope = terms.at(target_product, targets)

@@ -135,7 +135,8 @@ def test_the_whole_leaves_a_record_of_every_figure(monkeypatch, tmp_path):
             assert step["quartiles"][0] <= step["median"] <= step["quartiles"][1]
     ratios = record["ratios"]
     assert set(ratios) - {"circuit_over_torchquantum"} == {
-        "qpa_over_lora", "naive_over_fast", "lora_over_floor", "extra_memory_mib",
+        "qpa_over_lora", "unilora_over_lora", "naive_over_fast", "lora_over_floor",
+        "extra_memory_mib",
     }  # fmt: skip
     assert set(ratios["naive_over_fast"]) == {
         "gpt2_cached", "gpt2_uncached", "gpt2_cached_bf16", "gemma2_cached",
@@ -172,6 +173,7 @@ def test_parts_that_were_not_asked_for_are_not_measured():
         (["--rounds", "many"], "invalid int value"),
         (["--threads", "100000"], "cores there are"),
         (["--only", "circuits,dance"], "--only dance is unknown"),
+        (["--shapes", "tiny,gpt5"], "--shapes gpt5 is unknown"),
         (["--json", "nowhere/at/all.json"], "nowhere/at is not a directory"),
     ],
 )
@@ -186,4 +188,5 @@ def test_options_are_read(tmp_path: Path):
     options = parse(["--quick", "--json", str(tmp_path / "x.json"), "--only", "growth,steps"])
     assert options.quick
     assert options.only == ("growth", "steps")
+    assert options.shapes == tuple(SHAPES)
     assert options.threads is options.rounds is None
