@@ -146,26 +146,48 @@ def learning_rates(runs: pd.DataFrame) -> Figure:
     validation = validation_of(metric)
     runs = runs[runs[validation].notna()].astype({validation: float})
     if runs.empty:
-        raise InputError("No run of this study has a curve of validation to show rates by.")
-    if runs.empty:
         raise InputError(f"No run of this study has measured a validation {metric.name}.")
     table = aggregate(runs)
-    figure = Figure(figsize=(1.6 * drawing.WIDTH, 1.2 * drawing.HEIGHT), layout="constrained")
-    axis = figure.subplots()
+    figure = _by_size(table, _RATE, validation)
+    (axis,) = figure.axes
     names = table.apply(_with_size, axis=1)
     for name, style in zip(dict.fromkeys(names), drawing.many_styles(), strict=False):
-        points = table[names == name]
-        drawing.curve(axis, points, _RATE, validation, label=name, **style)
-        top = best(points, metric, validation)
+        top = best(table[names == name], metric, validation)
         drawing.star(axis, (top[_RATE], top[validation]), 12, style["color"])
-    axis.set_xscale("log")
-    drawing.plain_ticks(axis, sorted(table[_RATE].unique()))
     axis.set_xlabel("learning rate")
     axis.set_ylabel(f"validation {metric.label}")
     if metric.smaller_is_better:
         edge = drawing.EDGE * table.groupby(names)[validation].min().max()
         if table[validation].max() > edge:
             axis.set_ylim(0.9 * table[validation].min(), edge)
+    return figure
+
+
+def amounts(runs: pd.DataFrame) -> Figure:
+    """The metric over the amount of text that is trained on, for each method and size."""
+    if "train_tokens" not in runs or runs["train_tokens"].isna().all():
+        raise InputError("No run of this study has recorded train_tokens: make it again.")
+    metric = ranked_by(runs)
+    table = aggregate(runs)
+    figure = _by_size(table[table["train_tokens"].notna()], "train_tokens", metric.name)
+    (axis,) = figure.axes
+    base = table[f"base_{metric.name}"].mean()
+    axis.axhline(base, color="black", linestyle=":", label=f"not trained: {base:.1f}")
+    axis.set_xlabel("tokens of training text")
+    axis.set_ylabel(metric.label)
+    drawing.legend(axis, beside=True)
+    return figure
+
+
+def _by_size(table: pd.DataFrame, x: str, y: str) -> Figure:
+    """A curve for each method and size."""
+    figure = Figure(figsize=(1.6 * drawing.WIDTH, 1.2 * drawing.HEIGHT), layout="constrained")
+    axis = figure.subplots()
+    names = table.apply(_with_size, axis=1)
+    for name, style in zip(dict.fromkeys(names), drawing.many_styles(), strict=False):
+        drawing.curve(axis, table[names == name].sort_values(x), x, y, label=name, **style)
+    axis.set_xscale("log")
+    drawing.plain_ticks(axis, sorted(table[x].unique()))
     drawing.legend(axis, beside=True)
     return figure
 
@@ -395,6 +417,7 @@ KINDS: Registry[Callable[..., Figure]] = Registry(
         "pareto": pareto_front,
         "over": over,
         "learning_rates": learning_rates,
+        "amounts": amounts,
         "categories": categories,
         "qubits": qubits,
         "time": time,

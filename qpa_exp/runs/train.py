@@ -427,6 +427,7 @@ def _metrics(
         "step_seconds_median": times.step_seconds_median,
         "tokens_per_second": times.tokens_per_second,
         "time_split": parts.stopwatch.split(times.batch_seconds),
+        "train_tokens": size.tokens if (size := parts.data.examples["train"].size) else None,
         "seed": parts.config.seed,
         "circuit_evaluations": module.circuit_evaluations,
         "versions": versions() | record_versions(parts.config.qpa),

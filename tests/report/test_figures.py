@@ -224,6 +224,21 @@ def test_learning_rates_are_chosen_by_validation(runs_of: Runs) -> None:
     assert axes.get_ylim()[1] == 120.0  # 1.5 times the worst of the best
 
 
+def test_the_amount_of_text_is_an_axis(runs_of: Runs) -> None:
+    figures = {"perplexity": 90.0, "trainable_params": 1000}
+    runs = runs_of(
+        *((["qpa=off", f"data.train_split='train[:{n}%]'"], figures | {"train_tokens": 100 * n})
+          for n in (90, 10)),
+        (["qpa=paper"], figures | {"trainable_params": 500, "train_tokens": 100}),
+    )  # fmt: skip
+    (axes,) = draw(runs, {"kind": "amounts"}).axes
+    assert axes.get_ylabel() == "perplexity (real tokens)"
+    assert curve(axes, "LoRA (1,000)") == ([1000, 9000], [90.0, 90.0])
+    assert curve(axes, "not trained: 200.0")[1] == [200.0, 200.0]
+    with pytest.raises(InputError, match="train_tokens"):
+        draw(runs.drop(columns="train_tokens"), {"kind": "amounts"})
+
+
 def test_a_task_s_own_metric_is_drawn(runs_of: Runs, tmp_path: Path) -> None:
     """Larger is better there."""
     task = ["task=seq_cls", "data=labelled", "data.path=x.csv", "peft.target_modules=[c_attn]"]

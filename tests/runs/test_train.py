@@ -33,6 +33,7 @@ KEYS = {
     "circuit_evaluations", "bits_per_byte", "base_bits_per_byte", "word_perplexity",
     "base_word_perplexity", "kept_step", "validation_perplexity", "last_perplexity",
     "last_perplexity_padded", "last_bits_per_byte", "last_word_perplexity", "n_mlp",
+    "train_tokens",
 }  # fmt: skip
 
 
