@@ -23,7 +23,6 @@ from qpa_exp.errors import InputError
 from qpa_exp.files import check_file, write_json
 from qpa_exp.machine import keep_freed_memory
 
-
 _CHOSEN = {"only": PARTS, "shapes": tuple(SHAPES)}
 """Options that choose some of what there is: parts of the benchmark, and shapes of the steps."""
 

@@ -178,7 +178,11 @@ def configure(overrides: list[str]) -> Callable[..., Any]:
     """The config of that run, with more overrides."""
     from qpa_exp.cli import compose_config
 
-    return lambda *more: compose_config([*overrides, *more])
+    def compose(*more: str) -> Any:
+        generated = "qpa=off" not in more
+        return compose_config([*(o for o in overrides if generated or "qpa." not in o), *more])
+
+    return compose
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -406,9 +407,9 @@ class FastHead(CausalLM):
                 if not shown and now - said >= _SAID_EVERY:
                     said, rate = now, computed / (now - began)
                     log.info(
-                        "Hidden states of the %s split: %.0f %%, %s tokens a second, %.0f s left",
+                        "Hidden states of the %s split: %.0f %%, %s tokens a second, %s left",
                         split, 100 * (before + computed) / total, f"{rate:,.0f}",
-                        (total - before - computed) / rate,
+                        timedelta(seconds=round((total - before - computed) / rate)),
                     )  # fmt: skip
         seconds = time.monotonic() - began
         log.info(

@@ -250,7 +250,7 @@ def test_a_file_is_told_now_and_then_how_far_it_is(
     lines = [line for line in lines if " to /" not in line]
     tokens = task.tables["train"].tokens
     assert len(lines) == tokens // 128 // 2 + 1
-    assert re.search(r"train split: \d+ %, \d+ tokens a second, \d+ s left", lines[0])
+    assert re.search(r"train split: \d+ %, \d+ tokens a second, \d+:\d\d:\d\d left", lines[0])
     assert f"train split: {tokens:,} tokens in" in lines[-1]
 
 
