@@ -45,7 +45,7 @@ def rising(
     return lambda *more: configure(
         f"data.path={place}", "optim.schedule=constant", f"trainer.max_steps={STEPS}",
         "trainer.checkpoint_every_n_steps=3", "trainer.validate_every_n_steps=2",
-        "peft.lora_dropout=0.2", "qpa=off", *more,
+        "peft.lora_dropout=0.2", "qpa=off", "qpa.n_mlp=null", *more,
     )  # fmt: skip
 
 
