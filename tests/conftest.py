@@ -164,7 +164,6 @@ def overrides(small_model_dir: Path, text_dir: Path) -> list[str]:
         f"data.path={text_dir}",
         "data.max_length=16",
         "data.batch_size=4",
-        "qpa.n_mlp=64",
         "optim.lr=5e-3",
         "trainer.max_epochs=2",
         "trainer.progress_bar=false",
@@ -178,11 +177,7 @@ def configure(overrides: list[str]) -> Callable[..., Any]:
     """The config of that run, with more overrides."""
     from qpa_exp.cli import compose_config
 
-    def compose(*more: str) -> Any:
-        generated = "qpa=off" not in more
-        return compose_config([*(o for o in overrides if generated or "qpa." not in o), *more])
-
-    return compose
+    return lambda *more: compose_config([*overrides, *more])
 
 
 @pytest.fixture(scope="session")

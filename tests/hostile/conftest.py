@@ -81,7 +81,7 @@ def whole_run(
         [
             "model=hf", f"model.name_or_path={small_model_dir}", "data=text",
             f"data.path={text_dir}", "data.max_length=16", "data.batch_size=4", "data.cache=off",
-            "qpa.n_mlp=64", "optim.lr=5e-3", "trainer.max_epochs=1", "trainer.max_steps=2",
+            "optim.lr=5e-3", "trainer.max_epochs=1", "trainer.max_steps=2",
             "trainer.progress_bar=false", "trainer.limit_eval_batches=1",
         ]
     )  # fmt: skip
