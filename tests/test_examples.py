@@ -20,7 +20,7 @@ def run_example(name: str, out: Path) -> str:
     command = [sys.executable, EXAMPLES / name, "--steps", "8", "--out", out]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert "trainable params: 40,952" in done.stdout
+    assert "trainable params: 9,048" in done.stdout
     return done.stdout
 
 

@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from qpa_exp.adapters.catalogue import METHODS, Method
 from qpa_exp.config import PeftMethodConfig
 from qpa_exp.errors import InputError, nearest, sentence_end
+from qpa_exp.lm.loading import keep_gradients
 
 
 def checkpoint_activations(model: PreTrainedModel, **options: Any) -> None:
@@ -202,6 +203,7 @@ def build_peft_model(model: PreTrainedModel, config: PeftConfig, seed: int) -> P
     """
     check_targets(model, config)
     check_rank(model, config)
+    keep_gradients(model)
     if config.peft_type in _BEFORE_THE_TEXT and getattr(config, "token_dim", None) is None:
         # PEFT would take the layers' width, which is not that of OPT's embeddings.
         embedding: Any = model.get_input_embeddings()

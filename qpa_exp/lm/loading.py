@@ -72,7 +72,7 @@ def load_model(
     _refuse_weights("lacks", source, {k for k in found["missing_keys"] if k.startswith(prefix)})
     _refuse_weights("has other shapes of", source, {k for k in changed if k.startswith(prefix)})
     _refuse_weights("has numbers that are not finite in", source, _not_finite(model))
-    model = model.requires_grad_(False).eval()
+    keep_gradients(model.requires_grad_(False).eval())
     if auto_class == "AutoModelForCausalLM":
         _refuse_what_sees_ahead(source, model)
     if config.base_model is not None:  # PEFT writes this name into what it saves
@@ -366,6 +366,17 @@ def _place(name_or_path: str) -> Path | str:
             "give one that holds a model in the hub's format, or a hub id."
         )
     return name_or_path
+
+
+def keep_gradients(model: torch.nn.Module) -> None:
+    """Keep bitsandbytes from arranging 4-bit weights for products that have no gradients.
+
+    It does so for good at the first product of a layer in evaluation mode, where the processor has
+    bfloat16 instructions.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 # --- GGUF -------------------------------------------------------------------------------------

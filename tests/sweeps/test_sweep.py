@@ -36,7 +36,7 @@ def test_a_sweep_says_its_cost_runs_and_is_not_run_again(
 ) -> None:
     sweep("qpa.n_mlp=64,128")
     said = capsys.readouterr().out
-    assert "2 runs of 40," in said
+    assert "2 runs of 9," in said
     assert "trainable parameters" in said
     assert "[1/2] qpa.n_mlp=64 seed=2025: perplexity " in said
     assert "left" in said
@@ -199,7 +199,7 @@ def test_a_run_of_a_sweep_can_be_continued_by_itself(sweep: Sweep) -> None:
 
 def test_only_a_plan_runs_nothing(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     sweep("qpa.n_mlp=64,128", "hydra.sweeper.only_plan=true")
-    assert "2 runs of 40," in capsys.readouterr().out
+    assert "2 runs of 9," in capsys.readouterr().out
     assert not Path("runs").exists()
 
 

@@ -107,7 +107,7 @@ def classify(small_model_dir: Path, labelled: Path) -> Configure:
     given = [
         "task=seq_cls", "model=hf", f"model.name_or_path={small_model_dir}", "data=labelled",
         f"data.path={labelled / 'splits'}", "data.max_length=16", "data.batch_size=4",
-        "peft.target_modules=[c_attn]", "optim.lr=3e-2", "trainer.max_epochs=10",
+        "peft.target_modules=[c_attn]", "optim.lr=1e-2", "trainer.max_epochs=10",
         "trainer.progress_bar=false",
     ]  # fmt: skip
     return lambda *more: compose_config([*given, *more])
