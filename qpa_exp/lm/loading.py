@@ -374,7 +374,8 @@ def keep_gradients(model: torch.nn.Module) -> None:
     It does so for good at the first product of a layer in evaluation mode, where the processor has
     bfloat16 instructions.
     """
-    for layer in model.modules():
+    layers: Any = model.modules()
+    for layer in layers:
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
 
