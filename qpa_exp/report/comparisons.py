@@ -71,7 +71,7 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     table[figures] = grouped[figures].mean()
     spread = grouped[figures].std().add_suffix("_std")
     table = table.join(spread).join(grouped.size().rename("n"))
-    return table.reset_index()
+    return table.copy().reset_index()  # a copy lies in one piece
 
 
 def is_chosen_by_validation(table: pd.DataFrame) -> bool:

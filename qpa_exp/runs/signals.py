@@ -15,6 +15,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -70,13 +71,41 @@ class AtOnce:
     def __init__(self, run_dir: Path | None = None) -> None:
         self.run_dir = run_dir
         self._began: float | None = None
+        self._raised: SystemExit | None = None
+        self._is_lost = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """The first time unwind, so that files are closed and locks given back."""
+        if self._raised is not None and self._is_lost:
+            self._is_lost, self._raised = False, SystemExit(self._raised.code)
+            raise self._raised
         if self._began is None:
             self._began = time.monotonic()
-            end(number, self.run_dir)
+            try:
+                end(number, self.run_dir)
+            except SystemExit as leaving:
+                self._raised = leaving
+                raise
         leave_at_second(number, self._began)
+
+    def is_lost(self, error: BaseException | None) -> bool:
+        """Take note where this error, which Python dropped, is what the handler raised."""
+        self._is_lost = error is not None and error is self._raised
+        return self._is_lost
+
+
+def _send_again(dropped: Any) -> None:
+    """Send a signal once more whose handler ran in a finalizer or a weak reference's callback.
+
+    Python drops what is raised there, and the command would go on.
+    """
+    for number in numbers():
+        handler = signal.getsignal(number)
+        if isinstance(handler, AtOnce) and handler.is_lost(dropped.exc_value):
+            main = threading.main_thread().ident or 0
+            threading.Timer(0.01, signal.pthread_kill, (main, number)).start()
+            return
+    sys.__unraisablehook__(dropped)
 
 
 def leave_at_second(number: int, first: float) -> None:
@@ -92,6 +121,8 @@ def install(handler: Handler, *, over: tuple[int, ...] = ()) -> dict[int, Any]:
         The handlers that were replaced.
     """
     replaced: dict[int, Any] = {}
+    if isinstance(handler, AtOnce) and sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _send_again
     if threading.current_thread() is threading.main_thread():  # no other may
         for number in numbers():
             now = signal.getsignal(number)

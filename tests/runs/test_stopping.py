@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 import threading
+import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from safetensors.torch import load_file
 
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
-from qpa_exp.runs import directory
+from qpa_exp.runs import directory, signals
 from qpa_exp.runs.callbacks import OwnFiles
 from qpa_exp.runs.module import AdapterModule
 from qpa_exp.runs.train import resume, run
@@ -271,8 +274,6 @@ def test_signals_that_come_together_are_one(
 
 
 def test_what_others_ignore_or_handle_is_left_to_them() -> None:
-    from qpa_exp.runs import signals
-
     others = {signal.SIGHUP: signal.SIG_IGN, signal.SIGTERM: lambda number, frame: None}
     before = {number: signal.signal(number, handler) for number, handler in others.items()}
     try:
@@ -282,3 +283,29 @@ def test_what_others_ignore_or_handle_is_left_to_them() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("place", ["finalizer", "weak reference"])
+def test_a_signal_where_python_drops_what_is_raised_is_not_lost(
+    place: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Dropped:
+        def __del__(self) -> None:
+            if place == "finalizer":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def dropped() -> None:
+        with signals.at_once(Path("run")):
+            thing = Dropped()
+            kill = partial(os.kill, os.getpid(), signal.SIGTERM)
+            watch = weakref.ref(thing, lambda _: None if place == "finalizer" else kill())
+            del thing
+            threading.Event().wait(10)
+            pytest.fail(f"It goes on: {watch}")
+
+    # pytest has one of its own.
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    with pytest.raises(SystemExit) as left:
+        dropped()
+    assert left.value.code == 143
+    assert capfd.readouterr().err.count("Stopped by SIGTERM") == 1
