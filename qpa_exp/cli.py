@@ -143,12 +143,18 @@ _OUR_OWN = re.compile(rf"\$\{{(?:{_TYPED}|oc\.select:[^${{}}]*)\}}")
 def refuse_interpolations(overrides: Iterable[str]) -> None:
     """Refuse what would read more than the config, before Hydra sees it: ``${oc.env:TOKEN}``.
 
-    What it stands for would be in every file of the run, and in W&B.
+    What it stands for would be in every file of the run, and in W&B. ``hydra.searchpath`` leads to
+    files that nobody has looked through, as :func:`refuse_foreign_code` does.
 
     Raises:
         InputError: it says which override, and not what it stands for.
     """
     for override in overrides:
+        if override.lstrip("+~").startswith("hydra.searchpath"):
+            raise InputError(
+                "hydra.searchpath may lead to files that run code: give --config-dir <directory>, "
+                "which is looked through first."
+            )
         # Hydra takes the backslashes and quotes away: $\{...\} becomes a reference, too.
         if _holds_reference(_REFERENCE.sub("", re.sub(r"[\\'\"]", "", override))):
             key = override.partition("=")[0]

@@ -34,12 +34,12 @@ log = logging.getLogger(__name__)
 PARTS = ("circuits", "memory", "steps", "growth")
 
 _QUICK_VOCAB = 16384
-_ROUNDS = {"circuits": 10, "tiny": 16, "smollm2": 15, "gpt2": 10, "growth": 5} | dict.fromkeys(
-    ("gemma", "gemma2"), 4
-)
-_QUICK_ROUNDS = {"circuits": 3, "tiny": 7, "smollm2": 5, "gpt2": 3, "growth": 3} | dict.fromkeys(
-    ("gemma", "gemma2"), 2
-)
+_ROUNDS = {
+    "circuits": 10, "tiny": 16, "smollm2": 15, "gpt2": 10, "gemma": 4, "gemma2": 4, "growth": 5,
+}  # fmt: skip
+_QUICK_ROUNDS = {
+    "circuits": 3, "tiny": 7, "smollm2": 5, "gpt2": 3, "gemma": 2, "gemma2": 2, "growth": 3,
+}  # fmt: skip
 _QUBITS = [4, 6, 8, 10, 12, 14, 16, 18, 20]
 _QUICK_QUBITS = [4, 8, 12]
 _RATIOS = {

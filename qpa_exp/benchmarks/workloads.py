@@ -205,8 +205,7 @@ class Workload:
 
     def qpa(self, backend: str) -> QPAModel:
         """The same, generated."""
-        paper = compose_config(["qpa=paper"]).qpa
-        return self._generated(replace(paper, n_mlp=self.shape.n_mlp, backend=backend))
+        return self._generated(_paper(n_mlp=self.shape.n_mlp, backend=backend))
 
     def tuned(self) -> QPAModel:
         """The same by ``qpa=tuned``: small chunks that read many numbers."""
@@ -346,10 +345,14 @@ def measure_growth(rounds: int, quick: bool) -> list[Growth]:
 
 
 def _generate(n_mlp: int, n_chunks: int, n_layers: int) -> Callable[[], object]:
-    paper = compose_config(["qpa=paper"]).qpa
-    config = replace(paper, n_mlp=n_mlp, n_layers=n_layers, seed=0)
+    config = _paper(n_mlp=n_mlp, n_layers=n_layers, seed=0)
     generator = Generator(n_mlp * n_chunks, config).train()
     return lambda: generator().sum().backward()
+
+
+def _paper(**changed: Any) -> QPAConfig:
+    """The paper's generator, with some keys changed."""
+    return replace(compose_config(["qpa=paper"]).qpa, **changed)
 
 
 def _step(shape: Shape) -> Callable[[], object]:

@@ -201,14 +201,14 @@ def fit(m: int, config: QPAConfig) -> tuple[Chunking, QPAConfig]:
     """
     s = 2 ** max(0, (math.isqrt(m) // 4).bit_length() - 1)
     n_mlp = config.n_mlp or s
-    window = config.window or max(1, min(2 * s, 2 * s * s // n_mlp) // config.n_circuits)
     chunking = Chunking(m, n_mlp)
-    if config.window is None:
-        window = min(window, 2**chunking.n_qubits)
-    fitted = _fit_to_states(dataclasses.replace(config, window=window), chunking.n_qubits)
+    config = _fit_to_states(config, chunking.n_qubits)
+    window = config.window or min(
+        max(1, min(2 * s, 2 * s * s // n_mlp) // config.n_circuits), 2**chunking.n_qubits
+    )
     by_rule = 0.02 if config.mapping_hidden else 0.1 * math.sqrt(128 / (window * config.n_circuits))
     scale = config.scale or by_rule
-    return chunking, dataclasses.replace(fitted, n_mlp=n_mlp, scale=scale)
+    return chunking, dataclasses.replace(config, n_mlp=n_mlp, window=window, scale=scale)
 
 
 def _fit_to_states(config: QPAConfig, n_qubits: int) -> QPAConfig:

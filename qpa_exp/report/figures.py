@@ -148,18 +148,17 @@ def learning_rates(runs: pd.DataFrame) -> Figure:
     if runs.empty:
         raise InputError(f"No run of this study has measured a validation {metric.name}.")
     table = aggregate(runs)
-    figure = _by_size(table, _RATE, validation)
-    (axis,) = figure.axes
-    names = table.apply(_with_size, axis=1)
-    for name, style in zip(dict.fromkeys(names), drawing.many_styles(), strict=False):
-        top = best(table[names == name], metric, validation)
-        drawing.star(axis, (top[_RATE], top[validation]), 12, style["color"])
+    figure, axis, curves = _by_size(table, _RATE, validation)
+    for points, colour in curves:
+        top = best(points, metric, validation)
+        drawing.star(axis, (top[_RATE], top[validation]), 12, colour)
     axis.set_xlabel("learning rate")
     axis.set_ylabel(f"validation {metric.label}")
     if metric.smaller_is_better:
-        edge = drawing.EDGE * table.groupby(names)[validation].min().max()
+        edge = drawing.EDGE * max(points[validation].min() for points, _ in curves)
         if table[validation].max() > edge:
             axis.set_ylim(0.9 * table[validation].min(), edge)
+    drawing.legend(axis, beside=True)
     return figure
 
 
@@ -169,8 +168,8 @@ def amounts(runs: pd.DataFrame) -> Figure:
         raise InputError("No run of this study has recorded train_tokens: make it again.")
     metric = ranked_by(runs)
     table = aggregate(runs)
-    figure = _by_size(table[table["train_tokens"].notna()], "train_tokens", metric.name)
-    (axis,) = figure.axes
+    known = table[table["train_tokens"].notna()]
+    figure, axis, _ = _by_size(known, "train_tokens", metric.name)
     base = table[f"base_{metric.name}"].mean()
     axis.axhline(base, color="black", linestyle=":", label=f"not trained: {base:.1f}")
     axis.set_xlabel("tokens of training text")
@@ -179,17 +178,20 @@ def amounts(runs: pd.DataFrame) -> Figure:
     return figure
 
 
-def _by_size(table: pd.DataFrame, x: str, y: str) -> Figure:
-    """A curve for each method and size."""
+def _by_size(
+    table: pd.DataFrame, x: str, y: str
+) -> tuple[Figure, Axes, list[tuple[pd.DataFrame, Any]]]:
+    """A curve for each method and size over a logarithmic axis; its points and its colour."""
     figure = Figure(figsize=(1.6 * drawing.WIDTH, 1.2 * drawing.HEIGHT), layout="constrained")
     axis = figure.subplots()
-    names = table.apply(_with_size, axis=1)
-    for name, style in zip(dict.fromkeys(names), drawing.many_styles(), strict=False):
-        drawing.curve(axis, table[names == name].sort_values(x), x, y, label=name, **style)
+    curves = []
+    by_name = table.sort_values(x).groupby(table.apply(_with_size, axis=1), sort=False)
+    for (name, points), style in zip(by_name, drawing.many_styles(), strict=False):
+        drawing.curve(axis, points, x, y, label=str(name), **style)
+        curves.append((points, style["color"]))
     axis.set_xscale("log")
     drawing.plain_ticks(axis, sorted(table[x].unique()))
-    drawing.legend(axis, beside=True)
-    return figure
+    return figure, axis, curves
 
 
 def categories(runs: pd.DataFrame) -> Figure:

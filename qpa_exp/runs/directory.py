@@ -282,7 +282,7 @@ def read_config(run_dir: Path) -> Config:
     with suppress(AttributeError, KeyError, TypeError):
         saved["model"]["recipe"].pop("tuned", None)  # in runs of version 0.1: its values are in qpa
     try:
-        if isinstance(saved, dict) and isinstance(saved.get("data"), dict):
+        if isinstance(saved.get("data"), dict):
             saved["data"].setdefault("join", "eos")  # what runs did before they wrote it down
         config = typed(Config, saved)
         for key, _ in dotted(config):

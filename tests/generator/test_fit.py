@@ -41,6 +41,24 @@ def test_what_is_given_stays(m, n_mlp, window):
     assert 1 <= by_rule.window <= 2**chunking.n_qubits
 
 
+@given(
+    m=st.integers(1, 2**20),
+    n_mlp=st.none() | st.integers(1, 2**12),
+    window=st.none() | st.integers(1, 300),
+    n_circuits=st.integers(1, 300),
+    share_angles=st.booleans(),
+)
+def test_the_scale_follows_the_features_that_a_chunk_reads(
+    m, n_mlp, window, n_circuits, share_angles
+):
+    given_some = QPAConfig(
+        n_mlp=n_mlp, window=window, n_circuits=n_circuits, share_angles=share_angles
+    )
+    _, fitted = fit(m, given_some)
+    features = fitted.window * fitted.n_circuits
+    assert fitted.scale == pytest.approx(0.1 * math.sqrt(128 / features))
+
+
 @pytest.mark.parametrize("m", [1, 7, 300, 5000])
 def test_a_fitted_config_is_fitted_already(m):
     generator = Generator(m, QPAConfig())

@@ -115,6 +115,15 @@ def test_nothing_in_a_directory_of_configs_is_run(
     assert MARKER not in sentence
 
 
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+@pytest.mark.parametrize("flags", [[], ["-m"], ["--cfg", "job"]], ids=" ".join)
+def test_no_override_leads_to_such_a_directory(
+    refused: Callable[..., str], untouched: None, tmp_path: Path, flags: list[str], prefix: str
+) -> None:
+    place = f"{prefix}hydra.searchpath=[file://{tmp_path}]"
+    assert "--config-dir" in refused(train, [*flags, place, "experiment=x"])
+
+
 def test_a_directory_of_plain_configs_and_a_pickle_of_hydras(
     refused: Callable[..., str], tmp_path: Path
 ) -> None:
