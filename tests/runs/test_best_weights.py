@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +22,11 @@ from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.runs import directory
 from qpa_exp.runs.callbacks import BestWeights
-from qpa_exp.runs.module import AdapterModule
 from qpa_exp.runs.train import resume, run
 from qpa_exp.sweeps.studies import read_study, register_studies, sweeps_dir
 from qpa_exp.task import Metric
+
+CrashesAt = Callable[[int], AbstractContextManager[None]]
 
 STEPS = 8
 
@@ -85,25 +87,12 @@ def test_the_best_weights_are_those_that_were_validated(
     assert found["perplexity"] == short["perplexity"]
 
 
-class Crash(Exception):
-    """Stands for whatever ends a process."""
-
-
 def test_a_run_that_was_killed_ends_with_the_same_best_weights(
-    rising: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rising: Callable[..., Config], tmp_path: Path, crashes_at: CrashesAt
 ) -> None:
-    proper = AdapterModule.training_step
-
-    def crashing(self: AdapterModule, batch: Any, batch_idx: int) -> object:
-        if self.global_step == 5:
-            raise Crash
-        return proper(self, batch, batch_idx)
-
     whole = run(rising(), tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(AdapterModule, "training_step", crashing)
-        with pytest.raises(Crash):
-            run(rising(), tmp_path / "killed")
+    with crashes_at(5):
+        run(rising(), tmp_path / "killed")
     resumed = resume(tmp_path / "killed")
     assert same(tmp_path / "whole", tmp_path / "killed")
     measured = ("perplexity", "kept_step", "validation_perplexity", "last_perplexity")

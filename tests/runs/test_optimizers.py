@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import nn
 from qpa_exp.config import Config, OptimConfig
 from qpa_exp.errors import InputError
 from qpa_exp.runs.alternating_search import AlternatingSearch
-from qpa_exp.runs.module import AdapterModule, make_optimizer
+from qpa_exp.runs.module import make_optimizer
 from qpa_exp.runs.optimizers import OPTIMIZERS
 from qpa_exp.runs.train import resume, run
+
+CrashesAt = Callable[[int], AbstractContextManager[None]]
 
 SEARCHES = [name for name in OPTIMIZERS if OPTIMIZERS[name].search is not None]
 ANGLES, MAPPING = "generator.circuit.theta", "generator.mapping.0.weight"
@@ -124,30 +127,17 @@ def test_what_cannot_be_searched_is_refused(trained: Any, fields: Any, says: str
         make_optimizer(parameters, optim("cobyla", **fields), lambda: 0.0)
 
 
-class Crash(Exception):
-    """Stands for whatever ends a process."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["spsa", pytest.param("cobyla", marks=pytest.mark.long)])
 def test_a_resumed_search_ends_with_the_same_weights(
-    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    configure: Callable[..., Config], tmp_path: Path, crashes_at: CrashesAt, name: str
 ) -> None:
     few = ["optim.search_every_n_steps=3", "qpa.n_mlp=4096", "qpa.n_layers=2", "qpa.seed=1"]
     config = configure(f"optim={name}", *few, "trainer.max_steps=7", "qpa.scale=1")
     run(config, tmp_path / "whole")
 
-    proper = AdapterModule.training_step
-
-    def crashing(self: AdapterModule, batch: object, batch_idx: int) -> torch.Tensor:
-        if self.global_step == 5:
-            raise Crash
-        return proper(self, batch, batch_idx)
-
-    monkeypatch.setattr(AdapterModule, "training_step", crashing)
-    with pytest.raises(Crash):
+    with crashes_at(5):
         run(config, tmp_path / "crashed")
-    monkeypatch.setattr(AdapterModule, "training_step", proper)
     resume(tmp_path / "crashed")
 
     whole, other = (

@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from qpa_exp.runs.module import AdapterModule
 from qpa_exp.runs.train import resume, run
 
 Configure = Callable[..., Config]
+CrashesAt = Callable[[int], AbstractContextManager[None]]
 
 SHORT = (
     "peft.lora_dropout=0.2",
@@ -103,24 +105,11 @@ def test_a_signal_ends_a_run_without_losing_a_step(
     assert resumed["perplexity"] == directory.read_metrics(whole)["perplexity"]
 
 
-class Crash(Exception):
-    """Stands for whatever ends a process."""
-
-
 def test_a_run_that_goes_on_after_a_validation_has_all_its_curves(
-    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
+    configure: Configure, tmp_path: Path, crashes_at: CrashesAt, whole: Path
 ) -> None:
-    proper = AdapterModule.training_step
-
-    def crashing(self: AdapterModule, batch: object, batch_idx: int) -> object:
-        if self.global_step == 3:
-            raise Crash
-        return proper(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(AdapterModule, "training_step", crashing)
-        with pytest.raises(Crash):
-            run(configure(*SHORT), tmp_path)
+    with crashes_at(3):
+        run(configure(*SHORT), tmp_path)
     resume(tmp_path)
     for name in ("validation/loss", "train/loss"):
         assert directory.read_curve(tmp_path, name) == directory.read_curve(whole, name)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from qpa_exp.runs.module import AdapterModule, Divergence
 from qpa_exp.runs.train import resume, run
 
 Configure = Callable[..., Config]
+CrashesAt = Callable[[int], AbstractContextManager[None]]
 
 KEYS = {
     "status", "perplexity", "perplexity_padded", "base_perplexity", "base_perplexity_padded",
@@ -160,31 +162,18 @@ def test_a_gemma2_of_random_weights_runs_to_the_end(
 # --- interruption ---------------------------------------------------------------------------
 
 
-class Crash(Exception):
-    """Stands for whatever ends a process."""
-
-
 @pytest.mark.parametrize(
     "step", [14, *(pytest.param(step, marks=pytest.mark.long) for step in (6, 21))]
 )
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
-    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    configure: Configure, tmp_path: Path, crashes_at: CrashesAt, step: int
 ) -> None:
     # Everything that is random takes part: dropout, a fresh basis order at each step.
     config = configure("peft.lora_dropout=0.2", "qpa.basis_order=random")
     run(config, tmp_path / "whole")
 
-    proper = AdapterModule.training_step
-
-    def crashing(self: AdapterModule, batch: object, batch_idx: int) -> torch.Tensor:
-        if self.global_step == step:
-            raise Crash
-        return proper(self, batch, batch_idx)
-
-    monkeypatch.setattr(AdapterModule, "training_step", crashing)
-    with pytest.raises(Crash):
+    with crashes_at(step):
         run(config, tmp_path / "crashed")
-    monkeypatch.setattr(AdapterModule, "training_step", proper)
     assert not (tmp_path / "crashed" / "metrics.json").exists()
     resumed = resume(tmp_path / "crashed")
 
