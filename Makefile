@@ -13,7 +13,7 @@ BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-smollm2 run reproduce-all results wandb-dashboard test test-all check format lock pretrain-tiny clean
+.PHONY: help setup setup-smollm2 run reproduce-all results wandb-dashboard test test-all check docs format lock pretrain-tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-17s%s\n", $$1, $$2}'
@@ -48,11 +48,16 @@ test: $(READY)  ## run the tests, on all cores
 test-all: $(READY)  ## the tests, and the long variants of the slow ones
 	$(MAKE) test ARGS='-m "" $(ARGS)'
 
-check: $(READY)  ## ruff, mypy, and which rooms may import which
+check: $(READY)  ## ruff, mypy, spelling, and which rooms may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
+
+docs: $(READY)  ## the site of docs/ into outputs/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Written to outputs/site/index.html"
 
 format: $(READY)  ## let ruff lay the code out
 	$(BIN)/ruff check --fix .
