@@ -180,7 +180,8 @@ def _cells(table: Table) -> dict[str, Any]:
         [{"text": text, "number": bool(text) and bool(_NUMBER.fullmatch(text))} for text in row]
         for row in table.rows.astype(str).itertuples(index=False)
     ]
-    heading = "All runs" if table.name == "runs" else f"Beside {table.name} of the paper"
+    own = {"runs": "All runs", "controls": "Does the circuit matter?"}
+    heading = own.get(table.name, f"Beside {table.name} of the paper")
     columns = list(table.rows.columns)
     return {"heading": heading, "caption": table.caption, "columns": columns, "rows": rows}
 

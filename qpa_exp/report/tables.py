@@ -11,7 +11,8 @@ import pandas as pd
 from qpa_exp.adapters.counts import Counts, plan_counts
 from qpa_exp.cli import compose_config
 from qpa_exp.registry import Registry
-from qpa_exp.report.comparisons import Row, aggregate, chosen, family, measured
+from qpa_exp.report.comparisons import Row, aggregate, chosen, family, measured, ranked_by
+from qpa_exp.report.paired import controls, holm, verdict
 
 _INTRODUCTION = """\
 # The paper's parameter counts
@@ -39,7 +40,7 @@ each of the d rows of lm_head: that is what is counted here.
 def counts_page() -> str:
     """Markdown: each table of the paper, and the real Gemma-2's counts."""
     parts = [_INTRODUCTION]
-    for table in TABLES:
+    for table in dict.fromkeys(row.table for row in REPORTED):
         lines = [_line(row) for row in reported(table)]
         parts.append(f"## Table {table.removeprefix('table')}\n\n{_markdown(lines)}\n")
     real = [_real_gemma2(row) for row in reported("table2") if row.model == "gemma"]
@@ -328,6 +329,33 @@ def _ours(row: Reported, table: pd.DataFrame) -> pd.Series | None:
     return None if exact.empty else exact.iloc[0]
 
 
+def controls_table(name: str, runs: pd.DataFrame) -> Table:
+    """The trained circuit against what is put in its place, seed by seed, with a verdict each."""
+    found, metric = list(controls(runs)), ranked_by(runs)
+    adjusted = holm([test.p for *_, test in found])
+    lines = [
+        {
+            "trained circuit": f"{one['label']} ({one['trainable_params']:,.0f})",
+            "control": f"{other['label']} ({other['trainable_params']:,.0f})",
+            "seeds": test.n,
+            f"change of {metric.name}": f"{test.change:+.2f} %",
+            "95 % interval": f"{test.low:+.2f} % to {test.high:+.2f} %",
+            "Hedges' g": f"{test.effect:+.2f}",
+            "p (Holm)": f"{p:.2g}",
+            "these seeds can see": f"{test.detectable:.2g} %",
+            "verdict": verdict(test, p, smaller_is_better=metric.smaller_is_better),
+        }
+        for (one, other, test), p in zip(found, adjusted, strict=True)
+    ]
+    caption = (
+        "The trained circuit against each control that is equal in all else, on the same seeds: "
+        "Student's t on paired differences of logarithms, p adjusted by Holm for all rows. 'these "
+        "seeds can see' is the smallest change that so many seeds show with power 0.8; 'equal "
+        "within' is the bound of two one-sided tests at 5 %. In brackets: trainable parameters."
+    )
+    return Table(name, caption, pd.DataFrame(lines))
+
+
 TABLES: Registry[Callable[[str, pd.DataFrame], Table]] = Registry(
     "tables",
     {
@@ -335,6 +363,7 @@ TABLES: Registry[Callable[[str, pd.DataFrame], Table]] = Registry(
         "table3": perplexity_table,
         "table8": time_table,
         "table9": time_table,
+        "controls": controls_table,
     },
 )
-"""The paper's tables, each with ours beside it."""
+"""The paper's tables, each with ours beside it, and our own."""

@@ -1,0 +1,161 @@
+"""Does the circuit matter? A trained circuit against each thing in its place, seed by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, stats
+
+from qpa_exp.report.comparisons import has_trained_circuit, is_generated, ranked_by
+
+CIRCUIT = ("qpa.ansatz", "qpa.n_layers", "qpa.variant")
+"""The keys in which a trained circuit and its control may differ; all others are equal."""
+
+LEVEL, POWER = 0.05, 0.8
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A control against the trained circuit: Student's t on paired differences of logarithms.
+
+    Every change is in percent of the metric with the trained circuit; above 0 the control's is
+    higher.
+
+    Attributes:
+        n: seeds that both have, at least two.
+        change: the mean change.
+        low: lower end of its 95 % interval.
+        high: its upper end.
+        p: of the two-sided test that there is no change.
+        effect: Hedges' g of the paired differences: their mean over their standard deviation,
+            times 1 - 3 / (4 n - 5), which takes away the bias of few seeds.
+        equal_within: the two are equal within this change by two one-sided tests at 5 %: the end
+            of the 90 % interval that is further from 0.
+        detectable: the smallest change that so many seeds with this scatter show in four of five
+            studies (power 0.8, two-sided at 5 %).
+    """
+
+    n: int
+    change: float
+    low: float
+    high: float
+    p: float
+    effect: float
+    equal_within: float
+    detectable: float
+
+
+def paired_test(trained: pd.Series, control: pd.Series) -> PairedTest | None:
+    """Compare the figures of the seeds that both have.
+
+    Args:
+        trained: positive figures, with the seeds as their index.
+        control: the same of the control.
+
+    Returns:
+        None where they share fewer than two seeds.
+
+    Example:
+        >>> trained = pd.Series({1: 100.0, 2: 110.0, 3: 90.0})
+        >>> found = paired_test(trained, trained * pd.Series({1: 1.02, 2: 1.03, 3: 1.01}))
+        >>> f"{found.change:.1f} % ({found.low:.1f} to {found.high:.1f})"
+        '2.0 % (-0.5 to 4.5)'
+    """
+    both = pd.concat([trained, control], axis=1, join="inner").dropna().to_numpy(float)
+    difference = np.diff(np.log(both))[:, 0]
+    n = len(difference)
+    if n < 2:
+        return None
+    mean, sd = float(difference.mean()), float(difference.std(ddof=1))
+    error = sd / math.sqrt(n)
+    half = error * float(stats.t.ppf(1 - LEVEL / 2, n - 1))
+    one_sided = error * float(stats.t.ppf(1 - LEVEL, n - 1))
+    statistic = abs(mean) / error if error else math.inf
+    return PairedTest(
+        n=n,
+        change=_percent(mean),
+        low=_percent(mean - half),
+        high=_percent(mean + half),
+        p=float(2 * stats.t.sf(statistic, n - 1)) if mean else 1.0,
+        effect=mean / sd * (1 - 3 / (4 * n - 5)) if sd else math.nan,
+        equal_within=max(_percent(mean + one_sided), -_percent(mean - one_sided)),
+        detectable=_percent(sd * smallest_effect(n)),
+    )
+
+
+def smallest_effect(n: int) -> float:
+    """The mean over the standard deviation that a paired test on n seeds finds with power 0.8.
+
+    It is exact, by the noncentral t distribution; n is at least 2.
+
+    Example:
+        >>> [round(smallest_effect(n), 2) for n in (3, 8)]
+        [3.26, 1.16]
+    """
+    critical = float(stats.t.ppf(1 - LEVEL / 2, n - 1))
+
+    def missing(effect: float) -> float:
+        shift = effect * math.sqrt(n)
+        return float(stats.nct.sf(critical, n - 1, shift) - POWER)
+
+    return float(optimize.brentq(missing, 0.01, 60 / math.sqrt(n)))
+
+
+def holm(p: list[float]) -> list[float]:
+    """The p values as Holm adjusts them for so many tests.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, place in enumerate(np.argsort(p)):
+        largest = max(largest, (len(p) - rank) * p[place])
+        adjusted[place] = round(min(1.0, largest), 12)
+    return adjusted
+
+
+def controls(runs: pd.DataFrame) -> Iterator[tuple[pd.Series, pd.Series, PairedTest]]:
+    """Each control beside the trained circuit that is equal in all but ``CIRCUIT``.
+
+    Yields:
+        The first run of the trained circuit, that of the control, and their paired test.
+    """
+    names = [str(name) for name in runs.columns]
+    keys = [name for name in names if "." in name and name not in (*CIRCUIT, "qpa.seed")]
+    keys = [name for name in keys if not name.startswith(("logger.", "hydra."))]
+    metric = ranked_by(runs)
+    generated = runs[runs.apply(is_generated, axis=1)]
+    for _, group in generated.groupby([*keys, "task"], dropna=False, sort=False):
+        trained = group[group.apply(has_trained_circuit, axis=1)]
+        rest = group.drop(trained.index)
+        for _, one in trained.groupby("setting", sort=False):
+            for _, other in rest.groupby("setting", sort=False):
+                first, second = (
+                    rows.drop_duplicates("seed").set_index("seed")[metric.name]
+                    for rows in (one, other)
+                )
+                if (found := paired_test(first, second)) is not None:
+                    yield one.iloc[0], other.iloc[0], found
+
+
+def verdict(test: PairedTest, p: float, *, smaller_is_better: bool = True) -> str:
+    """The result in words.
+
+    Args:
+        test: the control's.
+        p: its adjusted p value.
+        smaller_is_better: whether the metric is.
+    """
+    if p >= LEVEL:
+        return f"no difference seen; equal within {test.equal_within:.2g} %"
+    worse = (test.change > 0) == smaller_is_better
+    return f"the control is {'worse' if worse else 'better'} by {abs(test.change):.2g} %"
+
+
+def _percent(logarithm: float) -> float:
+    return 100 * math.expm1(min(logarithm, 700.0))
