@@ -49,14 +49,16 @@ class RecipeConfig:
     """How this model is trained unless told otherwise; the other groups point here.
 
     ``lr`` is a table, variant by method; ``theta_lr`` is by variant, and the rest by method.
-    ``others`` is any method that a table does not name. The rates of ``tuned`` are the same for
-    every model, as its generator's scale takes the size out of them.
+    ``others`` is any method that a table does not name. The rates of ``tuned`` and ``random`` are
+    the same for every model, as their generators' scale takes the size out of them.
     """
 
     n_mlp: int = MISSING
-    """Of the published variants; ``tuned`` has a rule for all models."""
+    """Of the published variants; ``tuned`` and ``random`` have a rule for all models."""
     lr: dict[str, dict[str, float]] = field(
-        default_factory=lambda: {"tuned": {"lora": 1e-2, "others": 5e-3}}
+        default_factory=lambda: {
+            variant: {"lora": 1e-2, "others": 5e-3} for variant in ("tuned", "random")
+        }
     )
     theta_lr: dict[str, float] = field(default_factory=lambda: {"tuned": 1e-3})
     max_epochs: dict[str, int] = field(default_factory=dict)
@@ -125,8 +127,8 @@ class QPAConfig:
     """
 
     variant: str = "tuned"
-    """The paper's equations (``paper``), its authors' code (``released``), ours, or ``off``: no
-    generator at all."""
+    """The paper's equations (``paper``), its authors' code (``released``), ours (``tuned``), ours
+    with fixed random numbers and no circuit (``random``), or ``off``: no generator at all."""
     n_mlp: int | None = ranged(None, least=1, most=2**31)
     """Parameters generated from one basis state (Sec. 3.2); null = by the rule."""
     n_layers: int = ranged(8, least=1, most=10_000)

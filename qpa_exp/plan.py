@@ -57,7 +57,7 @@ def _check_drawing(config: Config, output: str, drawing: str) -> None:
 
     if drawing == "false":
         return
-    if not VARIANTS[config.qpa.variant].generates:
+    if not VARIANTS[config.qpa.variant].circuit:
         raise InputError(f"draw={drawing}: qpa={config.qpa.variant} has no circuit to draw.")
     if drawing != "true":
         check_picture(typed_path(drawing))

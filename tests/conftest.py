@@ -125,11 +125,9 @@ def batch() -> dict[str, torch.Tensor]:
 def qpa_config() -> Callable[..., Any]:
     """``qpa_config("released", n_mlp=16)``: a variant as conf/qpa defines it, fields replaced."""
     from qpa_exp.cli import compose_config
+    from qpa_exp.generator.rules import VARIANTS
 
-    shipped = {
-        variant: compose_config([f"qpa={variant}"]).qpa
-        for variant in ("paper", "released", "tuned", "off")
-    }
+    shipped = {variant: compose_config([f"qpa={variant}"]).qpa for variant in VARIANTS}
     return lambda variant, **changed: dataclasses.replace(shipped[variant], **changed)
 
 

@@ -11,6 +11,7 @@ import pytest
 from qpa_exp.cli import compose_config, conf_dir, known_keys
 from qpa_exp.config import Config, QPAConfig, validate
 from qpa_exp.errors import InputError
+from qpa_exp.generator.rules import VARIANTS
 
 OPTIONS = sorted(
     (path.parent.name, path.stem)
@@ -50,7 +51,7 @@ def test_every_option_of_every_group_composes(group, option):
 
 
 @pytest.mark.parametrize("model", ["tiny", "gpt2_xl", "hf"])
-@pytest.mark.parametrize("variant", ["paper", "released", "tuned", "off"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_has_a_recipe_on_every_model(model, variant):
     needed = [NEEDS["model", "hf"]] if model == "hf" else []
     config = compose_config([f"model={model}", f"qpa={variant}", *needed])
@@ -260,7 +261,7 @@ def test_the_ends_of_a_range_are_allowed(in_range, key, value):
         ("peft.target_modules=lm_head", "list"),
         ("optim.betas=0.9", "list"),
         ("qpa.activation=swish", "none, relu, gelu, tanh"),
-        ("qpa.variant=other", "paper, released, tuned, off"),
+        ("qpa.variant=other", "paper, released, tuned, random, off"),
         ("qpa.backend=other", "statevector"),
         ("qpa.basis_order=other", "fixed, random"),
         ("peft.method=other", "lora"),
@@ -281,7 +282,7 @@ def test_a_value_of_the_wrong_kind_is_refused_with_the_right_kind(override, righ
     [
         ("model=gpt3", "gemma, gemma2, gpt2, gpt2_xl, hf, smollm2, tiny"),
         ("peft=adapter", "lora"),
-        ("qpa=ours", "off, paper, released, tuned"),
+        ("qpa=ours", "off, paper, random, released, tuned"),
         ("data=imdb", "labelled, ptb, pydoc, text, wikitext2"),
         ("optim=sgd", "adamw"),
         ("trainer=tpu", "cpu, ddp, gpu"),

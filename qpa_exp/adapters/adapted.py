@@ -96,8 +96,8 @@ class AdaptedModel(nn.Module):
 
     @property
     def circuit_evaluations(self) -> Tensor | None:
-        """How often a circuit has been evaluated in this process; None without a generator."""
-        if self.generator is None:
+        """How often a circuit has been evaluated in this process; None where there is none."""
+        if self.generator is None or not VARIANTS[self.generator.config.variant].circuit:
             return None
         evaluations: Any = self.generator.circuit.evaluations
         return torch.as_tensor(evaluations)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpa_exp.adapters.catalogue import METHODS, check_length, check_method
 from qpa_exp.config import Config, ModelConfig
-from qpa_exp.generator.rules import VARIANTS, Chunking, count_generator
+from qpa_exp.generator.rules import VARIANTS, Chunking, count_generator, fit
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,7 +26,7 @@ class Counts:
             it for a method that targets none by name.
         n_mlp: parameters of a chunk; None without a generator.
         n_chunks: chunks that the vector is generated in; None without a generator.
-        n_qubits: qubits of the circuit; None without a generator.
+        n_qubits: qubits of the circuit; None where there is none.
     """
 
     trainable_params: int
@@ -81,7 +81,8 @@ def count(model: AdaptedModel) -> Counts:
     chunks = model.generator.chunking
     sizes = _Sizes(chunks.m, sizes.whole, sizes.target)
     trained = model.generator.n_trainable
-    return sizes.counts(trained, chunks.n_mlp, chunks.n_chunks, chunks.n_qubits)
+    n_qubits = chunks.n_qubits if VARIANTS[model.generator.config.variant].circuit else None
+    return sizes.counts(trained, chunks.n_mlp, chunks.n_chunks, n_qubits)
 
 
 @dataclass(frozen=True)
@@ -180,5 +181,9 @@ def describe(config: Config, counts: Counts) -> dict[str, str]:
         share = 100 * counts.trainable_params / counts.generated_params
         lines["  trainable of that"] = f"{share:.2f} %"
         lines["chunks"] = f"{counts.n_chunks:,} of n_mlp = {counts.n_mlp:,}"
-        lines["qubits"] = f"{counts.n_qubits}, L = {config.qpa.n_layers}"
+        if counts.n_qubits is None:
+            window = fit(counts.generated_params, config.qpa)[1].window
+            lines["random numbers of a chunk"] = f"{window:,}, fixed"
+        else:
+            lines["qubits"] = f"{counts.n_qubits}, L = {config.qpa.n_layers}"
     return lines

@@ -17,6 +17,7 @@ from torch.nn.functional import linear, pad
 
 from qpa_exp.circuits.ansatze import ANSATZE
 from qpa_exp.circuits.circuit import Circuit
+from qpa_exp.circuits.controls import FixedNumbers
 from qpa_exp.config import QPAConfig
 from qpa_exp.generator.features import FEATURES
 from qpa_exp.generator.rules import (
@@ -67,7 +68,7 @@ def linear_in_windows(
     if n_low == 0:
         read = in_windows(features, n_chunks, window)
         return linear(torch.cat([bits, *read], dim=1), weight, bias)
-    together, n_high = 2**n_low, n_qubits - n_low
+    together, n_high = 2**n_low, max(0, n_qubits - n_low)  # there may be no bits at all
     # Chunks of one row differ in their last bits alone, and those are the same in every row.
     high, low = bits[::together, :n_high], bits[:together, n_high:]
     every_row = linear(low, weight[:, n_high:n_qubits], bias).view(1, -1)
@@ -213,12 +214,16 @@ class Generator(nn.Module):
     in every variant; the first layer has a bias, so it can express the same with 0 and 1. The most
     significant bit comes first, in the released code the least.
 
+    Under ``config.variant="random"`` there is no circuit and there are no bits: a chunk's code are
+    ``window`` normal numbers from its own place on, drawn once, which are never trained (random
+    features, after Rahimi and Recht 2007). It is what a frozen circuit comes to, without one.
+
     ``config.anchor`` subtracts what the generator gave at its start, G(theta) - G(theta_0), so
     that the first vector is exactly zero. The start is rebuilt from ``config.seed``, so it costs
     no trainable parameter and no space in a checkpoint.
 
     Attributes:
-        circuit: the circuit, with its angles ``theta``, or a control in its place.
+        circuit: the circuit, with its angles ``theta``, or what stands in its place.
         mapping: the mapping model.
         order: the random order of the parameters; None where they stand chunk after chunk.
         states: the basis state of each chunk where the order is fixed, and ``bits`` its bits.
@@ -237,13 +242,16 @@ class Generator(nn.Module):
         self.config, n_qubits = config, self.chunking.n_qubits
         assert config.window is not None
         assert config.scale is not None
-        ansatz = ANSATZE[config.ansatz]
-        self._feature = FEATURES[feature_name(config)] if ansatz.reads_feature else None
-        self._lowest_first = VARIANTS[config.variant].lowest_first
+        ansatz, variant = ANSATZE[config.ansatz], VARIANTS[config.variant]
+        reads_feature = variant.circuit and ansatz.reads_feature
+        self._feature = FEATURES[feature_name(config)] if reads_feature else None
+        self._lowest_first, self._has_bits = variant.lowest_first, variant.circuit
         draws = self._draws_states
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            if ansatz.has_circuit:  # first: it refuses what is too large
+            if not variant.circuit:  # one more for each chunk, so that no two codes are alike
+                self.circuit = FixedNumbers(torch.randn(self.chunking.n_chunks + config.window - 1))
+            elif ansatz.has_circuit:  # first: it refuses what is too large
                 self.circuit = Circuit(config, n_qubits)
             else:
                 self.circuit = ansatz.make(config, n_qubits, self.chunking.n_chunks)
@@ -299,7 +307,8 @@ class Generator(nn.Module):
         return self.bits if states is self.states else self._write_bits(states)
 
     def _write_bits(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, "chunks qubits"]:
-        return basis_bits(states, self.chunking.n_qubits, lowest_first=self._lowest_first)
+        n_bits = self.chunking.n_qubits if self._has_bits else 0
+        return basis_bits(states, n_bits, lowest_first=self._lowest_first)
 
     def _read(
         self, measured: Float[Tensor, "*circuits states"]

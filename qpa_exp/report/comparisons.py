@@ -13,6 +13,7 @@ from scipy import stats
 
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.generator.rules import VARIANTS
 from qpa_exp.task import TASKS, Metric
 
 Row = pd.Series | Mapping[str, Any]
@@ -26,13 +27,13 @@ def is_generated(row: Row) -> bool:
 
 def has_trained_circuit(row: Row) -> bool:
     """Whether a circuit whose angles are trained has a part in them."""
-    return is_generated(row) and ANSATZE[row["qpa.ansatz"]].trained
+    circuit = VARIANTS[row["qpa.variant"]].circuit
+    return circuit and ANSATZE[row["qpa.ansatz"]].trained
 
 
 def family(row: Row) -> str:
-    """``LoRA``, or ``QPA LoRA`` where a generator makes its tensors."""
-    label = METHODS[row["peft.method"]].label
-    return f"QPA {label}" if is_generated(row) else label
+    """``LoRA``; ``QPA LoRA`` or ``random-feature LoRA`` where a generator makes its tensors."""
+    return VARIANTS[row["qpa.variant"]].family + METHODS[row["peft.method"]].label
 
 
 def ranked_by(runs: pd.DataFrame) -> Metric:

@@ -21,6 +21,7 @@ from pandas.api.types import is_numeric_dtype
 
 from qpa_exp.errors import InputError
 from qpa_exp.files import fits
+from qpa_exp.generator.rules import VARIANTS
 from qpa_exp.registry import Registry
 from qpa_exp.report import drawing
 from qpa_exp.report.comparisons import (
@@ -46,7 +47,7 @@ _SHOTS, _RATE = "qpa.shots", "optim.lr"
 _CONTROL = "no trained circuit"
 _HALF: dict[str, Any] = {"markerfacecoloralt": "white"}
 _FILLS: dict[str, dict[str, Any]] = {
-    "off": {"markerfacecolor": "white"}, "tuned": {},
+    "off": {"markerfacecolor": "white"}, "tuned": {}, "random": {**_HALF, "fillstyle": "right"},
     "paper": {**_HALF, "fillstyle": "left"}, "released": {**_HALF, "fillstyle": "top"},
     _CONTROL: {**_HALF, "fillstyle": "bottom"},
 }  # fmt: skip
@@ -244,7 +245,7 @@ def _by_generator(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, dict[str,
 
 def _generated_by(row: pd.Series) -> str:
     """The variant that makes a setting's tensors, or that no trained circuit does."""
-    control = is_generated(row) and not has_trained_circuit(row)
+    control = VARIANTS[row["qpa.variant"]].circuit and not has_trained_circuit(row)
     return _CONTROL if control else str(row["qpa.variant"])
 
 
