@@ -289,7 +289,9 @@ def quoted(text: str) -> str:
 def _text_keys() -> frozenset[str]:
     """The keys of the schema that hold a text, and Hydra's own that hold a path."""
     texts = {key for key, item in dotted(Config()) if "str" in str(item.type).split("[")[0]}
-    return frozenset({*texts, "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.records"})
+    return frozenset(
+        {*texts, "data.path", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.records"}
+    )
 
 
 def _check_key(override: str) -> None:

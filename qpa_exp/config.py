@@ -195,8 +195,27 @@ class DataConfig:
 
     name: str = "pydoc"
     """The corpus: a file of ``data/corpora``."""
-    path: str | None = None
-    """A file or directory of the user's own; null = the corpus' own source."""
+    path: Any = None
+    """The user's own: a file (plain text, JSON lines, CSV, parquet, Arrow), a directory of such
+    files, a list of files, a glob, a directory that ``save_to_disk`` of Hugging Face's datasets
+    wrote, or a dataset of the hub (``owner/name``); null = the corpus' own source."""
+    subset: str | None = None
+    """Of a dataset of the hub that has several: the hub's name of one."""
+    revision: str | None = None
+    """Of a dataset of the hub: a commit, tag or branch; null = the newest."""
+    split: str | None = None
+    """One split, or a slice of one, that all three are cut from (80, 10 and 10 %); null = the
+    splits there are."""
+    column: str | None = None
+    """Of a table, the column that is read: a text, or under ``data=instruct`` a chat; null =
+    ``text``, ``sentence``, or the only one that holds text; ``messages``."""
+    prompt_column: str = "prompt"
+    """Of a table of instructions, for ``data=instruct``."""
+    completion_column: str = "completion"
+    """Of a table of instructions, the answers, for ``data=instruct``."""
+    chat_template: str | None = None
+    """How ``data=instruct`` writes a chat: a file in Jinja's language, or its text; null = the
+    tokenizer's own."""
     layout: str = one_of("lines", "blocks", default="blocks")
     """How text becomes examples: packed blocks, or one padded line each (the paper)."""
     join: str | None = field(default=None, metadata={"choices": ("text", "blank_line", "eos")})
@@ -467,6 +486,13 @@ def _peft(config: PeftMethodConfig) -> None:
 
 
 def _data(config: DataConfig) -> None:
+    paths = config.path if isinstance(config.path, list) else [config.path]
+    named = all(isinstance(path, str) and path for path in paths) and paths
+    if config.path is not None and not named:
+        raise InputError(
+            f"data.path={config.path!r:.200} is no path: give a file, a directory, a glob, or a "
+            "list of files: data.path=[a.txt,b.txt]."
+        )
     if config.stride is not None and config.stride > config.max_length:
         raise InputError(
             f"data.stride={config.stride} would skip text: give at most "

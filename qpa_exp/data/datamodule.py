@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from qpa_exp.config import DataConfig
-from qpa_exp.data.corpus import CORPORA, JOINS, CorpusText, load_corpus, split_name
+from qpa_exp.data.corpus import CORPORA, JOINS, CorpusText, load_corpus
+from qpa_exp.data.sources import split_name
 from qpa_exp.errors import InputError
 from qpa_exp.lm.losses import IGNORED
 

@@ -35,6 +35,9 @@ WITHOUT_EFFECT = (
 
 AS_BEFORE = {
     "trainer.keep": "last", "data.join": "eos", "data.stride": None, "model.gguf_file": None,
+    "data.subset": None, "data.revision": None, "data.split": None, "data.column": None,
+    "data.prompt_column": "prompt", "data.completion_column": "completion",
+    "data.chat_template": None, "model.tokenizer": None,
 }  # fmt: skip
 """Keys that came later, each with the value under which a run computes what it did without it, and
 so keeps its name."""
@@ -87,20 +90,20 @@ def leaves() -> tuple[str, ...]:
 
 def data_sha256(config: DataConfig) -> str:
     """The hash of the text that this config reads, as ``metrics.json`` records it."""
-    return _data_sha256(*(getattr(config, name) for name in _OF_THE_TEXT))
+    return _data_sha256(json.dumps({name: getattr(config, name) for name in _OF_THE_TEXT}))
 
 
 _OF_THE_TEXT = (
-    "name", "path", "train_split", "validation_split", "test_split", "text_column", "label_column",
+    "name", "path", "subset", "revision", "split", "train_split", "validation_split", "test_split",
+    "column", "text_column", "label_column", "prompt_column", "completion_column",
 )  # fmt: skip
 
 
 @functools.cache
-def _data_sha256(*values: str | None) -> str:
+def _data_sha256(given: str) -> str:
     from qpa_exp.data.corpus import load_corpus
 
-    given: dict[str, Any] = dict(zip(_OF_THE_TEXT, values, strict=True))
-    return load_corpus(DataConfig(**given)).sha256
+    return load_corpus(DataConfig(**json.loads(given))).sha256
 
 
 def model_files(config: ModelConfig) -> list[tuple[str, str]]:

@@ -35,7 +35,7 @@ class SequenceClassification(Task):
     @classmethod
     def check(cls, config: Config) -> None:
         """Refuse text without classes, and blocks, which have no class of their own."""
-        if CORPORA[config.data.name].load_labelled is None:
+        if not CORPORA[config.data.name].labelled:
             raise InputError(
                 f"task=seq_cls needs a class for each text, and data={config.data.name} has none: "
                 "give data=labelled data.path=<a CSV, JSON-lines or parquet file>."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qpa_exp.data.corpus import Corpus, HubDataset, lines_in
+from qpa_exp.data.corpus import Corpus
+from qpa_exp.data.sources import HubDataset, lines_in
 
 # The main branch holds only a loading script, which `datasets` no longer runs. The hub's own
 # conversion has the same rows, and one folder instead of a named config.

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 
 from qpa_exp.config import DataConfig
-from qpa_exp.data.corpus import SPLITS, Corpus, Documents
+from qpa_exp.data.corpus import Corpus, Documents
+from qpa_exp.data.sources import SPLITS
 from qpa_exp.errors import InputError
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qpa_exp.data.corpus import Corpus, HubDataset, lines_in
+from qpa_exp.data.corpus import Corpus
+from qpa_exp.data.sources import HubDataset, lines_in
 
 
 def rows(text: str) -> list[str]:
