@@ -28,6 +28,7 @@ from qpa_exp.cli import (
     register_schema,
     run_command,
     to_config,
+    with_values,
 )
 from qpa_exp.errors import InputError
 from qpa_exp.files import typed_path
@@ -190,20 +191,18 @@ def refuse_sweeps(arguments: list[str]) -> None:
 
 
 def continue_run(arguments: list[str]) -> None:
-    """Continue a run as it was configured."""
+    """Continue a run, as it was configured or for longer."""
     others = [argument for argument in arguments if not argument.startswith(RESUME)]
-    if others:
-        raise InputError(
-            f"resume continues a run as it was configured: leave out {' '.join(others)}, "
-            "or start a new run with it."
-        )
-    path = arguments[-1].removeprefix(RESUME)
+    given = [argument for argument in arguments if argument.startswith(RESUME)]
+    path = given[-1].removeprefix(RESUME)
     if not path.strip():
-        raise InputError(f"{arguments[-1]} names no directory: give that of a run.")
+        raise InputError(f"{given[-1]} names no directory: give that of a run.")
     _log_to(sys.stderr)
+    from qpa_exp.runs.directory import read_config
     from qpa_exp.runs.train import resume
 
-    resume(typed_path(path))
+    run_dir = typed_path(path)
+    resume(run_dir, with_values(read_config(run_dir), others) if others else None)
 
 
 def _log_to(stream: TextIO) -> None:

@@ -30,6 +30,7 @@ from qpa_exp.files import typed_path
 from qpa_exp.generator.rules import VARIANTS
 from qpa_exp.registry import dotted
 from qpa_exp.runs.check_config import check
+from qpa_exp.runs.directory import source_name
 
 USAGE_ERROR = 2
 
@@ -56,6 +57,7 @@ def register_schema() -> None:
         if name not in files:
             store.store(group="peft", name=name, node=node, provider="qpa_exp")
     OmegaConf.register_new_resolver("mul", _mul, replace=True)
+    OmegaConf.register_new_resolver("from", _from, replace=True)
 
 
 def compose_config(overrides: Sequence[str]) -> Config:
@@ -82,7 +84,36 @@ def _from_conf(directory: str, overrides: tuple[str, ...]) -> DictConfig:
         return compose("config", overrides=list(overrides))
 
 
-def compose_by(load: Callable[[tuple[str, ...]], DictConfig], overrides: Sequence[str]) -> Config:
+def with_values(config: Config, overrides: Sequence[str]) -> Config:
+    """A config that was read back, with other values of single keys.
+
+    Raises:
+        InputError: a key that does not exist, a value that is not allowed, or a group's choice.
+    """
+    overrides = as_typed(overrides)
+    refuse_interpolations(overrides)
+    for override in overrides:
+        _check_key(override)
+        if not _VALUE.match(override):
+            raise InputError(
+                f"{override} cannot change when a run goes on: give single keys that may, "
+                "for example trainer.max_epochs=8."
+            )
+    register_schema()
+
+    def load(given: tuple[str, ...]) -> DictConfig:
+        if given:  # a value that does not fit: Hydra itself says why
+            _from_conf(str(conf_dir()), given)
+            raise ValueError(given[0])
+        saved: DictConfig = OmegaConf.structured(config)
+        return saved
+
+    return compose_by(load, overrides, saved=True)
+
+
+def compose_by(
+    load: Callable[[tuple[str, ...]], DictConfig], overrides: Sequence[str], *, saved: bool = False
+) -> Config:
     """A config, typed and within range.
 
     Hydra takes a quarter of a second for one, so it composes the groups once for all that choose
@@ -91,6 +122,7 @@ def compose_by(load: Callable[[tuple[str, ...]], DictConfig], overrides: Sequenc
     Args:
         load: lets Hydra compose overrides, and keeps what came out.
         overrides: of one run.
+        saved: as :func:`to_config` takes it.
 
     Raises:
         InputError: a key, an option or a value that is not allowed.
@@ -107,7 +139,7 @@ def compose_by(load: Callable[[tuple[str, ...]], DictConfig], overrides: Sequenc
         except (OmegaConfBaseException, HydraException, ValueError):
             # Hydra itself says what is wrong.
             composed = load(tuple(overrides))
-        return to_config(composed)
+        return to_config(composed, saved=saved)
     except InputError:
         raise
     except (HydraException, OmegaConfBaseException) as error:
@@ -118,7 +150,7 @@ def compose_by(load: Callable[[tuple[str, ...]], DictConfig], overrides: Sequenc
         raise InputError(_cannot_be_read(overrides, error)) from error
 
 
-_VALUE = re.compile(r"(?!hydra\.)(\w+(\.\w+)+|seed|task|resume)=", re.ASCII)
+_VALUE = re.compile(r"(?!hydra\.)(\w+(\.\w+)+|seed|task|resume|init_from)=", re.ASCII)
 """The beginning of an override that sets one key, and chooses no group."""
 
 
@@ -177,6 +209,11 @@ def _mul(a: Any, b: Any) -> int | float:
             raise InputError("${mul:a,b} takes two numbers.")
     product: int | float = a * b
     return product
+
+
+def _from(init_from: str | None) -> str:
+    """In the name of a run's directory, what it starts from."""
+    return "" if init_from is None else f"-from-{source_name(str(init_from))}"
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -334,8 +371,12 @@ def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
     return options
 
 
-def to_config(composed: DictConfig) -> Config:
+def to_config(composed: DictConfig, *, saved: bool = False) -> Config:
     """Resolve every reference, and check every range.
+
+    Args:
+        composed: what Hydra has composed.
+        saved: whether it was read back: a key without effect is no mistake there.
 
     Raises:
         InputError: a value that is missing or out of range.
@@ -351,7 +392,7 @@ def to_config(composed: DictConfig) -> Config:
         raise InputError(explain(error)) from error
     assert isinstance(config, Config)
     _refuse_left_references(config)
-    check(config)
+    check(config, saved=saved)
     return config
 
 

@@ -264,9 +264,13 @@ class OptimConfig:
     weight_decay: float = ranged(0.01, least=0, most=1e6)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = positive(1e-8)
-    schedule: str = one_of("linear", "constant")
-    """The learning rate after the warmup."""
+    schedule: str = one_of("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt")
+    """The learning rate after the warmup, by transformers' names. ``constant`` has the warmup that
+    is asked for, too: it is ``constant_with_warmup``."""
     warmup_steps: int = ranged(0, least=0, most=MANY)
+    """Optimizer steps over which the learning rate rises from 0."""
+    warmup_ratio: float | None = ranged(None, least=0, most=1)
+    """The same as a share of the run's steps, in the place of ``warmup_steps``."""
     over: str = one_of("theta", "all")
     """What a search without gradients moves: the circuit's angles, or every parameter."""
     search_every_n_steps: int = ranged(10, least=1, most=MANY)
@@ -302,6 +306,11 @@ class TrainerConfig:
     those that were best on the validation split, by the metric that ranks the task's runs.
     ``conf/trainer`` has ``best``; a ``config.yaml`` without this key is of a run that kept the
     last."""
+    patience: int | None = ranged(None, least=1, most=MANY)
+    """Stop after so many validations in a row without a better one, by the metric that ranks the
+    task's runs; null = never (Lightning's ``EarlyStopping``)."""
+    min_delta: float = ranged(0.0, least=0, most=1e6)
+    """A validation is a better one for ``patience`` where the metric changes by more than this."""
     gradient_variance_starts: int | None = ranged(None, least=2, most=10**6)
     """Random starts over which the variance of d loss / d theta is measured before the first step
     and logged (Appendix H); null = not."""
@@ -319,6 +328,9 @@ class LoggerConfig:
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    run_name: str | None = None
+    """Of the run in W&B; null = of its model, method, data and seed, or in a sweep of what sets it
+    apart."""
 
 
 @dataclass
@@ -335,8 +347,11 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = ranged(2025, least=0, most=MOST_SEED)
+    init_from: str | None = None
+    """A run, or the directory of a saved generator or adapter, whose trained weights this run
+    starts from; null = from the method's own start."""
     resume: str | None = None
-    """The directory of an interrupted run to continue, as it was configured."""
+    """The directory of a run to go on with: interrupted, or complete and to be trained longer."""
 
 
 def validate(config: Any, prefix: str = "") -> None:
@@ -505,6 +520,12 @@ def _optim(config: OptimConfig) -> None:
         raise InputError(
             f"optim.betas={list(config.betas)} is out of range: give two numbers from 0 to below 1."
         )
+    if config.warmup_steps and config.warmup_ratio is not None:
+        raise InputError(
+            f"optim.warmup_ratio={config.warmup_ratio} stands beside "
+            f"optim.warmup_steps={config.warmup_steps}: give one of the two; with the ratio, "
+            "optim.warmup_steps=0."
+        )
 
 
 def _trainer(config: TrainerConfig) -> None:
@@ -512,6 +533,11 @@ def _trainer(config: TrainerConfig) -> None:
         raise InputError(
             f"trainer.max_steps={config.max_steps} is out of range: give 1 to {MANY}, "
             "or -1 for no limit."
+        )
+    if config.min_delta and config.patience is None:
+        raise InputError(
+            f"trainer.min_delta={config.min_delta} has no effect without trainer.patience: give "
+            "both, or leave it at 0."
         )
 
 

@@ -182,6 +182,9 @@ OUT_OF_RANGE = {
     "optim.weight_decay": [-1.0, NAN, INF],
     "optim.betas": [[0.9], [0.9, 1.0], [-0.1, 0.9], [0.9, NAN]],
     "optim.warmup_steps": [-1],
+    "optim.warmup_ratio": [-0.1, 1.1, NAN],
+    "trainer.patience": [0],
+    "trainer.min_delta": [-1.0, NAN],
     "trainer.accelerator": ["tpu"],
     "trainer.precision": ["64"],
     "trainer.devices": [0],
@@ -216,6 +219,13 @@ def test_a_value_out_of_range_is_refused_with_its_key_and_what_would_be_right(in
     assert sentence.startswith(f"{key}={value}")
     assert "give" in sentence or "for example" in sentence
     assert "\n" not in sentence
+
+
+def test_one_of_two_that_say_the_same_and_none_that_says_nothing():
+    said = refusal("optim.warmup_steps=5", "optim.warmup_ratio=0.1")
+    assert said.startswith("optim.warmup_ratio=0.1 stands beside optim.warmup_steps=5: give one")
+    said = refusal("trainer.min_delta=0.1")
+    assert said.startswith("trainer.min_delta=0.1 has no effect without trainer.patience")
 
 
 @pytest.mark.parametrize("override", ["data.join=text", "data.stride=64"])
@@ -268,7 +278,7 @@ def test_the_ends_of_a_range_are_allowed(in_range, key, value):
         ("model.dtype=float8", "float32, bfloat16, float16"),
         ("data.layout=grid", "lines, blocks"),
         ("optim.name=sgd", "adamw, cobyla, nelder_mead, spsa"),
-        ("optim.schedule=cosine", "linear, constant"),
+        ("optim.schedule=exponential", "linear, cosine, constant"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_with_the_right_kind(override, right):

@@ -187,23 +187,39 @@ class ClassicalModel(AdaptedModel):
             InputError: the directory is missing, or holds no adapter for this model.
         """
         source = Path(directory)
-        if not (source / CONFIG_NAME).is_file():
-            raise InputError(f"{source} is missing: the run's trained adapter is not there.")
-        record, weights = read_plain(source / CONFIG_NAME), source / SAFETENSORS_WEIGHTS_NAME
-        try:
-            config = peft_config_of(record)
-        except (ValueError, TypeError, LookupError, AssertionError) as error:
-            why = one_line(error)[:300].rstrip(".")
-            raise InputError(f"{source / CONFIG_NAME} is no method's config: {why}.") from error
-        saved = {name: (w.shape, w.dtype) for name, w in load_weights(weights).items()}
+        config, weights = read_adapter(source)
         try:
             loaded = PeftModel.from_pretrained(model, str(source), config=config)
         except Exception as error:  # PEFT, safetensors and torch each have errors for damage
             raise InputError(f"{directory} cannot be loaded: {one_line(error)[:300]}") from error
         has = get_peft_model_state_dict(loaded, save_embedding_layers=False)
-        if saved != {name: (w.shape, w.dtype) for name, w in has.items()}:
-            raise InputError(f"{weights} does not hold the tensors of its own {CONFIG_NAME}.")
+        if not same_shapes(weights, has):
+            file = source / SAFETENSORS_WEIGHTS_NAME
+            raise InputError(f"{file} does not hold the tensors of its own {CONFIG_NAME}.")
         return cls(loaded).eval()
+
+
+def read_adapter(source: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
+    """A saved adapter's config and tensors; nothing that they name is imported or run.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    if not (source / CONFIG_NAME).is_file():
+        raise InputError(f"{source} is missing: the run's trained adapter is not there.")
+    record = read_plain(source / CONFIG_NAME)
+    try:
+        config = peft_config_of(record)
+    except (ValueError, TypeError, LookupError, AssertionError) as error:
+        why = one_line(error)[:300].rstrip(".")
+        raise InputError(f"{source / CONFIG_NAME} is no method's config: {why}.") from error
+    return config, load_weights(source / SAFETENSORS_WEIGHTS_NAME)
+
+
+def same_shapes(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether both have the same names, shapes and types."""
+    pairs = ({name: (w.shape, w.dtype) for name, w in each.items()} for each in (one, other))
+    return next(pairs) == next(pairs)
 
 
 def save_adapter(model: PeftModel, directory: str | Path) -> None:

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, ProgressBar, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import (
+    Checkpoint,
+    EarlyStopping,
+    ProgressBar,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
@@ -237,7 +243,7 @@ class BestWeights(Callback):
         for name, parameter in module.trained().items():
             parameter.copy_(self._weights[name])
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a copy from a checkpoint that is not of these weights."""
         own = {k: (p.shape, p.dtype) for k, p in pl_module.trained().items()}  # type: ignore[operator]
         saved = {k: (value.shape, value.dtype) for k, value in self._weights.items()}
@@ -255,6 +261,42 @@ class BestWeights(Callback):
         self.step = None if step is None else int(step)
         self.value, self.validated = float(state_dict["value"]), int(state_dict["validated"])
         self._weights = {str(name): torch.as_tensor(value) for name, value in weights.items()}
+
+
+class Patience(EarlyStopping):
+    """Lightning's early stopping, after validations alone, and exact where a run is continued.
+
+    How long it waits is what the config says, not what a checkpoint does.
+
+    Args:
+        metric: which ranks the task's runs.
+        patience: validations in a row without a better one.
+        min_delta: by how much a better one differs.
+    """
+
+    def __init__(self, metric: Metric, patience: int, min_delta: float) -> None:
+        super().__init__(
+            f"validation/{metric.name}",
+            min_delta,
+            patience,
+            mode="min" if metric.smaller_is_better else "max",
+            check_on_train_epoch_end=False,
+        )
+
+    @property
+    def state_key(self) -> str:
+        """Its name in a checkpoint."""
+        return type(self).__qualname__
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that had stopped when it was interrupted takes no step more."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What it had seen before the run was interrupted."""
+        self.wait_count = int(state_dict["wait_count"])
+        self.best_score = torch.as_tensor(state_dict["best_score"])
 
 
 class OwnFiles(TorchCheckpointIO):
@@ -285,7 +327,7 @@ class OwnFiles(TorchCheckpointIO):
         Lightning's own checkpoint callback, for one, would keep paths there, and remove them later.
         """
         loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-        kept = {kind.__qualname__ for kind in (StepTimes, BestWeights, GradientVariance)}
+        kept = {kind.__qualname__ for kind in (StepTimes, BestWeights, Patience, GradientVariance)}
         states = loaded["callbacks"]
         loaded["callbacks"] = {key: states[key] for key in states.keys() & kept}
         return loaded
@@ -297,7 +339,7 @@ class OwnFiles(TorchCheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Writes a checkpoint every so many steps, and one when a signal asks the run to end.
+    """Writes a checkpoint every so many steps, at the last, and when a signal asks the run to end.
 
     The newest two are kept, and the older of them goes when the next is whole on disk: should the
     newest be damaged, the run goes on from the other. Nothing is remembered from one process to the
@@ -360,7 +402,8 @@ class Checkpoints(Checkpoint):
         self._ended = True
 
     def _save_or_end(self, trainer: Trainer) -> None:
-        if trainer.global_step % self._every_n_steps == 0:
+        last = trainer.should_stop or trainer.global_step >= trainer.estimated_stepping_batches
+        if last or trainer.global_step % self._every_n_steps == 0:
             self._save(trainer)
         asked = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if asked:

@@ -10,6 +10,7 @@
 | ``failed.json`` | in a sweep: why the run failed |
 | ``cache.json`` | whether hidden states are kept |
 | ``curves.png`` | losses against steps |
+| ``earlier/step=*`` | what it had before it was trained longer, a run's directory each |
 | ``slurm.json`` | the job that began the run |
 | ``.lock`` | held by the process that is at the run |
 """
@@ -37,7 +38,16 @@ from omegaconf import MISSING
 
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError, one_line, sentence_end
-from qpa_exp.files import MIB, read_bytes, read_json, remove_parts, typed, write_json, write_text
+from qpa_exp.files import (
+    MIB,
+    read_bytes,
+    read_json,
+    remove_parts,
+    typed,
+    typed_path,
+    write_json,
+    write_text,
+)
 from qpa_exp.files.plain_yaml import read_yaml
 from qpa_exp.registry import dotted, read_key
 from qpa_exp.runs import signals
@@ -46,11 +56,12 @@ from qpa_exp.runs.check_config import check
 CONFIG, METRICS, FAILED, CACHE = "config.yaml", "metrics.json", "failed.json", "cache.json"
 CHECKPOINTS, CURVES, CSV, SLURM = "checkpoints", "curves.png", "csv", "slurm.json"
 GENERATOR, ADAPTER = "generator", "adapter"
-LOCK, OUTPUT = ".lock", "output.log"
+LOCK, OUTPUT, EARLIER = ".lock", "output.log", "earlier"
 LOGGED = ("wandb", "tensorboard")
 
 WRITTEN = {
-    CONFIG, METRICS, FAILED, CACHE, CHECKPOINTS, CURVES, CSV, SLURM, GENERATOR, ADAPTER, *LOGGED
+    CONFIG, METRICS, FAILED, CACHE, CHECKPOINTS, CURVES, CSV, SLURM, GENERATOR, ADAPTER, EARLIER,
+    *LOGGED,
 }  # fmt: skip
 """What a run writes into its directory, and replaces there without asking."""
 
@@ -116,11 +127,16 @@ def claim(run_dir: Path, config: Config) -> None:
     """
     check_place(run_dir)
     try:
-        write_text(run_dir / CONFIG, _as_text(config))
+        write_config(run_dir, config)
         if signals.slurm_job() is not None:
             write_json(run_dir / SLURM, {"job": signals.slurm_job()})
     except OSError as error:
         raise InputError(f"{run_dir} cannot be written: {error.strerror or error}.") from error
+
+
+def write_config(run_dir: Path, config: Config) -> None:
+    """Write ``config.yaml``, whole or not at all."""
+    write_text(run_dir / CONFIG, _as_text(config))
 
 
 def _as_text(config: Config) -> str:
@@ -314,6 +330,33 @@ def noted_cache(run_dir: Path) -> str | None:
 def trained(run_dir: Path, config: Config) -> Path:
     """Where the run saves what it trained: the generator, or the adapter itself."""
     return run_dir / (ADAPTER if config.qpa.variant == "off" else GENERATOR)
+
+
+def trained_at(place: Path) -> Path:
+    """Where ``init_from`` finds weights: of a run, or the directory of a generator or adapter.
+
+    Raises:
+        InputError: it is neither, or the run has not saved any yet.
+    """
+    if (place / CONFIG).is_file():
+        found = trained(place, read_config(place))
+        if not found.is_dir():
+            raise InputError(
+                f"init_from={place} has no trained weights yet: continue it with resume={place}."
+            )
+        return found
+    if not any((place / name).is_file() for name in ("qpa_config.json", "adapter_config.json")):
+        raise InputError(
+            f"init_from={place} is neither a run nor the directory of a saved generator or adapter."
+        )
+    return place
+
+
+def source_name(place: str) -> str:
+    """What ``init_from`` is called in a run's name: the run's own directory."""
+    path = Path(os.path.abspath(typed_path(place)))  # noqa: PTH100, which follows no link
+    path = path.parent if path.name in (GENERATOR, ADAPTER) else path
+    return re.sub(r"[^\w.-]", "_", path.name)[:60]
 
 
 def checkpoint(run_dir: Path, step: int) -> Path:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import get_scheduler
 
 from qpa_exp.adapters.adapted import AdaptedModel
-from qpa_exp.config import Config, OptimConfig
+from qpa_exp.config import Config, OptimConfig, TrainerConfig
 from qpa_exp.data.datamodule import Batch, TextSize
 from qpa_exp.errors import InputError
 from qpa_exp.runs.callbacks import Stopwatch
 from qpa_exp.runs.optimizers import OPTIMIZERS
 from qpa_exp.task import Measured, Task
 
-_SCHEDULERS = {"linear": "linear", "constant": "constant_with_warmup"}
+log = logging.getLogger(__name__)
 
 
 class Divergence(InputError):
@@ -106,8 +108,24 @@ class AdapterModule(LightningModule):
         self.strict_loading = False
 
     def on_train_start(self) -> None:
-        """Everything has been restored by now."""
+        """Everything has been restored by now.
+
+        A run that is trained longer than it was to be follows the schedule of its new length; under
+        any other these rates are those of the checkpoint.
+        """
         self.has_begun = True
+        scheduler: Any = self.lr_schedulers()
+        groups = scheduler.optimizer.param_groups
+        before = [group["lr"] for group in groups]
+        factors = (factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas)
+        for group, rate, factor in zip(groups, scheduler.base_lrs, factors, strict=True):
+            group["lr"] = rate * factor
+        if (now := [group["lr"] for group in groups]) != before:
+            rank_zero_only(log.info)(
+                "optim.schedule=%s now ends at step %d: the learning rate goes on from %s; it was "
+                "%s.",
+                self.config.optim.schedule, self.total_steps(), _rates(now), _rates(before),
+            )  # fmt: skip
 
     # --- a training step ----------------------------------------------------------------------
 
@@ -151,12 +169,15 @@ class AdapterModule(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """A gradient that is not finite would spoil the weights: end the run before it does."""
-        if self.trainer.precision == "16-mixed":  # the loss scaler steps over those by itself
-            return
-        for parameter in self.trained().values():
-            if parameter.grad is not None:
-                self._require_finite(parameter.grad, "gradient")
+        """A gradient that is not finite would spoil the weights: end the run before it does.
+
+        Its Euclidean norm is logged as it is before it is clipped.
+        """
+        gradients = [p.grad for p in self.trained().values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.trainer.precision != "16-mixed":  # the loss scaler steps over those by itself
+            self._require_finite(norm, "gradient")
+        self.log("train/grad_norm", norm)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """What follows, a validation or a test, is not timed."""
@@ -222,30 +243,31 @@ class AdapterModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, with a warmup and a decay over the steps that the run will take."""
-        optim = self.config.optim
+        optim, steps = self.config.optim, self.total_steps()
         optimizer = make_optimizer(self.trained(), optim, self._loss_now)
+        warmup = optim.warmup_steps
+        if optim.warmup_ratio is not None:
+            warmup = math.ceil(optim.warmup_ratio * steps)
         scheduler = get_scheduler(
-            _SCHEDULERS[optim.schedule],
+            # transformers' own "constant" has no warmup.
+            "constant_with_warmup" if optim.schedule == "constant" else optim.schedule,
             optimizer,
-            num_warmup_steps=optim.warmup_steps,
-            num_training_steps=self._total_steps(),
+            num_warmup_steps=warmup,
+            num_training_steps=steps,
         )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def _total_steps(self) -> int:
-        """Optimizer steps of the whole run.
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, where it does not stop early.
 
         Lightning's own estimate would make the training loader here, before a resumed run's place
         in the data is restored, and the place would be lost.
         """
-        trainer = self.trainer
-        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-        most = per_epoch * (trainer.max_epochs or 1)
-        return most if trainer.max_steps == -1 else min(most, trainer.max_steps)
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        return total_steps(self.config.trainer, batches)
 
     @property
     def circuit_evaluations(self) -> int | None:
@@ -271,6 +293,16 @@ class AdapterModule(LightningModule):
         self._evaluations_before = int(checkpoint.get("circuit_evaluations") or 0)
 
 
+def total_steps(config: TrainerConfig, batches: int) -> int:
+    """Optimizer steps of a run with so many batches an epoch."""
+    most = math.ceil(batches / config.accumulate_grad_batches) * config.max_epochs
+    return most if config.max_steps == -1 else min(most, config.max_steps)
+
+
+def _rates(rates: list[float]) -> str:
+    return ", ".join(f"{rate:.3g}" for rate in rates)
+
+
 def make_optimizer(
     trained: dict[str, nn.Parameter], config: OptimConfig, loss: Callable[[], float]
 ) -> torch.optim.Optimizer:
@@ -292,7 +324,10 @@ def make_optimizer(
         return search_beside_adamw(angles, others, config, loss)
     groups: list[dict[str, Any]] = [{"params": [*angles, *others]}]
     if config.theta_lr is not None:
-        groups = [{"params": angles, "lr": config.theta_lr}, {"params": others}]
+        groups = [
+            {"params": angles, "lr": config.theta_lr, "name": "theta"},
+            {"params": others, "name": "others"},
+        ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=config.lr,

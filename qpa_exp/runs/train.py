@@ -20,6 +20,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
@@ -33,7 +34,7 @@ from qpa_exp.circuits.simulator import record_versions
 from qpa_exp.config import Config
 from qpa_exp.data.datamodule import TextDataModule
 from qpa_exp.errors import InputError, first_line, one_line
-from qpa_exp.files import whole_file
+from qpa_exp.files import typed_path, whole_file
 from qpa_exp.lm.loading import load_architecture, load_tokenizer, loaded_revision, n_positions
 from qpa_exp.machine import keep_freed_memory
 from qpa_exp.runs import directory, signals
@@ -42,6 +43,7 @@ from qpa_exp.runs.callbacks import (
     Checkpoints,
     GradientVariance,
     OwnFiles,
+    Patience,
     PlainBar,
     StepTimes,
     Stopwatch,
@@ -87,38 +89,53 @@ def begin(prepared: Prepared) -> Metrics:
             return train_and_test(prepared, checkpoint=None)
 
 
-def resume(run_dir: Path) -> Metrics:
+def resume(run_dir: Path, config: Config | None = None) -> Metrics:
     """Continue an interrupted run from its newest checkpoint; a complete one is only read.
 
     On a CPU the result is the same, bit for bit, as that of a run that was never interrupted.
 
+    Args:
+        run_dir: of the run.
+        config: the run's, with other values of keys in :data:`qpa_exp.runs.longer.MAY_CHANGE`: a
+            complete run is then trained longer. None = as it was configured.
+
     Raises:
-        InputError: no run directory, a run that diverged, one that another process is at, or no
-            checkpoint of it is whole.
+        InputError: no run directory, a run that diverged, one that another process is at, no
+            checkpoint of it is whole, or a change that is not allowed.
         SystemExit: as :func:`run`.
     """
-    directory.read_config(run_dir)
-    if (finished := _finished(run_dir)) is not None:
+    if config == directory.read_config(run_dir):
+        config = None
+    if (finished := _finished(run_dir)) is not None and config is None:
         return finished
     with directory.held(run_dir):
-        return go_on(run_dir)
+        return go_on(run_dir, changed=config)
 
 
-def go_on(run_dir: Path, *, own: bool = False) -> Metrics:
+def go_on(run_dir: Path, *, own: bool = False, changed: Config | None = None) -> Metrics:
     """:func:`resume`, for a process that holds the run's lock.
 
     Args:
         run_dir: of the run.
         own: whether the user has just asked for this config, which may then name a new cache.
+        changed: the config that it goes on under, where it is not its own.
     """
     config = directory.read_config(run_dir)
-    if (finished := _finished(run_dir)) is not None:
+    if (finished := _finished(run_dir)) is not None and changed is None:
         return finished
     with signals.at_once(run_dir):
         directory.read_curve(run_dir, "train/loss")  # refused now, not when the curves are drawn
         checkpoint = newest_whole_checkpoint(run_dir)
         mode = directory.noted_cache(run_dir) or (None if own else config.data.cache)
-        prepared = prepare(config, run_dir, mode, going_on=True)
+        if changed is not None:
+            from qpa_exp.runs import longer
+
+            longer.check_changes(run_dir, config, config := changed)
+        prepared = prepare(config, run_dir, mode, going_on=True, fresh=checkpoint is None)
+        if changed is not None:
+            step = 0 if checkpoint is None else directory.step_of(checkpoint)
+            longer.check_longer(run_dir, prepared.parts.data, config, step)
+            rank_zero_only(longer.set_aside)(run_dir, config)
         prepared.trainer.loggers = _loggers(config, run_dir)
         log.info("Continuing %s from %s", run_dir, checkpoint.name if checkpoint else "its start")
         rank_zero_only(directory.note_cache)(run_dir, prepared.parts.task.cache_mode)
@@ -132,7 +149,7 @@ def _finished(run_dir: Path) -> Metrics | None:
         raise InputError(f"{run_dir} cannot be continued: {directory.error_of(run_dir)}")
     if state is not directory.State.complete:
         return None
-    log.info("%s is complete.", run_dir)
+    rank_zero_only(log.info)("%s is complete.", run_dir)
     return directory.read_metrics(run_dir)
 
 
@@ -161,7 +178,12 @@ class Prepared:
 
 
 def prepare(
-    config: Config, run_dir: Path, cache_mode: str | None = None, *, going_on: bool = False
+    config: Config,
+    run_dir: Path,
+    cache_mode: str | None = None,
+    *,
+    going_on: bool = False,
+    fresh: bool = True,
 ) -> Prepared:
     """Make everything that a run needs and that can be refused; nothing is written.
 
@@ -170,21 +192,23 @@ def prepare(
         run_dir: its directory, which need not be there.
         cache_mode: as :func:`build` takes it.
         going_on: whether it is there, with a run that is continued.
+        fresh: as :func:`build` takes it.
     """
     if not going_on:
         rank_zero_only(directory.check_place)(run_dir)
     _quiet()
     trainer, times = make_trainer(config, run_dir)
-    parts = build(config, cache_mode)
+    parts = build(config, cache_mode, fresh=fresh)
     return Prepared(run_dir, parts, trainer, times)
 
 
-def build(config: Config, cache_mode: str | None = None) -> RunParts:
+def build(config: Config, cache_mode: str | None = None, *, fresh: bool = True) -> RunParts:
     """The parts of a run, loaded and checked; nothing is written.
 
     Args:
         config: of the run.
         cache_mode: what ``data.cache=auto`` came to when the run began; given where it goes on.
+        fresh: whether it begins at its start, and not from a checkpoint.
     """
     keep_freed_memory()
     check_machine(config)
@@ -197,6 +221,10 @@ def build(config: Config, cache_mode: str | None = None) -> RunParts:
     data.setup()
     base = task.load_model(data.tokenizer, data.corpus.class_names)
     model = adapt(base, config, task.peft_task_type).to(root_device(config))
+    if config.init_from is not None and fresh:
+        from qpa_exp.adapters.started_from import start_from
+
+        start_from(model, directory.trained_at(typed_path(config.init_from)))
     if config.trainer.compile:
         model.compile_generator()
     return RunParts(config, accelerate(task, model, data, cache_mode), model, data, stopwatch)
@@ -230,9 +258,11 @@ def make_trainer(config: Config, run_dir: Path) -> tuple[Trainer, StepTimes]:
     """
     ours = config.trainer
     times = StepTimes()
-    callbacks: list[Callback] = [times]
+    callbacks: list[Callback] = [times, LearningRateMonitor("step")]
     if ours.keep == "best":
         callbacks.append(BestWeights(TASKS[config.task].ranked_by()))
+    if ours.patience is not None:
+        callbacks.append(Patience(TASKS[config.task].ranked_by(), ours.patience, ours.min_delta))
     if ours.gradient_variance_starts is not None:
         callbacks.append(GradientVariance(ours.gradient_variance_starts))
     if ours.progress_bar:
@@ -284,7 +314,7 @@ def _loggers(config: Config, run_dir: Path) -> list[Logger]:
     if make := LOGGERS[config.logger.name].make:
         try:
             loggers.append(make(config, run_dir))
-            loggers[-1].log_hyperparams(dataclasses.asdict(config))
+            loggers[-1].log_hyperparams(dataclasses.asdict(config) | {"versions": versions()})
         except Exception as error:  # of another service: it may be anything
             raise InputError(
                 f"logger={config.logger.name} cannot be used: {first_line(error)}"
@@ -317,11 +347,21 @@ def train_and_test(prepared: Prepared, checkpoint: Path | None) -> Metrics:
         rank_zero_only(parts.model.save_pretrained)(directory.trained(run_dir, config))
         found = metrics({**trainer.test(module, data, verbose=False)[0], **last})
     except Divergence as error:
-        _record_divergence(run_dir, error, lambda: metrics({}), trainer.is_global_zero)
+        _record_divergence(run_dir, config, error, lambda: metrics({}), trainer)
+        raise
+    except BaseException as error:
+        _end_logger(trainer, config, {"status": "failed", "error": one_line(error)}, 1)
         raise
     if trainer.is_global_zero:
         _finish(parts, trainer, run_dir, found)
     return found
+
+
+def _end_logger(trainer: Trainer, config: Config, metrics: Metrics, status: int) -> None:
+    """Tell what ``logger=`` names how the run ended, beside the curves that it has."""
+    end = LOGGERS[config.logger.name].end
+    if end is not None and trainer.is_global_zero:
+        end(trainer.loggers[-1], metrics, status)
 
 
 def _fit(
@@ -423,6 +463,7 @@ def _metrics(
         **dataclasses.asdict(count(parts.model)),
         "epochs": trainer.global_step * trainer.accumulate_grad_batches / batches,
         "steps": trainer.global_step,
+        "stopped_early": trainer.global_step < module.total_steps(),
         "train_seconds": times.train_seconds,
         "step_seconds_median": times.step_seconds_median,
         "tokens_per_second": times.tokens_per_second,
@@ -433,6 +474,7 @@ def _metrics(
         "versions": versions() | record_versions(parts.config.qpa),
         "model_revision": loaded_revision(parts.model.language_model()),
         "data_sha256": parts.data.corpus.sha256,
+        **({"init_from": config.init_from} if (config := parts.config).init_from else {}),
         **({"class_names": names} if (names := parts.data.corpus.class_names) else {}),
     }
 
@@ -456,21 +498,25 @@ def _kept(run_dir: Path, task: Task, trainer: Trainer, tested: Mapping[str, floa
 
 
 def _record_divergence(
-    run_dir: Path, error: Divergence, metrics: Callable[[], Metrics], first: bool
+    run_dir: Path,
+    config: Config,
+    error: Divergence,
+    metrics: Callable[[], Metrics],
+    trainer: Trainer,
 ) -> None:
     saved = directory.checkpoints(run_dir)
     kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was due"
     error.args = (f"{str(error).rstrip('.')}; {kept}.",)
-    if first:
+    if trainer.is_global_zero:
         draw_curves(run_dir)
-        failed = {"status": "diverged", "error": str(error)}
-        directory.write_metrics(run_dir, directory.finite(metrics() | failed))
+        failed = directory.finite(metrics() | {"status": "diverged", "error": str(error)})
+        directory.write_metrics(run_dir, failed)
+        _end_logger(trainer, config, failed, 1)
 
 
 def _finish(parts: RunParts, trainer: Trainer, run_dir: Path, metrics: Metrics) -> None:
     """Write the results, last of all ``metrics.json``, and show them."""
-    if summarize := LOGGERS[parts.config.logger.name].summarize:
-        summarize(trainer.loggers[-1], metrics)
+    _end_logger(trainer, parts.config, metrics, 0)
     best = _best_of(trainer)
     draw_curves(run_dir, None if best is None else best.step)
     directory.write_metrics(run_dir, directory.finite(metrics))
@@ -535,7 +581,9 @@ def summary(task: Task, lines: dict[str, str], metrics: Metrics) -> Table:
     table.add_section()
     for label, value in lines.items():
         table.add_row(label, "", value, "")
-    table.add_row("steps", "", f"{metrics['steps']:,} ({metrics['epochs']:g} epochs)", "")
+    early = ", stopped early" if metrics.get("stopped_early") else ""
+    steps = f"{metrics['steps']:,} ({metrics['epochs']:g} epochs{early})"
+    table.add_row("steps", "", steps, "")
     kept, ranked_by = metrics["kept_step"], task.ranked_by().name
     table.add_row("  weights kept", "", _kept_words(task.config, metrics, ranked_by), "")
     if kept != metrics["steps"] and metrics[f"last_{ranked_by}"] is not None:

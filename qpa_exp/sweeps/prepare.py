@@ -209,7 +209,8 @@ class Preparation:
                 self._unread[error.key] = error
                 return self.job({k: v for k, v in run.items() if k != error.key}, label, study)
         job = self._jobs[overrides]
-        return dataclasses.replace(job, label=label, config=_in_a_sweep(job.config, study))
+        job = dataclasses.replace(job, label=label)
+        return dataclasses.replace(job, config=_in_a_sweep(job.config, study, job.title))
 
     def _job(self, overrides: tuple[str, ...]) -> Job:
         config = compose_by(self._load, overrides)
@@ -229,12 +230,18 @@ class Preparation:
         return composed
 
 
-def _in_a_sweep(config: Config, study: str | None) -> Config:
-    """No bar, for nobody watches it; in W&B a study's runs share a group and a tag."""
+def _in_a_sweep(config: Config, study: str | None, title: str) -> Config:
+    """No bar, for nobody watches it; in W&B a study's runs share a group and a tag.
+
+    There they are called by what sets them apart.
+    """
     name = study or "sweep"
     given = config.logger
     tags = list(dict.fromkeys([*given.tags, name]))
-    logger = dataclasses.replace(given, group=given.group or name, tags=tags)
+    what = f"{config.model.name} {config.peft.method} {config.qpa.variant} {title}"
+    logger = dataclasses.replace(
+        given, group=given.group or name, tags=tags, run_name=given.run_name or what
+    )
     trainer = dataclasses.replace(config.trainer, progress_bar=False)
     return dataclasses.replace(config, logger=logger, trainer=trainer)
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from qpa_exp.config import Config, DataConfig, ModelConfig
 from qpa_exp.data.corpus import CORPORA
-from qpa_exp.files import file_sha256
+from qpa_exp.files import file_sha256, typed_path
 from qpa_exp.lm.loading import local_place
 from qpa_exp.registry import dotted, read_key
+from qpa_exp.runs.directory import trained_at
 from qpa_exp.runs.results_version import RESULTS_VERSION
 
 _LENGTH = 12
@@ -38,6 +39,8 @@ AS_BEFORE = {
     "data.subset": None, "data.revision": None, "data.split": None, "data.column": None,
     "data.prompt_column": "prompt", "data.completion_column": "completion",
     "data.chat_template": None, "model.tokenizer": None,
+    "init_from": None, "optim.warmup_ratio": None, "trainer.patience": None,
+    "trainer.min_delta": 0.0,
 }  # fmt: skip
 """Keys that came later, each with the value under which a run computes what it did without it, and
 so keeps its name."""
@@ -69,6 +72,8 @@ def relevant(config: Config) -> dict[str, Any]:
     if model_files(config.model):  # these say which it is
         del values["model.name_or_path"]
         values.pop("model.gguf_file", None)
+    if config.init_from is not None:  # what it starts from, wherever that lies
+        values["init_from"] = weights_sha256(config.init_from)
     if config.qpa.variant == "off":  # no generator; what the method starts at follows the seed
         return {k: v for k, v in values.items() if not k.startswith("qpa.") or k in _WITHOUT_QPA}
     return values
@@ -79,6 +84,16 @@ _WITHOUT_QPA = ("qpa.variant", "qpa.seed")
 
 def _is_without_effect(key: str) -> bool:
     return any(key == part or key.startswith(f"{part}.") for part in WITHOUT_EFFECT)
+
+
+def weights_sha256(init_from: str) -> list[tuple[str, str]]:
+    """The name and the hash of every file of tensors that a run starts from.
+
+    Raises:
+        InputError: it is neither a run with trained weights nor a saved generator or adapter.
+    """
+    place = trained_at(typed_path(init_from))
+    return [(file.name, file_sha256(file)) for file in sorted(place.glob("*.safetensors"))]
 
 
 @functools.cache

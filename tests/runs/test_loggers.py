@@ -16,12 +16,21 @@ Configure = Callable[..., Config]
 
 
 def test_tensorboard_shows_the_numbers_of_the_csv(configure: Configure, tmp_path: Path) -> None:
-    run(configure("logger=tensorboard", "trainer.max_steps=4"), tmp_path / "run")
-    events = tmp_path / "run" / "tensorboard" / "version_0"
+    schedule = ("optim.schedule=cosine", "optim.warmup_ratio=0.5")
+    metrics = run(configure("logger=tensorboard", "trainer.max_steps=4", *schedule), tmp_path)
+    events = tmp_path / "tensorboard" / "version_0"
     accumulated = EventAccumulator(str(events)).Reload()
-    seen = {event.step: event.value for event in accumulated.Scalars("train/loss")}
-    steps, values = directory.read_curve(tmp_path / "run", "train/loss")
-    assert seen == pytest.approx(dict(zip(steps, values, strict=True)))
+    for name in ("train/loss", "train/grad_norm", "lr-AdamW/theta", "lr-AdamW/others"):
+        seen = {event.step: event.value for event in accumulated.Scalars(name)}
+        steps, values = directory.read_curve(tmp_path, name)
+        assert seen == pytest.approx(dict(zip(steps, values, strict=True)))
+        assert steps == [0, 1, 2, 3]
+    assert values == pytest.approx([0, 2.5e-3, 5e-3, 2.5e-3])
+    assert min(directory.read_curve(tmp_path, "train/grad_norm")[1]) > 0
+    tags = accumulated.Tags()["scalars"]
+    assert "hp_metric" not in tags
+    (shown,) = accumulated.Scalars("perplexity")
+    assert shown.value == pytest.approx(metrics["perplexity"])
 
 
 @pytest.mark.slow

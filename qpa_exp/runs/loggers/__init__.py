@@ -20,13 +20,14 @@ class Destination:
 
     Attributes:
         make: Lightning's logger for a run that writes to this directory; None adds none.
-        summarize: what it does with the final figures.
+        end: what it does when the run has ended, with the final figures and an exit status; the
+            figures of a run that failed say why.
         reads: conditional config keys that it reads.
         needs: modules that the extra ``loggers`` installs.
     """
 
     make: Callable[[Config, Path], Logger] | None = None
-    summarize: Callable[[Any, dict[str, Any]], None] | None = None
+    end: Callable[[Any, dict[str, Any], int], None] | None = None
     reads: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 
@@ -34,5 +35,5 @@ class Destination:
 LOGGERS: Registry[Destination] = Registry(
     "logger.name",
     __name__,
-    decides=("logger.project", "logger.entity", "logger.group", "logger.tags"),
+    decides=("logger.project", "logger.entity", "logger.group", "logger.tags", "logger.run_name"),
 )

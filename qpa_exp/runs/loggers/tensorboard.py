@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import Config
 from qpa_exp.runs.loggers import Destination
@@ -13,10 +13,17 @@ if TYPE_CHECKING:
 
 
 def make(config: Config, run_dir: Path) -> Logger:
-    """Lightning's."""
+    """Lightning's, without the ``hp_metric`` of -1 that stands for a result there."""
     from pytorch_lightning.loggers import TensorBoardLogger
 
-    return TensorBoardLogger(str(run_dir), name="tensorboard")
+    return TensorBoardLogger(str(run_dir), name="tensorboard", default_hp_metric=False)
 
 
-ENTRY = Destination(make, needs=("tensorboard",))
+def end(logger: Any, metrics: dict[str, Any], status: int) -> None:
+    """The final figures, beside the config in the tab HPARAMS."""
+    figures = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+    logger.log_hyperparams(dict(logger.hparams), figures)
+    logger.save()
+
+
+ENTRY = Destination(make, end, needs=("tensorboard",))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import Config
 from qpa_exp.errors import one_line
-from qpa_exp.runs.loggers import Destination
+from qpa_exp.runs.directory import source_name
+from qpa_exp.runs.loggers import LOGGERS, Destination
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import WandbLogger
@@ -46,11 +47,19 @@ def _new_logger(config: Config, run_dir: Path, offline: bool) -> WandbLogger:
         entity=config.logger.entity,
         group=config.logger.group,
         tags=list(config.logger.tags),
-        name=run_dir.name,
+        name=config.logger.run_name or _name(config, run_dir),
         save_dir=str(run_dir),
         offline=offline,
         mode="offline" if offline else "online",  # W&B has read the environment by now
     )
+
+
+def _name(config: Config, run_dir: Path) -> str:
+    """What a person looks for in a list of runs: what was trained on what, and when."""
+    parts = [config.model.name, config.peft.method, config.qpa.variant, config.data.name]
+    if config.init_from is not None:
+        parts.append(f"from {source_name(config.init_from)}")
+    return f"{' '.join(parts)} seed={config.seed} ({run_dir.name})"
 
 
 def is_offline() -> bool:
@@ -63,24 +72,23 @@ def is_offline() -> bool:
     return not (os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
 
 
-def summarize(logger: Any, metrics: dict[str, Any]) -> None:
-    """Send the final figures, as the run's summary and as a table; say how to sync."""
+def end(logger: Any, metrics: dict[str, Any], status: int) -> None:
+    """Send the final figures, as the run's summary and as a table; say how to sync.
+
+    W&B marks a run as failed whose exit status is not 0.
+    """
     import wandb
 
     run = logger.experiment
+    run.summary.update(metrics)
     figures = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
-    run.summary.update(figures)
     rows: list[Iterable[Any]] = [[name, float(value)] for name, value in figures.items()]
-    run.log({"result": wandb.Table(columns=["figure", "value"], data=rows)})
+    if rows:
+        run.log({"result": wandb.Table(columns=["figure", "value"], data=rows)})
     directory = Path(run.dir).parent
-    wandb.finish()
+    run.finish(exit_code=status)
     if is_offline():
         log.info("W&B ran offline; to send this run: wandb sync %s", directory)
 
 
-ENTRY = Destination(
-    make,
-    summarize,
-    reads=("logger.project", "logger.entity", "logger.group", "logger.tags"),
-    needs=("wandb", "requests"),
-)
+ENTRY = Destination(make, end, reads=LOGGERS.decides, needs=("wandb", "requests"))

@@ -1,0 +1,105 @@
+"""A new run from weights that another one has trained: ``init_from``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
+from qpa_exp.adapters import formats
+from qpa_exp.adapters.adapted import CONFIG, AdaptedModel, read_adapter, same_shapes
+from qpa_exp.adapters.peft_model import whole_modules
+from qpa_exp.adapters.qpa_model import QPAModel
+from qpa_exp.config import QPAConfig
+from qpa_exp.errors import InputError
+
+_HOW_IT_IS_COMPUTED = (
+    "backend", "device", "noise", "shots", "final_shots", "gradient", "spsa_step"
+)  # fmt: skip
+"""Keys of ``qpa`` that may differ: the weights mean the same under each."""
+
+_OF_THE_FILE = (
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision",
+    "runtime_config",
+)  # fmt: skip
+
+
+def start_from(model: AdaptedModel, source: Path) -> None:
+    """Give a model that has just been built the weights that were trained before.
+
+    Args:
+        model: it is changed in place.
+        source: the directory of a saved generator or adapter.
+
+    Raises:
+        InputError: it is missing or damaged, or it was trained under another generator, method or
+            language model; the model is as it was then.
+    """
+    is_generator, what = (source / CONFIG).is_file(), f"init_from={source}"
+    if not isinstance(model, QPAModel):
+        if is_generator:
+            raise InputError(f"{what} holds a generator, and this run trains none (qpa=off).")
+        config, weights = read_adapter(source)
+        _compare(what, _peft_values(config), _peft_values(model.peft_config), "peft.")
+        _compare_base(what, config, model)
+        peft_model = model.peft_model
+        if not same_shapes(
+            weights, get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+        ):
+            raise InputError(f"{what} holds tensors of another model's shapes.")
+        set_peft_model_state_dict(peft_model, weights)
+        return
+    if not is_generator:
+        raise InputError(f"{what} holds no generator, which this run trains: give qpa=off.")
+    saved = formats.read(source)
+    _compare(what, _peft_values(saved.peft_config), _peft_values(model.peft_config), "peft.")
+    _compare(what, _qpa_values(saved.qpa_config), _qpa_values(model.generator.config), "qpa.")
+    _compare_base(what, saved.peft_config, model)
+    whole = dict(whole_modules(model.peft_model))
+    shapes = {name: list(t.shape) for name, t in model.generated_tensors().items()}
+    if saved.shapes != shapes or not same_shapes(saved.whole, whole):
+        raise InputError(f"{what} holds tensors of another model's shapes.")
+    saved.load_into(model.generator, whole)
+    model.refresh()
+
+
+def _qpa_values(config: QPAConfig) -> dict[str, Any]:
+    values = dataclasses.asdict(config)
+    return {key: value for key, value in values.items() if key not in _HOW_IT_IS_COMPUTED}
+
+
+def _peft_values(config: PeftConfig) -> dict[str, Any]:
+    return {
+        key: sorted(value) if isinstance(value, set | list) else value
+        for key, value in config.to_dict().items()
+        if key not in _OF_THE_FILE and "dropout" not in key
+    }
+
+
+def _compare(what: str, there: Mapping[str, Any], here: Mapping[str, Any], group: str) -> None:
+    for key in sorted(there.keys() | here.keys()):
+        one, other = (_plain(values.get(key)) for values in (there, here))
+        if one != other:
+            raise InputError(
+                f"{what} does not fit this run: {group}{key} is {one} there and {other} here."
+            )
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def _compare_base(what: str, config: PeftConfig, model: AdaptedModel) -> None:
+    there, here = (
+        str(config.base_model_name_or_path or ""),
+        str(model.language_model().name_or_path),
+    )
+    hub = all(name and not os.path.exists(name) for name in (there, here))  # noqa: PTH110
+    if hub and there != here:
+        raise InputError(f"{what} was trained on the language model {there}, not on {here}.")
