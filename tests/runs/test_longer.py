@@ -200,7 +200,9 @@ def test_weights_that_do_not_fit_are_one_sentence(configure: Configure, tmp_path
     assert "qpa.seed is 2025 there and 1 here" in refused("seed=1")
     assert "peft.r is 4 there and 2 here" in refused("peft.r=2", "peft.lora_alpha=8")
     assert "holds a generator, and this run trains none" in refused("qpa=off")
-    assert "peft.r is 4 there and 2 here" in refused("qpa=off", "peft.r=2", "peft.lora_alpha=8", source="lora")
+    assert "peft.r is 4 there and 2 here" in refused(
+        "qpa=off", "peft.r=2", "peft.lora_alpha=8", source="lora"
+    )
     assert "holds no generator" in refused(source="lora")
     assert "is neither a run nor" in refused(source="empty")
     assert "is neither a run nor" in refused(source="none")

@@ -30,7 +30,8 @@ CrashesAt = Callable[[int], AbstractContextManager[None]]
 KEYS = {
     "status", "perplexity", "perplexity_padded", "base_perplexity", "base_perplexity_padded",
     "loss", "trainable_params", "generated_params", "target_params", "n_chunks", "n_qubits",
-    "epochs", "steps", "stopped_early", "train_seconds", "step_seconds_median", "tokens_per_second", "time_split",
+    "epochs", "steps", "train_seconds", "step_seconds_median", "tokens_per_second", "time_split",
+    "stopped_early",
     "seed", "versions", "data_sha256", "model_revision",
     "circuit_evaluations", "bits_per_byte", "base_bits_per_byte", "word_perplexity",
     "base_word_perplexity", "kept_step", "validation_perplexity", "last_perplexity",
