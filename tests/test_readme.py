@@ -1,10 +1,17 @@
-"""The README's commands do what it says they do."""
+"""The commands and the Python of README and docs do what the pages say they do.
+
+Each is run as it is printed, but for what stands below: what a reader fills in, and what makes it
+short.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import warnings
 from pathlib import Path
@@ -12,40 +19,83 @@ from pathlib import Path
 import pytest
 
 from qpa_exp.cli import compose_config
+from qpa_exp.lm.loading import BUNDLED
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TINY = str(BUNDLED["qpa_exp/tiny"])
 
-# A run of the README's is cut short here; all else of it is as printed.
+# What a reader fills in, and what stands for it here. A place in <> that is not named is a
+# directory with a text file for each split.
+FILLED_IN = {
+    "<run>": "run",
+    "run=outputs/notes": "run=run",
+    "runs=outputs/notes": "runs=run",
+    "model=smollm2": "model=tiny",
+    "<a text file or a directory>": "notes.txt",
+    "<a CSV, JSON-lines or parquet file>": "labelled.csv",
+    "<a hub id or directory>": TINY,
+}
+# A run is cut short like this.
 SHORT = ["trainer.max_steps=2", "trainer.limit_eval_batches=1", "trainer.progress_bar=false"]
 SHORTER = {
     "optim=cobyla": "optim.max_evaluations=50",
     "sweep=": "hydra.sweeper.only_plan=true",  # make reproduce-all SCALE=smoke runs them all
+    "qpa_exp.reproduce": "hydra.sweeper.only_plan=true",
 }
+# Of a command that needs a download the config is composed, and a Python block takes this model.
 NEEDS_A_DOWNLOAD = re.compile(
-    r"model=(gpt2|gemma|smollm2)|experiment=|data=(wikitext2|ptb)(?!.*data\.path)"
+    r"model=(gpt2|gemma)|model\.gguf_file|experiment=|data=(wikitext2|ptb)(?!.*data\.path)"
 )
+HUB = r"(?:HuggingFaceTB|openai-community)/[\w.-]+"
+# What is tried elsewhere, or is another program's.
+ELSEWHERE = {
+    "pip install ": "tests/test_package.py",
+    "python examples/": "tests/test_examples.py",
+    "python -m pytest ": "the tests themselves",
+    "python -m qpa_exp.benchmark": "tests/benchmarks",
+    "python -m qpa_exp.dashboard": "needs a W&B account",
+    "python -P -m qpa_exp": "the same with a flag of Python's",
+    ". .venv/bin/activate": "the shell's",
+    "wandb ": "W&B's", "tensorboard ": "TensorBoard's",
+}  # fmt: skip
 
 
-def commands(page: str = README) -> list[str]:
+def blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[str]:
     """Every line of every ``bash`` block, comments off, continued lines joined."""
-    blocks = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     bare = [line.split("  #")[0].strip() for line in lines]
-    return [line for line in bare if line and not line.startswith("#")]
+    return [" ".join(line.split()) for line in bare if line and not line.startswith("#")]
 
 
-MAKE = [c for c in commands() if c.startswith("make ")]
-PYTHON = [c for c in commands() if c.startswith("python -m ")]
+EVERY = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+MAKE = [c for c in EVERY if c.startswith("make ")]
+HERE = [c for c in EVERY if c not in MAKE and not c.startswith(tuple(ELSEWHERE))]
+WITH_PYTHON = [  # CONTRIBUTING's blocks are files, which tests/test_contributing.py writes
+    page for page in PAGES if blocks(page, "python") and page.name != "CONTRIBUTING.md"
+]
 
 
-def test_every_command_is_one_that_is_tested_here() -> None:
-    others = set(commands()) - set(MAKE) - set(PYTHON)
-    elsewhere = {"python examples/hf_trainer.py --steps 20"}  # tests/test_examples.py
-    servers = {"pip install .", "wandb sync <directory>", "tensorboard --logdir outputs"}
-    assert others <= elsewhere | servers
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def test_the_readme_is_short() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    assert len(text.split()) <= 1200
+
+
+def test_every_command_is_one_that_is_tried() -> None:
+    assert [c for c in HERE if not c.startswith("python -m qpa_exp")] == []
     assert MAKE
-    assert PYTHON
+    assert HERE
 
 
 @pytest.mark.parametrize("command", MAKE)
@@ -69,39 +119,53 @@ def python(arguments: list[str], cwd: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What stands for the places that a reader fills in: a run, a text, a model."""
-    run = tmp_path_factory.mktemp("readme") / "run"
-    python(["qpa_exp", *SHORT, f"hydra.run.dir={run}"], run.parent)
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with what stands for a reader's own things: a run, texts, labelled texts."""
+    place = tmp_path_factory.mktemp("reader")
+    python(["qpa_exp", *SHORT, f"hydra.run.dir={place / 'run'}"], place)
     rows = [f"line {i} of two classes,{'odd' if i % 2 else 'even'}" for i in range(80)]
-    labelled = run.parent / "labelled.csv"
-    labelled.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
-    return {
-        "<run>": str(run),
-        "<a text file or a directory>": str(ROOT / "LICENSE"),
-        "<a CSV, JSON-lines or parquet file>": str(labelled),
-        "<a hub id or directory>": str(ROOT / "qpa_exp" / "lm" / "tiny"),
-    }
+    (place / "labelled.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    shutil.copy(ROOT / "LICENSE", place / "notes.txt")
+    (place / "texts").mkdir()
+    for split in ("train", "validation", "test"):
+        shutil.copy(ROOT / "LICENSE", place / "texts" / f"{split}.txt")
+    return place
 
 
-def test_the_commands_on_text_compose() -> None:
-    found = commands((ROOT / "docs" / "text.md").read_text(encoding="utf-8"))
-    assert found
-    for command in found:
-        _, _, module, *arguments = shlex.split(command)
-        assert module == "qpa_exp"
-        compose_config(arguments)
+@pytest.fixture
+def desk(made: Path, tmp_path: Path) -> Path:
+    """A directory of a test's own with all of that in it."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def filled_in(text: str) -> str:
+    for place, stand_in in FILLED_IN.items():
+        text = text.replace(place, stand_in)
+    return re.sub(r"<[^<>\n]+>", "texts", text)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", PYTHON)
-def test_the_command_runs(command: str, stand_ins: dict[str, str], tmp_path: Path) -> None:
-    for place, stand_in in stand_ins.items():
-        command = command.replace(place, stand_in)
+@pytest.mark.parametrize("command", HERE)
+def test_the_command_runs(command: str, desk: Path) -> None:
+    command = filled_in(command)
     _, _, module, *arguments = shlex.split(command)
-    if module == "qpa_exp" and NEEDS_A_DOWNLOAD.search(command):
+    if module == "qpa_exp" and NEEDS_A_DOWNLOAD.search(command) and "sweep=" not in command:
         compose_config([a for a in arguments if a != "-m"])
         return
-    trains = module == "qpa_exp" and "resume=" not in command
+    trains = module in ("qpa_exp", "qpa_exp.reproduce") and "resume=" not in command
     more = [given for word, given in SHORTER.items() if word in command]
-    python([module, *arguments, *(SHORT + more if trains else [])], tmp_path)
+    python([module, *arguments, *(SHORT + more if trains else more)], desk)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
+def test_the_python_of_a_page_runs(
+    page: Path, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its blocks, one after the other."""
+    program = filled_in("\n".join(blocks(page, "python")))
+    monkeypatch.chdir(desk)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        exec(compile(re.sub(HUB, TINY, program), name_of(page), "exec"), {"__name__": "page"})
