@@ -146,6 +146,8 @@ class QPAConfig:
     ansatz: str = "ry"
     """The circuit's layer (Eq. 1, 12, 13, 14), or a control in the circuit's place: a file of
     ``circuits/ansatze``."""
+    block_size: int | None = ranged(None, least=1, most=100)
+    """Of ``ansatz=distributed``: the qubits of one sub-circuit; null = half of them."""
     backend: str = "statevector"
     """What computes the circuit's probabilities: a file of ``circuits/backends``."""
     noise: str = "none"
@@ -157,6 +159,11 @@ class QPAConfig:
     """Measurements of a circuit: a whole number, ``20x`` for 20 * 2^N, null = exact."""
     final_shots: str | None = None
     """Of the one fixed sample that is tested and exported; null = as ``shots``."""
+    blend: str | None = None
+    """The weight, from 0 to 1, of what the circuit measured; the rest is a small network's guess of
+    the same probabilities. ``trained`` trains it; null = no network."""
+    blend_hidden: list[int] = field(default_factory=lambda: [16])
+    """Widths of that network's hidden layers."""
     gradient: str = "autograd"
     """How the slope of the probabilities in the circuit's angles is found."""
     spsa_step: float = positive(0.1)
@@ -165,6 +172,10 @@ class QPAConfig:
     """Generate init + G(theta) - G(theta_0), so that training starts where the method starts."""
     feature: str = "normal"
     """What the mapping model reads of each probability: a file of ``generator/features``."""
+    mapping: str = "mlp"
+    """The mapping model: a file of ``generator/mappings``."""
+    bond_dim: int = ranged(8, least=1, most=4096)
+    """Of ``mapping=mps``: the values of the index that two neighbouring tensors share."""
     mapping_hidden: list[int] = field(default_factory=list)
     """Widths of the mapping model's hidden layers (the paper: Table 1)."""
     activation: str = "gelu"
@@ -475,16 +486,33 @@ def _model(config: ModelConfig) -> None:
 def _generator(config: QPAConfig) -> None:
     for key in ("shots", "final_shots"):
         count_shots(getattr(config, key), n_qubits=1, key=f"qpa.{key}")
-    for width in config.mapping_hidden:
+    for key in ("mapping_hidden", "blend_hidden"):
+        _check_widths(f"qpa.{key}", getattr(config, key))
+    _check_blend(config.blend)
+
+
+def _check_widths(key: str, widths: list[int]) -> None:
+    for width in widths:
         if not isinstance(width, int) or width < 1:
             raise InputError(
-                f"qpa.mapping_hidden={list(config.mapping_hidden)} has a layer of {width}: "
+                f"{key}={list(widths)} has a layer of {width}: "
                 "give widths from 1 up, or [] for no hidden layer."
             )
-    if len(config.mapping_hidden) > 1000 or max(config.mapping_hidden, default=0) > 2**24:
+    if len(widths) > 1000 or max(widths, default=0) > 2**24:
         raise InputError(
-            f"qpa.mapping_hidden={list(config.mapping_hidden)} is too large: give at most "
+            f"{key}={list(widths)} is too large: give at most "
             f"1000 layers, each at most {2**24} wide."
+        )
+
+
+def _check_blend(blend: str | None) -> None:
+    if blend is None or blend == "trained":
+        return
+    number = re.fullmatch(r"\d(\.\d{0,20})?(e-\d{1,2})?|\.\d{1,20}", str(blend))
+    if number is None or not 0 <= float(str(blend)) <= 1:
+        raise InputError(
+            f"qpa.blend={blend} is no weight: give a number from 0 to 1, trained, or null for no "
+            "network."
         )
 
 

@@ -129,7 +129,7 @@ def _parsed(source: Path, record: Any) -> tuple[SavedGenerator, list[str]]:
     """What the config file says, and the names in the file of modules that are trained whole."""
     given = typed(_Record, record)
     asked = dict(given.qpa_config)
-    for key in ("shots", "final_shots"):  # a number in Python
+    for key in ("shots", "final_shots", "blend"):  # a number in Python
         asked[key] = None if asked.get(key) is None else str(asked[key])
     qpa_config = typed(QPAConfig, asked)
     check_generator(qpa_config, saved=True)

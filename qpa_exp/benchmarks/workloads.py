@@ -34,6 +34,13 @@ from qpa_exp.machine import keep_freed_memory, release_freed_memory, stock_memor
 _SEED = 0
 _RANK = 4
 _UNILORA = 8192
+_RELATIVES: dict[str, dict[str, Any]] = {
+    "random": {"variant": "random"},
+    "mps": {"mapping": "mps"},
+    "distributed": {"ansatz": "distributed"},
+    "blend": {"blend": "0.5", "shots": "20x"},
+}
+"""What is measured as ``qpa_fast_<name>`` beside ``tuned``, whose keys hold otherwise."""
 _LOGITS_HELD_NAIVELY = 7
 """Tensors of the size of the logits that a step holds which makes them all at once."""
 
@@ -44,6 +51,7 @@ class Shape:
 
     Attributes:
         layers: of the backbone; 0 measures the head alone, on given hidden states.
+        relatives: whether every relative of the generator is measured, too.
         n_mlp: of the generator.
         reduced_from: the vocabulary that the model has, where a smaller one is measured.
     """
@@ -57,6 +65,7 @@ class Shape:
     layers: int = 0
     soft_cap: float | None = None
     reduced_from: int | None = None
+    relatives: bool = False
 
     @property
     def bytes_needed(self) -> int:
@@ -77,7 +86,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape("tiny", "gpt2", 16384, 128, 512, 64),
-    "smollm2": Shape("smollm2", "llama", 49152, 576, 1024, 64),
+    "smollm2": Shape("smollm2", "llama", 49152, 576, 1024, 64, relatives=True),
     "gpt2": Shape("gpt2", "gpt2", 50257, 768, 512, 2048, layers=12),
     "gemma": Shape("gemma", "gemma", 256000, 2048, 512, 8192),
     "gemma2": Shape("gemma2", "gemma2", 256000, 2304, 512, 8192, soft_cap=30.0),
@@ -147,6 +156,9 @@ class Workload:
             "qpa_fast_tuned": self.fast(self.tuned()),
             "unilora_fast": self.fast(self.unilora()),
         }
+        if self.shape.relatives:
+            for name in _RELATIVES:
+                steps[f"qpa_fast_{name}"] = self.step(f"qpa_fast_{name}")
         if self.shape.layers:
             steps["lora_fast_uncached"] = self.fast(self.lora(), cached=False)
             steps["qpa_fast_uncached"] = self.fast(self.qpa("statevector"), cached=False)
@@ -162,6 +174,8 @@ class Workload:
         backend = self.naive_backend if naive else "statevector"
         if name.endswith("tuned"):
             return self.fast(self.tuned())
+        if (relative := name.rpartition("_")[2]) in _RELATIVES:
+            return self.fast(self._generated(QPAConfig(**_RELATIVES[relative])))
         if name.startswith("unilora"):
             return self.fast(self.unilora())
         model = self.lora() if name.startswith("lora") else self.qpa(backend)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import QPAConfig
@@ -95,6 +95,21 @@ def neighbours(n_qubits: int) -> list[tuple[int, ...]]:
     return [(qubit, qubit + 1) for qubit in range(n_qubits - 1)]
 
 
+@dataclass(frozen=True)
+class InBlocks:
+    """The neighbours within blocks of ``size`` qubits, the last as small as what is left.
+
+    None is two blocks: half of the qubits each, the first one more where their number is odd.
+    """
+
+    size: int | None = None
+
+    def __call__(self, n_qubits: int) -> list[tuple[int, ...]]:
+        """The pairs of neighbours, none of which lies across two blocks."""
+        size = self.size or -(-n_qubits // 2)
+        return [pair for pair in neighbours(n_qubits) if pair[1] % size]
+
+
 def ring(n_qubits: int) -> list[tuple[int, ...]]:
     """The neighbours, and then (N, 1); none where there is one qubit alone."""
     closing = [(n_qubits - 1, 0)] if n_qubits > 1 else []
@@ -141,6 +156,8 @@ class Ansatz:
         trained: whether angles are trained, or without a circuit one number a chunk.
         reads_feature: whether the mapping model reads what it gives through ``qpa.feature``.
         control: makes the module that stands in the circuit's place, as :meth:`make` does.
+        moments_under: gives the moments under a config; None where they are always the same.
+        more_keys: config keys that it reads besides those that every ansatz of its kind reads.
 
     Example:
         >>> from qpa_exp.circuits.ansatz import CNOT_CHAIN, RY, Ansatz
@@ -153,6 +170,14 @@ class Ansatz:
     trained: bool = True
     reads_feature: bool = True
     control: Callable[[QPAConfig, int, int], nn.Module] | None = None
+    moments_under: Callable[[QPAConfig], tuple[Moment, ...]] | None = None
+    more_keys: tuple[str, ...] = ()
+
+    def under(self, config: QPAConfig) -> Ansatz:
+        """The ansatz as the keys of ``config`` have it."""
+        if self.moments_under is None:
+            return self
+        return replace(self, moments=self.moments_under(config))
 
     @property
     def has_circuit(self) -> bool:
@@ -192,8 +217,11 @@ class Ansatz:
     def reads(self, config: Any) -> list[str]:
         """The keys that have an effect beside it."""
         keys = ["qpa.squash"] if self.reads_feature else []
+        keys += self.more_keys
         if self.has_circuit:
-            keys += ["qpa.n_layers", "qpa.backend", "qpa.shots", "qpa.final_shots"]
+            keys += ["qpa.n_layers", "qpa.backend", "qpa.shots", "qpa.final_shots", "qpa.blend"]
+            if config.qpa.blend is not None:
+                keys.append("qpa.blend_hidden")
             if self.trained:
                 keys += ["qpa.gradient", "trainer.gradient_variance_starts"]
             if config.qpa.n_circuits > 1:

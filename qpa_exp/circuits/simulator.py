@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatze import ansatz_of
 from qpa_exp.circuits.backends import BACKENDS
 from qpa_exp.circuits.gradients import GRADIENTS
 from qpa_exp.config import QPAConfig
@@ -70,7 +70,7 @@ class Simulator(ABC):
 
     def __init__(self, config: QPAConfig, n_qubits: int) -> None:
         self.config, self.n_qubits = config, n_qubits
-        self.ansatz = ANSATZE[config.ansatz]
+        self.ansatz = ansatz_of(config)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Simulator:
         """Nothing in it is trained: a copied model may share it."""
@@ -132,7 +132,7 @@ def check_circuit(config: QPAConfig) -> None:
     Raises:
         InputError: one sentence with the key, its value, and what would be right.
     """
-    ansatz = ANSATZE[config.ansatz]
+    ansatz = ansatz_of(config)
     if ansatz.has_circuit:
         BACKENDS[config.backend].check(config)
     if not ansatz.trains_circuit:
@@ -154,7 +154,7 @@ def check_size(config: QPAConfig, n_qubits: int) -> None:
     Raises:
         InputError: it says how much is needed, and which key helps.
     """
-    if not ANSATZE[config.ansatz].has_circuit:
+    if not ansatz_of(config).has_circuit:
         return
     if n_qubits > MOST_QUBITS:
         raise InputError(
@@ -184,6 +184,6 @@ def record_versions(config: QPAConfig) -> dict[str, str]:
         >>> record_versions(QPAConfig())
         {}
     """
-    if not ANSATZE[config.ansatz].has_circuit:
+    if not ansatz_of(config).has_circuit:
         return {}
     return BACKENDS[config.backend].record_versions(config)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpa_exp.circuits.ansatz import Ansatz
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatze import ansatz_of
 from qpa_exp.circuits.simulator import Packages
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
@@ -106,7 +106,7 @@ def draw_picture(config: QPAConfig, n_qubits: int, path: Path) -> None:
 
 def _circuit(config: QPAConfig, n_qubits: int) -> tuple[QuantumCircuit, int]:
     """Qiskit's circuit, and how many of its repetitions are in it."""
-    ansatz = ANSATZE[config.ansatz]
+    ansatz = ansatz_of(config)
     if not ansatz.has_circuit:
         raise InputError(f"qpa.ansatz={config.ansatz} has no circuit to draw: leave draw out.")
     QISKIT.check("draw")

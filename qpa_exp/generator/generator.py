@@ -4,163 +4,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatze import ansatz_of
 from qpa_exp.circuits.circuit import Circuit
 from qpa_exp.circuits.controls import FixedNumbers
 from qpa_exp.config import QPAConfig
 from qpa_exp.generator.features import FEATURES
-from qpa_exp.generator.rules import (
-    ACTIVATIONS,
-    MAPPING_INITS,
-    VARIANTS,
-    feature_name,
-    fit,
-    layer_widths,
-)
-
-_WORTH_IT = 2**18
-"""Numbers in the windows written out, below which that takes less time."""
-
-
-def linear_in_windows(
-    bits: Float[Tensor, "chunks qubits"],
-    features: Float[Tensor, "circuits states"],
-    weight: Float[Tensor, "n_out n_in"],
-    bias: Float[Tensor, " n_out"],
-    window: int,
-    *,
-    in_order: bool,
-) -> Float[Tensor, "at_least_chunks n_out"]:
-    """The linear layer of, for each chunk i, its bits and ``window`` features from place i on.
-
-    Written out, n chunks that read ``window`` numbers each are a matrix of n times window numbers,
-    nearly all of them copies. But s neighbours read only s + window - 1 numbers between them: they
-    become one row, and the weight stands in a matrix s times, each time a place further down. The
-    product with that gives the outputs of all s chunks, side by side.
-
-    Each circuit's features are a ring: the first follows the last. The layer reads them circuit
-    by circuit, behind the bits: n_in = qubits + circuits * window.
-
-    Args:
-        bits: of each chunk, the most significant first.
-        features: of all basis states.
-        weight: of the layer.
-        bias: of the layer.
-        window: how many features of a circuit a chunk reads.
-        in_order: ``bits`` are those of 0, 1, 2 and so on.
-
-    Returns:
-        The outputs for the chunks, and behind them, sometimes, some that are nobody's.
-    """
-    n_chunks, n_qubits = bits.shape
-    n_low = _low_bits(n_chunks, len(weight), window) if in_order else 0
-    if n_low == 0:
-        read = in_windows(features, n_chunks, window)
-        return linear(torch.cat([bits, *read], dim=1), weight, bias)
-    together, n_high = 2**n_low, max(0, n_qubits - n_low)  # there may be no bits at all
-    # Chunks of one row differ in their last bits alone, and those are the same in every row.
-    high, low = bits[::together, :n_high], bits[:together, n_high:]
-    every_row = linear(low, weight[:, n_high:n_qubits], bias).view(1, -1)
-    read = in_windows(features, len(high), window + together - 1, step=together)
-    spread = [_spread(w, together) for w in weight[:, n_qubits:].split(window, dim=1)]
-    left = torch.cat([high, *read, torch.ones_like(high[:, :1])], dim=1)
-    right = torch.cat([weight[:, :n_high].T.repeat(1, together), *spread, every_row])
-    return (left @ right).view(-1, len(weight))
-
-
-def in_windows(
-    features: Float[Tensor, "circuits states"], n: int, window: int, step: int = 1
-) -> Float[Tensor, "circuits n window"]:
-    """``window`` numbers from every ``step``-th place on; the first follows the last."""
-    length = (n - 1) * step + window
-    turns = -(-length // features.shape[-1])
-    line = torch.cat([features] * turns, dim=-1) if turns > 1 else features
-    return line[:, :length].unfold(-1, window, step)
-
-
-def _low_bits(n_chunks: int, n_out: int, window: int) -> int:
-    """log2 of how many chunks make a row: as leave both matrices about equally small."""
-    if n_chunks * window < _WORTH_IT:
-        return 0
-    together = min(math.sqrt(n_chunks / n_out), window)
-    return round(math.log2(together)) if together >= 2 else 0
-
-
-def _spread(weight: Float[Tensor, "n_out window"], times: int) -> Float[Tensor, "longer outputs"]:
-    """The transposed weight ``times`` times side by side, each time one row further down."""
-    rows, longer = pad(weight.T, (0, 0, times - 1, times - 1)), weight.shape[1] + times - 1
-    places = torch.arange(longer, device=weight.device)[:, None]
-    places = places + torch.arange(times - 1, -1, -1, device=weight.device)
-    return rows.index_select(0, places.flatten()).view(longer, -1)
-
-
-class MappingModel(nn.Sequential):
-    """An MLP with biases; the paper's is N + 1 -> ``TABLE_1`` -> n_mlp.
-
-    The activation stands between the layers, never after the last. The first layer reads a chunk's
-    N bits and, of each circuit, some features from the chunk's own on.
-
-    Args:
-        widths: of what it reads, of the hidden layers, and of what it gives for a chunk.
-        activation: a name of ``qpa.activation``.
-        init: a name of ``qpa.mapping_init``.
-        window: how many features of a circuit a chunk reads.
-        in_order: chunk i has the bits of i, the most significant first.
-        scale: a factor on all that it gives.
-    """
-
-    def __init__(
-        self,
-        widths: Sequence[int],
-        activation: str,
-        init: str = "default",
-        *,
-        window: int = 1,
-        in_order: bool = True,
-        scale: float = 1.0,
-    ) -> None:
-        layers: list[nn.Module] = []
-        between = ACTIVATIONS[activation]
-        for wide, narrow in pairwise(widths):
-            if layers and between is not None:
-                layers.append(getattr(nn, between)())
-            layers.append(nn.Linear(wide, narrow))
-        super().__init__(*layers)
-        self.window, self.in_order, self.scale = window, in_order, scale
-        if draw := MAPPING_INITS[init]:  # a signal then keeps its size through the layers
-            for layer in self:
-                if isinstance(layer, nn.Linear):
-                    getattr(nn.init, draw)(layer.weight, nonlinearity="relu")
-                    nn.init.zeros_(layer.bias)
-
-    def forward(  # type: ignore[override]
-        self, bits: Float[Tensor, "chunks qubits"], features: Float[Tensor, "circuits states"]
-    ) -> Float[Tensor, "at_least_chunks n_out"]:
-        """The parameters of each chunk, from its bits and the features of all basis states."""
-        first, *others = self
-        weights = self._weights(first)
-        x = linear_in_windows(bits, features, *weights, self.window, in_order=self.in_order)
-        for layer in others:
-            x = linear(x, *self._weights(layer)) if isinstance(layer, nn.Linear) else layer(x)
-        return x
-
-    def _weights(self, layer: nn.Module) -> tuple[Tensor, Tensor]:
-        """Weight and bias; those of the last layer are scaled, which are fewer than its outputs."""
-        assert isinstance(layer, nn.Linear)
-        if layer is not self[-1] or self.scale == 1:
-            return layer.weight, layer.bias
-        return self.scale * layer.weight, self.scale * layer.bias
+from qpa_exp.generator.mappings import MAPPINGS
+from qpa_exp.generator.rules import BLEND_TRAINED, VARIANTS, blend_widths, feature_name, fit
 
 
 class RandomOrder(nn.Module):
@@ -225,6 +83,7 @@ class Generator(nn.Module):
     Attributes:
         circuit: the circuit, with its angles ``theta``, or what stands in its place.
         mapping: the mapping model.
+        estimator: what ``config.blend`` blends the probabilities with; else None.
         order: the random order of the parameters; None where they stand chunk after chunk.
         states: the basis state of each chunk where the order is fixed, and ``bits`` its bits.
         chunking: m, n_mlp, n_chunks and n_qubits.
@@ -242,7 +101,7 @@ class Generator(nn.Module):
         self.config, n_qubits = config, self.chunking.n_qubits
         assert config.window is not None
         assert config.scale is not None
-        ansatz, variant = ANSATZE[config.ansatz], VARIANTS[config.variant]
+        ansatz, variant = ansatz_of(config), VARIANTS[config.variant]
         reads_feature = variant.circuit and ansatz.reads_feature
         self._feature = FEATURES[feature_name(config)] if reads_feature else None
         self._lowest_first, self._has_bits = variant.lowest_first, variant.circuit
@@ -259,13 +118,8 @@ class Generator(nn.Module):
             # every ansatz and control.
             torch.manual_seed(config.seed)
             torch.empty(config.n_circuits, config.n_layers, 1, n_qubits).uniform_()
-            self.mapping = MappingModel(
-                layer_widths(config, n_qubits),
-                config.activation,
-                config.mapping_init,
-                window=config.window,
-                in_order=not (draws or self._lowest_first),
-                scale=config.scale,
+            self.mapping = MAPPINGS[config.mapping].make(
+                config, n_qubits if variant.circuit else 0, not (draws or self._lowest_first)
             )
             states = torch.arange(self.chunking.n_chunks)
             if draws or config.shuffle:
@@ -273,6 +127,7 @@ class Generator(nn.Module):
                 sample = torch.randperm(2**n_qubits)[: self.chunking.n_chunks]
                 states = sample if draws else states
             self.order = RandomOrder(m) if config.shuffle else None
+            self.estimator = self._make_estimator() if config.blend is not None else None
         # In evaluation a random order is one fixed sample: what is tested is what is exported.
         self.register_buffer("states", states, persistent=False)
         self.register_buffer("bits", self._write_bits(states), persistent=False)
@@ -315,9 +170,21 @@ class Generator(nn.Module):
     ) -> Float[Tensor, "circuits states"]:
         """What the mapping model reads of the probabilities, of the order of 1 or smaller."""
         measured = measured.reshape(self.config.n_circuits, -1)
+        if self.estimator is not None:
+            measured = self.estimator(measured)
         if self._feature is None:
             return measured
         return self._feature.read(measured, self.chunking.n_qubits)
+
+    def _make_estimator(self) -> nn.Module:
+        from qpa_exp.generator.blending import StateEstimator
+
+        config, n_qubits = self.config, self.chunking.n_qubits
+        assert config.window is not None
+        # Row i of the probabilities is read for the i-th chunk, whichever state labels it.
+        used = torch.arange(min(2**n_qubits, self.chunking.n_chunks + config.window - 1))
+        weight = None if config.blend == BLEND_TRAINED else float(str(config.blend))
+        return StateEstimator(blend_widths(config, n_qubits), basis_bits(used, n_qubits), weight)
 
     @property
     def _draws_states(self) -> bool:
@@ -354,13 +221,15 @@ class Generator(nn.Module):
         return self._start
 
     def restart(self, seed: int) -> None:
-        """Take the start that ``seed`` gives: parameters, the random order, and the anchor.
+        """Take the start that ``seed`` gives: parameters, fixed numbers, the order, the anchor.
 
-        ``config.seed`` stays; a control's fixed numbers do, too.
+        ``config.seed`` stays.
         """
         other = Generator(self.chunking.m, dataclasses.replace(self.config, seed=seed))
         other.to(self.states.device)
         self.load_state_dict(other.state_dict())
+        if not any(True for _ in self.circuit.parameters()):  # nobody holds on to a part of it
+            self.circuit = other.circuit
         self.states, self.bits, self.order = other.states, other.bits, other.order
         self._origin, self._start = other._origin, None
 

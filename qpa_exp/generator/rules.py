@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatze import ANSATZE, ansatz_of
 from qpa_exp.circuits.backends import BACKENDS
 from qpa_exp.circuits.gradients import GRADIENTS
 from qpa_exp.circuits.recorded_devices import NOISES
@@ -18,6 +18,7 @@ from qpa_exp.circuits.simulator import check_circuit, check_size
 from qpa_exp.config import TABLE_1, Config, QPAConfig, validate
 from qpa_exp.errors import InputError
 from qpa_exp.generator.features import FEATURES
+from qpa_exp.generator.mappings import ACTIVATIONS, MAPPING_INITS, MAPPINGS
 from qpa_exp.machine import free_memory
 from qpa_exp.registry import Registry, read_key, refuse_unread
 
@@ -31,7 +32,8 @@ _OF_A_GENERATOR = (
 _OF_A_CIRCUIT = frozenset((
     "qpa.n_layers", "qpa.n_circuits", "qpa.share_angles", "qpa.ansatz", "qpa.backend", "qpa.noise",
     "qpa.device", "qpa.shots", "qpa.final_shots", "qpa.gradient", "qpa.spsa_step", "qpa.feature",
-    "qpa.squash", "qpa.basis_order", "trainer.gradient_variance_starts",
+    "qpa.squash", "qpa.basis_order", "qpa.block_size", "qpa.blend", "qpa.blend_hidden",
+    "trainer.gradient_variance_starts",
 ))  # fmt: skip
 """What a generator without a circuit does not read."""
 
@@ -71,6 +73,7 @@ class Variant:
 _PUBLISHED = {
     "anchor": False, "mapping_init": "default", "scale": 1.0, "feature": "probability",
     "shuffle": False, "window": 1, "n_circuits": 1, "mapping_hidden": list(TABLE_1),
+    "mapping": "mlp",
 }  # fmt: skip
 VARIANTS: Registry[Variant] = Registry(
     "qpa.variant",
@@ -95,17 +98,6 @@ VARIANTS: Registry[Variant] = Registry(
     },
     decides=_OF_A_GENERATOR,
 )  # fmt: skip
-
-
-ACTIVATIONS: Registry[str | None] = Registry(
-    "qpa.activation", {"none": None, "relu": "ReLU", "gelu": "GELU", "tanh": "Tanh"}
-)
-"""The names of ``torch.nn``'s modules."""
-
-MAPPING_INITS: Registry[str | None] = Registry(
-    "qpa.mapping_init", {"default": None, "kaiming": "kaiming_normal_"}
-)
-"""The names of functions in ``torch.nn.init``; None keeps torch's own weights and biases."""
 
 
 log = logging.getLogger(__name__)
@@ -175,8 +167,9 @@ def count_generator(m: int, config: QPAConfig) -> GeneratorCounts:
     has_circuit = VARIANTS[config.variant].circuit
     if has_circuit:
         check_size(config, n_qubits)
-        circuit = ANSATZE[config.ansatz].count(config, n_qubits, n_chunks)
-    mapping = sum((wide + 1) * narrow for wide, narrow in pairwise(layer_widths(config, n_qubits)))
+        circuit = ansatz_of(config).count(config, n_qubits, n_chunks)
+        circuit += _count_blend(config, n_qubits)
+    mapping = MAPPINGS[config.mapping].count(config, n_qubits if has_circuit else 0)
     known = n_qubits if has_circuit else None
     counts = GeneratorCounts(circuit + mapping, chunking.n_mlp, n_chunks, known)
     _check_memory(config, counts)
@@ -188,26 +181,38 @@ def _check_memory(config: QPAConfig, counts: GeneratorCounts) -> None:
 
     A parameter has a gradient and AdamW's two moments beside it, each of 32 bits.
     """
-    widest = max([*config.mapping_hidden, counts.n_mlp])
+    widest = MAPPINGS[config.mapping].widest(config)
     needed = 16 * counts.trainable_params + 4 * counts.n_chunks * widest
     if needed > (free := free_memory()):
         keys = ("n_mlp", "window", "n_circuits", "n_layers")
         sizes: dict[str, int] = {key: getattr(config, key) for key in keys}
         sizes["mapping_hidden"] = max(config.mapping_hidden, default=0)
+        sizes["blend_hidden"] = max(config.blend_hidden, default=0) if config.blend else 0
+        if "qpa.bond_dim" in MAPPINGS[config.mapping].reads:
+            sizes["bond_dim"] = config.bond_dim**2
         key = max(sizes, key=lambda name: sizes[name])
         raise InputError(
             f"A generator of {counts.trainable_params:,} trainable parameters and "
             f"{counts.n_chunks:,} chunks needs {needed / 2**30:.3g} GiB of memory and "
-            f"{free / 2**30:.3g} GiB are free: give a smaller qpa.{key} than {sizes[key]}."
+            f"{free / 2**30:.3g} GiB are free: give a smaller qpa.{key} than "
+            f"{getattr(config, key)}."
         )
 
 
-def layer_widths(config: QPAConfig, n_qubits: int) -> tuple[int, ...]:
-    """Of the mapping model, from a chunk's bits and features to its ``n_mlp`` parameters."""
-    assert config.n_mlp is not None
-    assert config.window is not None
-    n_bits = n_qubits if VARIANTS[config.variant].circuit else 0
-    return (n_bits + config.n_circuits * config.window, *config.mapping_hidden, config.n_mlp)
+BLEND_TRAINED = "trained"
+"""The value of ``qpa.blend`` under which the measured probabilities' weight is trained."""
+
+
+def blend_widths(config: QPAConfig, n_qubits: int) -> tuple[int, ...]:
+    """Of the network of ``qpa.blend``, from a state's bits to a logit for each circuit."""
+    return (n_qubits, *config.blend_hidden, config.n_circuits)
+
+
+def _count_blend(config: QPAConfig, n_qubits: int) -> int:
+    if config.blend is None:
+        return 0
+    layers = pairwise(blend_widths(config, n_qubits))
+    return sum((wide + 1) * narrow for wide, narrow in layers) + (config.blend == BLEND_TRAINED)
 
 
 def fit(m: int, config: QPAConfig) -> tuple[Chunking, QPAConfig]:
@@ -218,7 +223,8 @@ def fit(m: int, config: QPAConfig) -> tuple[Chunking, QPAConfig]:
     - ``n_mlp`` is s, and ``window`` 2 s, so that an eighth of m or less is trained; beside a given
       ``n_mlp`` above s, or several circuits, the window is as much narrower;
     - ``scale`` is 1.13 / sqrt(features of a chunk), so that a step of the optimizer takes a
-      generated parameter equally far, from however many features; 0.02 behind hidden layers.
+      generated parameter equally far, from however many features; 0.02 behind hidden layers,
+      and as the file of ``generator/mappings`` says for another mapping.
 
     docs/results/tuned_rule.md says where this was searched. There are never more circuits of the
     same angles than basis states to start from, nor is a window wider than these are many.
@@ -231,9 +237,9 @@ def fit(m: int, config: QPAConfig) -> tuple[Chunking, QPAConfig]:
     window = config.window or min(
         max(1, min(2 * s, 2 * s * s // n_mlp) // config.n_circuits), 2**chunking.n_qubits
     )
-    by_rule = 0.02 if config.mapping_hidden else 0.1 * math.sqrt(128 / (window * config.n_circuits))
-    scale = config.scale or by_rule
-    return chunking, dataclasses.replace(config, n_mlp=n_mlp, window=window, scale=scale)
+    config = dataclasses.replace(config, n_mlp=n_mlp, window=window)
+    scale = config.scale or MAPPINGS[config.mapping].scale(config)
+    return chunking, dataclasses.replace(config, scale=scale)
 
 
 def _fit_to_states(config: QPAConfig, n_qubits: int) -> QPAConfig:
@@ -256,7 +262,8 @@ def _fit_to_states(config: QPAConfig, n_qubits: int) -> QPAConfig:
 
 
 REGISTRIES: tuple[Registry[Any], ...] = (
-    VARIANTS, ANSATZE, BACKENDS, NOISES, GRADIENTS, FEATURES, ACTIVATIONS, MAPPING_INITS,
+    VARIANTS, ANSATZE, BACKENDS, NOISES, GRADIENTS, FEATURES, MAPPINGS, ACTIVATIONS,
+    MAPPING_INITS,
 )  # fmt: skip
 """Everything that a key of ``qpa`` may name."""
 
@@ -292,8 +299,8 @@ leave it at null.
     for registry in REGISTRIES:
         _ = registry[read_key(whole, registry.key)]
     if not saved:
-        refuse_unread(whole, REGISTRIES)
         _check_variant(config)
+        refuse_unread(whole, REGISTRIES)
     if config.squash and config.feature not in ("probability", "squashed"):
         raise InputError(
             f"qpa.squash=true and qpa.feature={config.feature} ask for two features of one "

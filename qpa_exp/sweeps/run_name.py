@@ -41,6 +41,8 @@ AS_BEFORE = {
     "data.chat_template": None, "model.tokenizer": None,
     "init_from": None, "optim.warmup_ratio": None, "trainer.patience": None,
     "trainer.min_delta": 0.0,
+    "qpa.mapping": "mlp", "qpa.bond_dim": 8, "qpa.block_size": None, "qpa.blend": None,
+    "qpa.blend_hidden": [16],
 }  # fmt: skip
 """Keys that came later, each with the value under which a run computes what it did without it, and
 so keeps its name."""

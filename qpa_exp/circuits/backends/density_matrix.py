@@ -20,7 +20,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from qpa_exp.circuits.ansatz import GATES, Ansatz
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatze import ansatz_of
 from qpa_exp.circuits.recorded_devices import NOISES, NoiseOfGates, noise_model, record_of, snapshot
 from qpa_exp.circuits.simulator import Packages, Simulator
 from qpa_exp.circuits.to_qiskit import QISKIT, angle_places, measured_circuit, transpile_for
@@ -93,7 +93,7 @@ class DensityMatrix(Simulator):
     @classmethod
     def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:
         """Autograd keeps the state at every two-qubit gate, and a copy with its axes moved."""
-        listed = ANSATZE[config.ansatz].gates(n_qubits, config.n_layers)
+        listed = ansatz_of(config).gates(n_qubits, config.n_layers)
         pairs = sum(len(gate.qubits) == 2 for gate in listed)
         return 4**n_qubits * 4 * (2 * pairs + 6)
 

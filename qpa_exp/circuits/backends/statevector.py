@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatze import ansatz_of
 from qpa_exp.circuits.simulator import Simulator
 from qpa_exp.config import QPAConfig
 
@@ -21,7 +21,7 @@ class Statevector(Simulator):
     @classmethod
     def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:
         """The state, the pair that goes back and its copies, the CNOTs' indices, the slopes."""
-        amplitude = 4 if ANSATZE[config.ansatz].is_real else 8
+        amplitude = 4 if ansatz_of(config).is_real else 8
         return 2**n_qubits * (9 * amplitude + 2 * 4 + 3 * 4)
 
     def __call__(

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatze import ansatz_of
 from qpa_exp.circuits.simulator import Packages, Simulator
 from qpa_exp.config import QPAConfig
 
@@ -49,7 +49,7 @@ class TorchQuantum(Simulator):
     @classmethod
     def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:
         """Autograd keeps the state at every gate."""
-        n_gates = sum(1 for _ in ANSATZE[config.ansatz].gates(n_qubits, config.n_layers))
+        n_gates = sum(1 for _ in ansatz_of(config).gates(n_qubits, config.n_layers))
         return 2**n_qubits * 8 * (n_gates + 4)
 
     def __call__(

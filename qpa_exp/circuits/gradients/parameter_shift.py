@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatze import ansatz_of
 from qpa_exp.circuits.gradients import Estimate, GradientMethod, Measure
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 
 
 def _check(config: QPAConfig) -> None:
-    if gates := ANSATZE[config.ansatz].gates_without_shift:
+    if gates := ansatz_of(config).gates_without_shift:
         raise InputError(
             f"qpa.gradient=parameter_shift does not cover qpa.ansatz={config.ansatz}: "
             f"{', '.join(gates)} is no half-angle Pauli rotation; give autograd or spsa."
