@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
@@ -16,7 +16,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qpa_exp.adapters.peft_model import checkpoint_activations, train_adapter_only
+from qpa_exp.adapters.peft_model import train_adapter_only
 from qpa_exp.adapters.saved_method import load_weights, peft_config_of
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, one_line
@@ -28,58 +28,25 @@ if TYPE_CHECKING:
     from qpa_exp.generator.generator import Generator
 
 
-Adapted = TypeVar("Adapted", bound="AdaptedModel")
-
-
 class AdaptedModel(nn.Module):
-    """A frozen language model and a PEFT method on it; the base of both kinds.
+    """A frozen language model and a PEFT method on it: what a run asks of either kind.
 
     It is called as the language model is: ``model(input_ids=..., labels=...).loss.backward()``
     leaves gradients in what is trained. :class:`ClassicalModel` trains the method's own tensors;
     in :class:`~qpa_exp.adapters.qpa_model.QPAModel` a generator makes them.
 
     Attributes:
-        peft_model: HF PEFT's model.
+        peft_model: HF PEFT's model of the method.
         generator: what makes the method's tensors; None where they are trained themselves.
     """
 
-    def __init__(self, peft_model: PeftModel) -> None:
-        super().__init__()
-        self.peft_model = peft_model
-        self.generator: Generator | None = None
-        self.train(peft_model.training)
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """The language model's own output, with the method's tensors as they are now.
-
-        Takes what the language model takes; these three are named because a Trainer reads off
-        here which columns of its data to pass on.
-        """
-        self.refresh()
-        return self.peft_model(
-            input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs
-        )
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Write text: the language model's own ``generate``."""
-        self.refresh()
-        return self.peft_model.generate(*args, **kwargs)
+    peft_model: PeftModel
+    generator: Generator | None
 
     # --- one step of an optimizer ---------------------------------------------------------------
 
     def begin_step(self) -> None:
-        """Say that an optimizer step begins: what is generated is then generated once for it.
-
-        For training loops that call :meth:`end_step` before each step of the optimizer: however
-        many batches a step gathers, the generator runs once, forward and backward. Other loops
-        need neither.
-        """
+        """Say that an optimizer step begins: what is generated is then generated once for it."""
 
     def end_step(self) -> None:
         """Give the trained parameters the gradients of all batches since the step began."""
@@ -94,6 +61,11 @@ class AdaptedModel(nn.Module):
         """
         return [p for p in self.peft_model.parameters() if p.requires_grad]
 
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """What an optimizer trains, by the names that checkpoints have."""
+        named = self.peft_model.named_parameters()
+        return {f"peft_model.{name}": p for name, p in named if p.requires_grad}
+
     @property
     def circuit_evaluations(self) -> Tensor | None:
         """How often a circuit has been evaluated in this process; None where there is none."""
@@ -105,61 +77,21 @@ class AdaptedModel(nn.Module):
     def compile_generator(self) -> None:
         """Make the generator faster, where there is one."""
 
-    # --- modes ----------------------------------------------------------------------------------
-
-    def train(self: Adapted, mode: bool = True) -> Adapted:
-        """Set the training mode of what is trained; the backbone stays in evaluation mode."""
-        super().train(mode)
-        train_adapter_only(self.peft_model, mode)
-        return self
-
     def disable_adapter(self) -> AbstractContextManager[None]:
         """Within this context the model is the untouched language model."""
-        context: AbstractContextManager[None] = self.peft_model.disable_adapter()
-        return context
+        raise NotImplementedError
 
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
-        """Keep only every layer's input, and compute the rest again in the backward pass.
-
-        The same name and arguments as transformers' own, so that its Trainer finds it.
-        """
-        checkpoint_activations(
-            self.language_model(),
-            activation_checkpointing_kwargs=activation_checkpointing_kwargs,
-            **options,
-        )
-        self.train(self.training)
-
-    # --- what is inside -------------------------------------------------------------------------
-
-    @property
-    def config(self) -> Any:
-        """The language model's config."""
-        return self.peft_model.config
-
-    @property
-    def device(self) -> torch.device:
-        """Where the language model lies."""
-        return self.peft_model.device
-
-    @property
-    def peft_config(self) -> PeftConfig:
-        """HF PEFT's config of the method."""
-        return self.peft_model.active_peft_config
+    # --- what is inside, and what is left of it -------------------------------------------------
 
     def language_model(self) -> Any:
         """The language model as transformers has it, with the method's layers in it."""
         return self.peft_model.get_base_model()
 
-    def get_base_model(self) -> Any:
-        """PEFT's own name for :meth:`language_model`."""
-        return self.language_model()
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Write text: the language model's own ``generate``."""
+        raise NotImplementedError
 
-    # --- what is left of it ---------------------------------------------------------------------
-
-    def save_pretrained(self, directory: str | Path) -> None:
+    def save_pretrained(self, save_directory: str | Path) -> None:
         """Write what was trained, and nothing of the language model."""
         raise NotImplementedError
 
@@ -171,9 +103,40 @@ class AdaptedModel(nn.Module):
 class ClassicalModel(AdaptedModel):
     """A PEFT method whose own tensors are trained (``qpa=off``)."""
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    generator = None
+
+    def __init__(self, peft_model: PeftModel) -> None:
+        super().__init__()
+        self.peft_model = peft_model
+        self.train(peft_model.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The language model's own output."""
+        return self.peft_model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Write text: the language model's own ``generate``."""
+        return self.peft_model.generate(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> ClassicalModel:
+        """Set the training mode of what is trained; the backbone stays in evaluation mode."""
+        super().train(mode)
+        train_adapter_only(self.peft_model, mode)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model lies."""
+        return self.peft_model.device
+
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """Within this context the model is the untouched language model."""
+        context: AbstractContextManager[None] = self.peft_model.disable_adapter()
+        return context
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
         """Write the adapter in PEFT's format."""
-        save_adapter(self.peft_model, directory)
+        save_adapter(self.peft_model, save_directory)
 
     def to_peft(self) -> PeftModel:
         """PEFT's model itself."""
@@ -234,7 +197,9 @@ def save_adapter(model: PeftModel, directory: str | Path) -> None:
 
 # --- a saved generator ------------------------------------------------------------------------
 
-WEIGHTS, CONFIG, WHOLE = "generator.safetensors", "qpa_config.json", "modules.safetensors"
+WEIGHTS, CONFIG = SAFETENSORS_WEIGHTS_NAME, "qpa_config.json"
+OLD_WEIGHTS, OLD_WHOLE = "generator.safetensors", "modules.safetensors"
+"""As earlier versions saved: the generator's weights, and those of modules trained whole."""
 _FORMAT, _LOWEST_FIRST = 1, 2
 """The files' formats: of a variant that reads the bits lowest first, 1 read them otherwise."""
 
@@ -244,21 +209,27 @@ def save_generator(
     generator: Generator,
     peft_config: PeftConfig,
     shapes: dict[str, list[int]],
-    whole: Mapping[str, Tensor] | None = None,
+    weights: Mapping[str, Tensor],
 ) -> None:
-    """Write a generator, and what is trained whole; the directory is made where there is none."""
-    target, whole = Path(directory), whole or {}
-    for file, named in ((WEIGHTS, dict(generator.named_parameters())), (WHOLE, whole)):
-        weights = {name: p.detach().cpu().contiguous() for name, p in named.items()}
-        if weights:
-            with whole_file(target / file) as written:
-                written.write(to_bytes(weights, metadata={"format": "pt"}))
+    """Write a generator; the directory is made where there is none.
+
+    Args:
+        directory: where the files are written, one after the other.
+        generator: whose config and start are written down.
+        peft_config: of the method whose tensors it makes.
+        shapes: of these tensors.
+        weights: the generator's own, and those of modules that are trained whole.
+    """
+    target = Path(directory)
+    stored = {name: p.detach().cpu().contiguous() for name, p in weights.items()}
+    with whole_file(target / WEIGHTS) as written:
+        written.write(to_bytes(stored, metadata={"format": "pt"}))
     record = {
         "format": format_of(generator.config),
         "qpa_config": {k: _plain(v) for k, v in dataclasses.asdict(generator.config).items()},
-        "peft_config": _peft_dict(peft_config),
+        "peft_config": peft_dict(peft_config),
         "shapes": shapes,
-        "whole": sorted(whole),
+        "whole": sorted(set(weights) - {name for name, _ in generator.named_parameters()}),
         "start_norm": generator.start_norm(),
     }
     write_json(target / CONFIG, record)
@@ -269,7 +240,7 @@ def format_of(config: QPAConfig) -> int:
     return _LOWEST_FIRST if VARIANTS[config.variant].lowest_first else _FORMAT
 
 
-def _peft_dict(config: PeftConfig) -> dict[str, Any]:
+def peft_dict(config: PeftConfig) -> dict[str, Any]:
     """PEFT's config as plain JSON, without the class names that its own loader would look up."""
     record = {key: _plain(value) for key, value in config.to_dict().items() if value is not None}
     for name in ("auto_mapping", "inference_mode", "runtime_config"):

@@ -11,17 +11,26 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qpa_exp.adapters.adapted import CONFIG, WEIGHTS, WHOLE, AdaptedModel, format_of, save_adapter
+from qpa_exp.adapters.adapted import (
+    CONFIG,
+    OLD_WEIGHTS,
+    OLD_WHOLE,
+    WEIGHTS,
+    AdaptedModel,
+    format_of,
+    save_adapter,
+)
 from qpa_exp.adapters.catalogue import pefts_types
+from qpa_exp.adapters.generated import merged, method_name, saved_config
 from qpa_exp.adapters.peft_model import build_for_sizes, trainable_tensors, whole_modules
 from qpa_exp.adapters.saved_method import load_weights, peft_config_of
 from qpa_exp.config import QPAConfig
@@ -29,9 +38,11 @@ from qpa_exp.errors import InputError, first_line, one_line
 from qpa_exp.files import MIB, read_plain, typed, write_text
 from qpa_exp.files.whole_directory import whole_directory
 from qpa_exp.generator.generator import Generator
-from qpa_exp.generator.rules import VARIANTS, check_generator, count_generator
+from qpa_exp.generator.rules import VARIANTS, count_generator
 from qpa_exp.machine import free_memory
 from qpa_exp.registry import Registry
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,9 +73,8 @@ class SavedGenerator:
             )
         config = copy.deepcopy(self.peft_config)
         built = build_for_sizes(lambda: type(model)(model.config), config)
-        here = {
-            name: list(p.shape) for name, p in (*trainable_tensors(built), *whole_modules(built))
-        }
+        tensors, whole = dict(trainable_tensors(built)), dict(whole_modules(built))
+        here = {name: list(p.shape) for name, p in (tensors | _peft_names(whole)).items()}
         there = self.shapes | {name: list(tensor.shape) for name, tensor in self.whole.items()}
         for name in [*there, *here]:
             if here.get(name) != there.get(name):
@@ -73,18 +83,22 @@ class SavedGenerator:
                     f"{there.get(name)} there and {here.get(name)} here."
                 )
 
+    @property
+    def start(self) -> dict[str, Any]:
+        """What a generator that is built from it must have."""
+        return {"shapes": self.shapes, "start_norm": self.start_norm}
+
     def load_into(self, generator: Generator, whole: dict[str, nn.Parameter]) -> None:
-        """Set the weights; the generator's start must be the one that was saved with them."""
+        """Set the weights of a generator, and of the modules that are trained whole."""
         generator.load_state_dict(self.weights)
         with torch.no_grad():
-            for name, parameter in whole.items():
+            for name, parameter in _peft_names(whole).items():
                 parameter.copy_(self.whole[name])
-        if not math.isclose(generator.start_norm(), self.start_norm, rel_tol=1e-4):
-            raise InputError(
-                f"{self.directory}: the start rebuilt from seed {self.qpa_config.seed} has norm "
-                f"{generator.start_norm():.6g}, not the {self.start_norm:.6g} that was saved: "
-                "this version of torch draws other numbers."
-            )
+
+
+def _peft_names(whole: Mapping[str, T]) -> dict[str, T]:
+    """Tensors of modules that are trained whole, by the names that PEFT writes them under."""
+    return {name.replace(".modules_to_save.default", ""): p for name, p in whole.items()}
 
 
 def read(directory: str | Path) -> SavedGenerator:
@@ -94,23 +108,37 @@ def read(directory: str | Path) -> SavedGenerator:
         InputError: a file is missing, cut short or not what it should be.
     """
     source = Path(directory)
-    for name in (CONFIG, WEIGHTS):
+    old = not os.path.isfile(source / WEIGHTS) and os.path.isfile(source / OLD_WEIGHTS)  # noqa: PTH113
+    config = CONFIG if os.path.isfile(source / CONFIG) else CONFIG_NAME  # noqa: PTH113
+    for name in (config, OLD_WEIGHTS if old else WEIGHTS):
         if not os.path.isfile(source / name):  # noqa: PTH113  (of a name too long this is false)
             raise InputError(f"{str(source)[:200]} is not a saved QPA model: it has no {name}.")
-    record = read_plain(source / CONFIG, 16 * MIB)
+    record = read_plain(source / config, 16 * MIB)
     try:
-        saved, named = _parsed(source, record)
+        saved, named = _parsed(source, record if config == CONFIG else _of_peft(record))
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         why = first_line(error)[:300].rstrip(".")
-        raise InputError(f"{source / CONFIG} is not a QPA config: {why}.") from error
-    weights = load_weights(source / WEIGHTS)
-    if not _fit(weights, saved):
-        raise InputError(f"{source / WEIGHTS} does not fit its own {CONFIG}.")
+        raise InputError(f"{source / config} is not a QPA config: {why}.") from error
+    weights = load_weights(source / (OLD_WEIGHTS if old else WEIGHTS))
     # A directory that is saved to again may hold the file of what was there before.
-    whole = load_weights(source / WHOLE) if named else {}
-    if sorted(whole) != named:
-        raise InputError(f"{source / WHOLE} does not fit its own {CONFIG}.")
-    return dataclasses.replace(saved, weights=weights, whole=whole)
+    if old and (named or (named is None and (source / OLD_WHOLE).is_file())):
+        weights |= load_weights(source / OLD_WHOLE)
+    whole = {name: weight for name, weight in weights.items() if name.startswith("base_model.")}
+    own = {name: weight for name, weight in weights.items() if name not in whole}
+    if sorted(whole) != (sorted(whole) if named is None else sorted(named)) or not _fit(own, saved):
+        raise InputError(
+            f"{source / (OLD_WEIGHTS if old else WEIGHTS)} does not fit its own {config}."
+        )
+    return dataclasses.replace(saved, weights=own, whole=_peft_names(whole))
+
+
+def _of_peft(record: dict[str, Any]) -> dict[str, Any]:
+    """Our record from the config that PEFT writes of a model that it built itself."""
+    given = dict(record)
+    qpa, generated = given.pop("qpa"), given.pop("generated")
+    given["peft_type"] = str(given["peft_type"]).removeprefix("QPA_")
+    return {"format": format_of(saved_config(qpa)), "qpa_config": qpa, "peft_config": given,
+            **generated}  # fmt: skip
 
 
 @dataclass
@@ -125,14 +153,13 @@ class _Record:
     whole: list[str] | None = None
 
 
-def _parsed(source: Path, record: Any) -> tuple[SavedGenerator, list[str]]:
-    """What the config file says, and the names in the file of modules that are trained whole."""
+def _parsed(source: Path, record: Any) -> tuple[SavedGenerator, list[str] | None]:
+    """What the config file says, and the names of the weights that are trained whole.
+
+    None where it does not say: earlier versions, and PEFT, do not.
+    """
     given = typed(_Record, record)
-    asked = dict(given.qpa_config)
-    for key in ("shots", "final_shots", "blend"):  # a number in Python
-        asked[key] = None if asked.get(key) is None else str(asked[key])
-    qpa_config = typed(QPAConfig, asked)
-    check_generator(qpa_config, saved=True)
+    qpa_config = saved_config(given.qpa_config)
     if given.format != (reads := format_of(qpa_config)):
         raise ValueError(f"its format is {given.format}, this version reads {reads}")
     if not VARIANTS[qpa_config.variant].generates:
@@ -144,12 +171,9 @@ def _parsed(source: Path, record: Any) -> tuple[SavedGenerator, list[str]]:
         raise ValueError("its shapes have sides that are not positive")
     if 4 * m > free_memory():
         raise ValueError(f"it generates {m:,} numbers, more than there is memory for")
-    whole = given.whole
-    if whole is None:  # as earlier versions saved
-        whole = list(load_weights(source / WHOLE)) if (source / WHOLE).is_file() else []
     peft_config, norm = peft_config_of(given.peft_config), float(given.start_norm)
     saved = SavedGenerator(source, qpa_config, peft_config, given.shapes, norm, {}, {})
-    return saved, sorted(whole)
+    return saved, given.whole
 
 
 def _is_hub_id(name: str) -> bool:
@@ -218,7 +242,9 @@ def _write_generator(model: AdaptedModel, out: Path) -> None:
 def _write_adapter(model: AdaptedModel, out: Path) -> None:
     plain = model.to_peft()
     if not _is_pefts_own(plain):
-        raise InputError(f"Nothing of {_method(plain)} is a type that PEFT has: give format=qpa.")
+        raise InputError(
+            f"Nothing of {method_name(plain)} is a type that PEFT has: give format=qpa."
+        )
     save_adapter(plain, out)
 
 
@@ -226,17 +252,9 @@ def _write_merged(model: AdaptedModel, out: Path) -> None:
     plain = model.to_peft()
     if not _is_pefts_own(plain):
         raise InputError(
-            f"Nothing of {_method(plain)} can be merged into a weight: give format=qpa."
+            f"Nothing of {method_name(plain)} can be merged into a weight: give format=qpa."
         )
-    _require_unquantized(plain)
-    _untie_adapted_head(plain)
-    try:
-        merged = plain.merge_and_unload()
-    except (AttributeError, NotImplementedError, ValueError) as error:
-        raise InputError(
-            f"{_method(plain)} cannot be merged into the weights: give format=peft."
-        ) from error
-    merged.save_pretrained(out)
+    merged(plain).save_pretrained(out)
 
 
 @dataclass(frozen=True)
@@ -294,35 +312,9 @@ model = QPAModel.from_pretrained(base, "<this directory>")""",
 """HF PEFT's own files, a plain model, or the generator."""
 
 
-def _method(model: PeftModel) -> str:
-    return str(getattr(kind := model.active_peft_config.peft_type, "value", kind)).lower()
-
-
 def _is_pefts_own(model: PeftModel) -> bool:
     """Our own methods are layers of this package, which nothing else can read."""
-    return _method(model) in pefts_types()
-
-
-def _require_unquantized(model: PeftModel) -> None:
-    """Merged into 8 or 4 bits, an update would be rounded to the steps of its weight."""
-    for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            weight = getattr(module.get_base_layer(), "weight", None)
-            if weight is not None and not weight.is_floating_point():
-                raise InputError(
-                    f"{name} is quantized, and merging would round the adapter away: "
-                    "give format=peft."
-                )
-
-
-def _untie_adapted_head(model: PeftModel) -> None:
-    """Give an adapted lm_head a weight of its own, or merging would change the embedding too."""
-    language_model: Any = model.get_base_model()
-    embedding = language_model.get_input_embeddings()
-    base = getattr(language_model.get_output_embeddings(), "base_layer", None)
-    if base is not None and base.weight is embedding.weight:
-        base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
-        language_model.config.tie_word_embeddings = False
+    return method_name(model) in pefts_types()
 
 
 def _name_base_model(out: Path, base: str) -> None:

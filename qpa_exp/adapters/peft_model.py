@@ -6,7 +6,7 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -191,7 +191,9 @@ _REFUSALS = (
 )  # fmt: skip
 
 
-def build_peft_model(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
+def build_peft_model(
+    model: PreTrainedModel, config: PeftConfig, seed: int, *, adapter_name: str = "default"
+) -> PeftModel:
     """The language model with the method's layers in place; only their tensors are trainable.
 
     ``model`` is changed in place, as PEFT does. The method's own initial tensors depend on
@@ -208,27 +210,51 @@ def build_peft_model(model: PreTrainedModel, config: PeftConfig, seed: int) -> P
         # PEFT would take the layers' width, which is not that of OPT's embeddings.
         embedding: Any = model.get_input_embeddings()
         config.token_dim = embedding.weight.shape[1]  # type: ignore[attr-defined]
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # lm_head is tied to the embedding in most models: that concerns merging an adapter into
-        # the weights. The others are PEFT's remarks on what it does by itself.
-        for remark in ("tie_word_embeddings", "fan_in_fan_out", "is_gradient_checkpointing"):
-            warnings.filterwarnings("ignore", message=f".*{remark}.*")
-        torch.manual_seed(seed)
-        try:
-            built = get_peft_model(model, config)
-        except InputError:
-            raise
-        except _REFUSALS as error:
-            raise InputError(f"PEFT refuses this configuration: {sentence_end(error)}") from error
+    with _putting_in_place(seed):
+        built = get_peft_model(model, config, adapter_name)
     if not any(p.requires_grad and p.numel() for p in built.parameters()):
         raise InputError(
             f"{PeftType(config.peft_type).value} trains no tensors of this model: "
             "give other peft.options, or other peft.target_modules."
         )
-    for name, module in built.named_modules():
-        if getattr(module, "lora_magnitude_vector", None):
-            _start_magnitudes(module, name.rpartition(".")[2])
+    _start_all_magnitudes(built, adapter_name)
     return built
+
+
+def add_method(model: PeftModel, adapter_name: str, config: PeftConfig, seed: int) -> None:
+    """Put one more adapter of the same method on a model; it is not yet the active one.
+
+    Raises:
+        InputError: anything that PEFT refuses.
+    """
+    with _putting_in_place(seed):
+        model.add_adapter(adapter_name, config)
+    _start_all_magnitudes(model, adapter_name)
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Keep quiet what PEFT remarks on what it does by itself.
+
+    lm_head is tied to the embedding in most models: that concerns merging into the weights alone.
+    """
+    with warnings.catch_warnings():
+        for remark in ("tie_word_embeddings", "fan_in_fan_out", "is_gradient_checkpointing"):
+            warnings.filterwarnings("ignore", message=f".*{remark}.*")
+        yield
+
+
+@contextmanager
+def _putting_in_place(seed: int) -> Iterator[None]:
+    """Let PEFT draw from ``seed``, and say in one sentence what it refuses."""
+    with torch.random.fork_rng(devices=[]), without_remarks():
+        torch.manual_seed(seed)
+        try:
+            yield
+        except InputError:
+            raise
+        except _REFUSALS as error:
+            raise InputError(f"PEFT refuses this configuration: {sentence_end(error)}") from error
 
 
 def build_for_sizes(make_model: Callable[[], PreTrainedModel], config: PeftConfig) -> PeftModel:
@@ -298,7 +324,14 @@ def _targeted(model: nn.Module, config: PeftConfig) -> dict[str, Any]:
     }
 
 
-def _start_magnitudes(layer: Any, name: str) -> None:
+def _start_all_magnitudes(model: nn.Module, adapter_name: str) -> None:
+    for name, module in model.named_modules():
+        magnitudes = getattr(module, "lora_magnitude_vector", None)
+        if magnitudes and adapter_name in magnitudes:
+            _start_magnitudes(module, name.rpartition(".")[2], magnitudes[adapter_name])
+
+
+def _start_magnitudes(layer: Any, name: str, dora: Any) -> None:
     """Let DoRA's magnitudes start at exactly the norms that its forward pass divides by.
 
     PEFT takes the first in the type of the weights and the second in that of the adapter, so with
@@ -307,18 +340,17 @@ def _start_magnitudes(layer: Any, name: str) -> None:
     Raises:
         InputError: a row of zeros, such as a padding token's: DoRA divides by its norm.
     """
-    for dora in layer.lora_magnitude_vector.values():
-        weight = layer.get_base_layer().weight.detach()
-        if weight.dtype != dora.weight.dtype:
-            weight = weight.to(dora.weight.dtype)
-            norms = dora.get_weight_norm(weight, torch.zeros(()).to(weight), 1.0)
-            dora.weight.data.copy_(norms)
-        zeros = 0 if weight.is_meta else int((dora.weight == 0).sum())
-        if zeros:
-            raise InputError(
-                f"{name} has rows of zeros ({zeros} of them), and DoRA divides by the norm of "
-                "each: take peft=lora, or other peft.target_modules."
-            )
+    weight = layer.get_base_layer().weight.detach()
+    if weight.dtype != dora.weight.dtype:
+        weight = weight.to(dora.weight.dtype)
+        norms = dora.get_weight_norm(weight, torch.zeros(()).to(weight), 1.0)
+        dora.weight.data.copy_(norms)
+    zeros = 0 if weight.is_meta else int((dora.weight == 0).sum())
+    if zeros:
+        raise InputError(
+            f"{name} has rows of zeros ({zeros} of them), and DoRA divides by the norm of "
+            "each: take peft=lora, or other peft.target_modules."
+        )
 
 
 def _nearest_layers(model: nn.Module, target: str) -> list[str]:
@@ -382,8 +414,14 @@ def train_adapter_only(model: PeftModel, mode: bool) -> None:
     """Put the method's layers in training mode and the frozen backbone in evaluation mode.
 
     Dropout then acts in the method alone: the hidden states of a frozen backbone are constants.
+    An embedding computes the same in either mode; what a user hooks to it, as the noise of NEFTune,
+    goes by the mode.
     """
     model.eval()
+    language_model: Any = model.get_base_model()
+    embedding = language_model.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding):
+        embedding.training = mode
     if hasattr(model, "prompt_encoder"):  # prefix_tuning has no layers, but an encoder beside them
         model.prompt_encoder.train(mode)
     for module in model.modules():

@@ -239,7 +239,7 @@ class AdapterModule(LightningModule):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name: the generator's, or the method's own."""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+        return {f"model.{name}": p for name, p in self.model.trained_parameters().items()}
 
     def configure_optimizers(self) -> Any:
         """The optimizer, with a warmup and a decay over the steps that the run will take."""
@@ -279,17 +279,17 @@ class AdapterModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trained parameters; the language model is where it came from."""
-        trained = self.trained()
-        checkpoint["state_dict"] = {
-            name: value for name, value in checkpoint["state_dict"].items() if name in trained
-        }
+        checkpoint["state_dict"] = {name: p.detach() for name, p in self.trained().items()}
         checkpoint["circuit_evaluations"] = self.circuit_evaluations
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose parameters are not this run's."""
-        own = {name: p.shape for name, p in self.trained().items()}
-        if {name: value.shape for name, value in checkpoint["state_dict"].items()} != own:
+        """Take the trained parameters; refuse a checkpoint whose parameters are not this run's."""
+        own, saved = self.trained(), checkpoint["state_dict"]
+        if {name: p.shape for name, p in own.items()} != {k: v.shape for k, v in saved.items()}:
             raise InputError("The checkpoint's trained parameters are not those of this run.")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(saved[name])
         self._evaluations_before = int(checkpoint.get("circuit_evaluations") or 0)
 
 

@@ -76,7 +76,8 @@ def test_the_generator_and_the_head_are_what_is_trained(
 ) -> None:
     model = make_adapted(family, "tuned")
     own = {name for name, p in model.named_parameters() if p.requires_grad}
-    head = own - {f"generator.{name}" for name, _ in model.generator.named_parameters()}
+    place = "base_model.generators.default."
+    head = own - {f"{place}{name}" for name, _ in model.generator.named_parameters()}
     assert [name.split(".")[-4:] for name in head] == [
         ["score", "modules_to_save", "default", "weight"]
     ]
@@ -86,7 +87,7 @@ def test_the_generator_and_the_head_are_what_is_trained(
     changed = {name for name, p in model.named_parameters() if name in before
                and not torch.equal(p, before[name])}  # fmt: skip
     assert head < changed
-    assert "generator.circuit.theta" in changed
+    assert f"{place}circuit.theta" in changed
 
 
 @every_family

@@ -83,8 +83,8 @@ def test_an_export_is_replaced_only_when_asked_and_where_it_holds_nothing_else(
     with pytest.raises(InputError, match="overwrite=true"):
         export(trained, out, "qpa", "base", "")
     export(trained, out, "qpa", "base", "", overwrite=True)
-    assert {"generator.safetensors", LIST} < {file.name for file in out.iterdir()}
-    assert not (out / "adapter_config.json").exists()
+    assert {"adapter_model.safetensors", LIST} < {file.name for file in out.iterdir()}
+    assert "QPA_LORA" in (out / "adapter_config.json").read_text(encoding="utf-8")
     (out / "precious").write_text("")
     with pytest.raises(InputError, match="holds files that no export has written"):
         export(trained, out, "qpa", "base", "", overwrite=True)

@@ -217,7 +217,8 @@ def test_the_circuits_angles_have_the_losses_slope(make_qpa, batch):
 def test_only_the_generator_is_trained(make_qpa, batch, variant):
     model = make_qpa(variant).train()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {f"generator.{name}" for name, _ in model.generator.named_parameters()}
+    place = "base_model.generators.default."
+    assert trained == {f"{place}{name}" for name, _ in model.generator.named_parameters()}
     model(**batch).loss.backward()
     with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
     assert with_gradient == trained

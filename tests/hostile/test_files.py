@@ -90,7 +90,7 @@ def test_a_report_leaves_out_what_it_cannot_read(
 
 
 FILES = ["config.yaml", "metrics.json", "cache.json", "generator/qpa_config.json",
-         "generator/generator.safetensors", "csv/version_0/metrics.csv"]  # fmt: skip
+         "generator/adapter_model.safetensors", "csv/version_0/metrics.csv"]  # fmt: skip
 """Of a complete run, by the names that its directory has for them."""
 
 

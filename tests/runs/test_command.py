@@ -196,7 +196,7 @@ def test_a_signal_before_there_is_a_run_ends_in_one_word(
 
 
 def generators(tmp_path: Path, *runs: str) -> list[dict[str, torch.Tensor]]:
-    return [load_file(tmp_path / run / "generator" / "generator.safetensors") for run in runs]
+    return [load_file(tmp_path / run / "generator" / "adapter_model.safetensors") for run in runs]
 
 
 @pytest.mark.long

@@ -45,7 +45,7 @@ def test_it_is_logged_and_the_run_goes_on_as_without_it(
     assert mean == pytest.approx(sum(layers) / 8, rel=1e-4)
     assert mean > 0
     one, other = (
-        load_file(tmp_path / name / "generator" / "generator.safetensors")
+        load_file(tmp_path / name / "generator" / "adapter_model.safetensors")
         for name in ("without", "with")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)

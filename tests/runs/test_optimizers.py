@@ -141,7 +141,7 @@ def test_a_resumed_search_ends_with_the_same_weights(
     resume(tmp_path / "crashed")
 
     whole, other = (
-        load_file(tmp_path / which / "generator" / "generator.safetensors")
+        load_file(tmp_path / which / "generator" / "adapter_model.safetensors")
         for which in ("whole", "crashed")
     )
     assert all(torch.equal(whole[key], other[key]) for key in whole)

@@ -50,7 +50,7 @@ def whole(configure: Configure, _made: Path) -> Path:
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return load_file(run_dir / "generator" / "generator.safetensors")
+    return load_file(run_dir / "generator" / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize(

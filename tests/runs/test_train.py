@@ -178,8 +178,8 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
     assert not (tmp_path / "crashed" / "metrics.json").exists()
     resumed = resume(tmp_path / "crashed")
 
-    whole = load_file(tmp_path / "whole" / "generator" / "generator.safetensors")
-    other = load_file(tmp_path / "crashed" / "generator" / "generator.safetensors")
+    whole = load_file(tmp_path / "whole" / "generator" / "adapter_model.safetensors")
+    other = load_file(tmp_path / "crashed" / "generator" / "adapter_model.safetensors")
     assert all(torch.equal(whole[name], other[name]) for name in whole)
     assert resumed["perplexity"] == directory.read_metrics(tmp_path / "whole")["perplexity"]
     steps, losses = directory.read_curve(tmp_path / "crashed", "train/loss")

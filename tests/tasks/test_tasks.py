@@ -185,7 +185,8 @@ def test_a_task_is_one_file(
     assert bits["bits"] == pytest.approx(math.log2(known["perplexity"]), rel=1e-6)
     assert bits["base_bits"] == pytest.approx(math.log2(known["base_perplexity"]), rel=1e-6)
     names = [
-        load_file(tmp_path / p / "generator" / "generator.safetensors") for p in ("own", "known")
+        load_file(tmp_path / p / "generator" / "adapter_model.safetensors")
+        for p in ("own", "known")
     ]
     for key in names[0]:  # the fast head knows the package's own task alone
         torch.testing.assert_close(names[0][key], names[1][key], rtol=1e-4, atol=1e-5)

@@ -171,7 +171,8 @@ def test_disabled_it_is_the_base_model(
     assert not torch.equal(adapted, base)
     assert torch.equal(logits_of(model, tokens), adapted)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
-    assert trained == {f"generator.{name}" for name, _ in model.generator.named_parameters()}
+    place = "base_model.generators.default."
+    assert trained == {f"{place}{name}" for name, _ in model.generator.named_parameters()}
 
 
 @in_two_places
@@ -206,17 +207,16 @@ def test_the_gradient_is_that_of_trained_tensors(
     model = make_qpa(method)
     train(model, tokens, 5e-3, steps=2)
     plain = model.to_peft()
-    names = [name for name, _, _ in model._slots]
+    names = list(model.base_model.generated_tensors())
     for _, tensor in (named := trainable_tensors(plain)):
         tensor.grad = None
     assert [name for name, _ in named] == names
     loss_of(plain, tokens).backward()
 
-    model._vector.refresh()
-    model._vector.value.retain_grad()
-    loss_of(model.peft_model, tokens).backward()
+    model.begin_step()
+    loss_of(model, tokens).backward()
     trained = torch.cat([tensor.grad.flatten() for _, tensor in named])
-    torch.testing.assert_close(model._vector.value.grad, trained, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.base_model.vector.grad, trained, rtol=1e-4, atol=1e-6)
 
 
 @every_method

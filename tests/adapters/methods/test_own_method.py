@@ -114,4 +114,4 @@ def test_it_plans_trains_saves_and_loads(
     with torch.no_grad():
         expected = model.eval()(input_ids=tokens).logits
         assert torch.equal(loaded(input_ids=tokens).logits, expected)
-    assert PeftType("QPA_STRETCH") == model.peft_config.peft_type
+    assert PeftType("QPA_STRETCH") == model.peft_model.active_peft_config.peft_type
