@@ -137,6 +137,7 @@ def _of_peft(record: dict[str, Any]) -> dict[str, Any]:
     given = dict(record)
     qpa, generated = given.pop("qpa"), given.pop("generated")
     given["peft_type"] = str(given["peft_type"]).removeprefix("QPA_")
+    given.pop("inference_mode", None)  # PEFT writes that it is on
     return {"format": format_of(saved_config(qpa)), "qpa_config": qpa, "peft_config": given,
             **generated}  # fmt: skip
 
