@@ -160,9 +160,7 @@ def test_the_command_runs(command: str, desk: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
-def test_the_python_of_a_page_runs(
-    page: Path, desk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_python_of_a_page_runs(page: Path, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of its blocks, one after the other."""
     program = filled_in("\n".join(blocks(page, "python")))
     monkeypatch.chdir(desk)

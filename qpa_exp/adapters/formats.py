@@ -74,7 +74,7 @@ class SavedGenerator:
         config = copy.deepcopy(self.peft_config)
         built = build_for_sizes(lambda: type(model)(model.config), config)
         tensors, whole = dict(trainable_tensors(built)), dict(whole_modules(built))
-        here = {name: list(p.shape) for name, p in (tensors | _peft_names(whole)).items()}
+        here = {name: list(p.shape) for name, p in (tensors | peft_names(whole)).items()}
         there = self.shapes | {name: list(tensor.shape) for name, tensor in self.whole.items()}
         for name in [*there, *here]:
             if here.get(name) != there.get(name):
@@ -92,11 +92,11 @@ class SavedGenerator:
         """Set the weights of a generator, and of the modules that are trained whole."""
         generator.load_state_dict(self.weights)
         with torch.no_grad():
-            for name, parameter in _peft_names(whole).items():
+            for name, parameter in peft_names(whole).items():
                 parameter.copy_(self.whole[name])
 
 
-def _peft_names(whole: Mapping[str, T]) -> dict[str, T]:
+def peft_names(whole: Mapping[str, T]) -> dict[str, T]:
     """Tensors of modules that are trained whole, by the names that PEFT writes them under."""
     return {name.replace(".modules_to_save.default", ""): p for name, p in whole.items()}
 
@@ -129,7 +129,7 @@ def read(directory: str | Path) -> SavedGenerator:
         raise InputError(
             f"{source / (OLD_WEIGHTS if old else WEIGHTS)} does not fit its own {config}."
         )
-    return dataclasses.replace(saved, weights=own, whole=_peft_names(whole))
+    return dataclasses.replace(saved, weights=own, whole=peft_names(whole))
 
 
 def _of_peft(record: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,9 @@ def start_from(model: AdaptedModel, source: Path) -> None:
         if is_generator:
             raise InputError(f"{what} holds a generator, and this run trains none (qpa=off).")
         config, weights = read_adapter(source)
-        _compare(what, _peft_values(config), _peft_values(model.peft_config), "peft.")
+        _compare(
+            what, _peft_values(config), _peft_values(model.peft_model.active_peft_config), "peft."
+        )
         _compare_base(what, config, model)
         peft_model = model.peft_model
         if not same_shapes(
@@ -58,12 +60,17 @@ def start_from(model: AdaptedModel, source: Path) -> None:
     if not is_generator:
         raise InputError(f"{what} holds no generator, which this run trains: give qpa=off.")
     saved = formats.read(source)
-    _compare(what, _peft_values(saved.peft_config), _peft_values(model.peft_config), "peft.")
+    _compare(
+        what,
+        _peft_values(saved.peft_config),
+        _peft_values(model.peft_model.active_peft_config),
+        "peft.",
+    )
     _compare(what, _qpa_values(saved.qpa_config), _qpa_values(model.generator.config), "qpa.")
     _compare_base(what, saved.peft_config, model)
     whole = dict(whole_modules(model.peft_model))
-    shapes = {name: list(t.shape) for name, t in model.generated_tensors().items()}
-    if saved.shapes != shapes or not same_shapes(saved.whole, whole):
+    shapes = {name: list(t.shape) for name, t in model.base_model.generated_tensors().items()}
+    if saved.shapes != shapes or not same_shapes(saved.whole, formats.peft_names(whole)):
         raise InputError(f"{what} holds tensors of another model's shapes.")
     saved.load_into(model.generator, whole)
     model.refresh()
