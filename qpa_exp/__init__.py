@@ -21,9 +21,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qpa_exp.adapters.generated import QPALoraConfig
     from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
-    from qpa_exp.config import QPAConfig
     from qpa_exp.errors import InputError
+    from qpa_exp.generator.python_config import QPAConfig
 
 __version__ = "0.1.0"
 
@@ -44,12 +45,13 @@ if _IS_COMMAND:
         sys.exit(2)
 
 _HOMES = {
-    "QPAConfig": "qpa_exp.config",
+    "QPAConfig": "qpa_exp.generator.python_config",
+    "QPALoraConfig": "qpa_exp.adapters.generated",
     "QPAModel": "qpa_exp.adapters.qpa_model",
     "get_qpa_model": "qpa_exp.adapters.qpa_model",
     "InputError": "qpa_exp.errors",
 }
-__all__ = ["InputError", "QPAConfig", "QPAModel", "get_qpa_model"]
+__all__ = ["InputError", "QPAConfig", "QPALoraConfig", "QPAModel", "get_qpa_model"]
 
 
 def __getattr__(name: str) -> Any:
