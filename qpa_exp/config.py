@@ -99,6 +99,11 @@ class ModelConfig:
         """The name under which others find the language model."""
         return self.base_model or self.name_or_path
 
+    @property
+    def label(self) -> str:
+        """Its name for people: the last part of the one under which others find it."""
+        return self.base.rstrip("/").rpartition("/")[2]
+
 
 @dataclass
 class PeftMethodConfig:

@@ -18,13 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import (
-    Checkpoint,
-    EarlyStopping,
-    ProgressBar,
-    RichProgressBar,
-    TQDMProgressBar,
-)
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ProgressBar, RichProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
@@ -179,6 +173,16 @@ class _Speed(ProgressBar):
             shown["left"] = str(timedelta(seconds=round(left)))
         return shown
 
+    @property
+    def total_train_batches(self) -> int | float:
+        """Batches of this epoch, up to where ``max_steps`` ends."""
+        trainer, batches = self.trainer, super().total_train_batches
+        if trainer.max_steps == -1:
+            return batches
+        per_step = trainer.accumulate_grad_batches
+        before = trainer.current_epoch * math.ceil(batches / per_step)
+        return min(batches, (trainer.max_steps - before) * per_step)
+
 
 class TerminalBar(_Speed, RichProgressBar):
     """On a terminal."""
@@ -188,12 +192,58 @@ class TerminalBar(_Speed, RichProgressBar):
         self.times = times
 
 
-class PlainBar(_Speed, TQDMProgressBar):
-    """In a file."""
+class Lines(_Speed):
+    """In a file: a line every :data:`SECONDS_BETWEEN_LINES`, and one at the end of training."""
 
     def __init__(self, times: StepTimes) -> None:
-        super().__init__(refresh_rate=50)
-        self.times = times
+        super().__init__()
+        self.times, self._enabled, self._said = times, True, time.monotonic()
+
+    def enable(self) -> None:
+        """Say something."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Say nothing: another process does."""
+        self._enabled = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """How far training is."""
+        if self._is_time():
+            self._say(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where training has ended."""
+        self._say(trainer, pl_module)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """How far a validation is."""
+        self._say_of("validation", args[3], trainer.num_val_batches)
+
+    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """How far a test is."""
+        self._say_of("test", args[3], trainer.num_test_batches)
+
+    def _is_time(self) -> bool:
+        return time.monotonic() - self._said >= SECONDS_BETWEEN_LINES
+
+    def _say(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._enabled:
+            self._said = time.monotonic()
+            shown = self.get_metrics(trainer, pl_module).items()
+            figures = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown)
+            steps = f"{trainer.global_step:,} of {int(trainer.estimated_stepping_batches):,}"
+            log.info("Step %s: %s", steps, ", ".join(figures))
+
+    def _say_of(self, what: str, batch_idx: int, batches: Any) -> None:
+        if self._enabled and self._is_time():
+            self._said = time.monotonic()
+            log.info("Batch %d of the %d of the %s", batch_idx + 1, sum(batches), what)
+
+
+SECONDS_BETWEEN_LINES = 30.0
 
 
 class BestWeights(Callback):

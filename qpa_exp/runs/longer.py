@@ -99,6 +99,8 @@ def set_aside(run_dir: Path, config: Config) -> None:
     if metrics is not None and metrics.get("status") == "complete":
         before = directory.read_config(run_dir)
         place = run_dir / directory.EARLIER / f"step={_steps(metrics):08d}"
+        if place.is_symlink():
+            raise InputError(f"{place} is a link: a run's directory holds none.")
         place.mkdir(parents=True, exist_ok=True)
         directory.write_config(place, before)
         trained = directory.trained(run_dir, before).name

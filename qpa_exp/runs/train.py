@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
@@ -42,9 +43,9 @@ from qpa_exp.runs.callbacks import (
     BestWeights,
     Checkpoints,
     GradientVariance,
+    Lines,
     OwnFiles,
     Patience,
-    PlainBar,
     StepTimes,
     Stopwatch,
     TerminalBar,
@@ -137,7 +138,9 @@ def go_on(run_dir: Path, *, own: bool = False, changed: Config | None = None) ->
             longer.check_longer(run_dir, prepared.parts.data, config, step)
             rank_zero_only(longer.set_aside)(run_dir, config)
         prepared.trainer.loggers = _loggers(config, run_dir)
-        log.info("Continuing %s from %s", run_dir, checkpoint.name if checkpoint else "its start")
+        rank_zero_only(log.info)(
+            "Continuing %s from %s", run_dir, checkpoint.name if checkpoint else "its start"
+        )
         rank_zero_only(directory.note_cache)(run_dir, prepared.parts.task.cache_mode)
         return train_and_test(prepared, checkpoint)
 
@@ -246,7 +249,8 @@ def root_device(config: Config) -> torch.device:
     """Where this process will train, which Lightning itself decides only later."""
     accelerator = config.trainer.accelerator
     if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        here = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+        return torch.device("cuda", int(here))
     return torch.device("cpu")
 
 
@@ -266,11 +270,14 @@ def make_trainer(config: Config, run_dir: Path) -> tuple[Trainer, StepTimes]:
     if ours.gradient_variance_starts is not None:
         callbacks.append(GradientVariance(ours.gradient_variance_starts))
     if ours.progress_bar:
-        callbacks.append(TerminalBar(times) if Console().is_terminal else PlainBar(times))
+        callbacks.append(TerminalBar(times) if Console().is_terminal else Lines(times))
     callbacks.append(Checkpoints(run_dir, ours.checkpoint_every_n_steps))
     plugins: list[Any] = [OwnFiles(run_dir)]
-    if SLURMEnvironment.detect():  # it would write files of its own, and be started again twice
-        plugins.append(SLURMEnvironment(auto_requeue=False))
+    if SLURMEnvironment.detect():
+        if os.environ["SLURM_NTASKS"] == "1" and ours.devices > 1:
+            plugins.append(LightningEnvironment())  # which starts the other processes itself
+        else:  # it would write files of its own, and be started again twice
+            plugins.append(SLURMEnvironment(auto_requeue=False))
     per_step, validate_every = ours.accumulate_grad_batches, ours.validate_every_n_steps
     try:
         trainer = Trainer(
@@ -361,7 +368,10 @@ def _end_logger(trainer: Trainer, config: Config, metrics: Metrics, status: int)
     """Tell what ``logger=`` names how the run ended, beside the curves that it has."""
     end = LOGGERS[config.logger.name].end
     if end is not None and trainer.is_global_zero:
-        end(trainer.loggers[-1], metrics, status)
+        try:
+            end(trainer.loggers[-1], metrics, status)
+        except Exception as error:  # of another service: the run's own files do not depend on it
+            log.warning("logger=%s has not got the results: %s", config.logger.name, error)
 
 
 def _fit(

@@ -214,7 +214,6 @@ class Preparation:
 
     def _job(self, overrides: tuple[str, ...]) -> Job:
         config = compose_by(self._load, overrides)
-        _refuse_processes(config)
         # A plan needs neither weights nor the network, so not the text that the hub has.
         unread = self._only_plan and comes_from_the_hub(config.data)
         name = run_name(config, reads_text=not unread)
@@ -238,20 +237,12 @@ def _in_a_sweep(config: Config, study: str | None, title: str) -> Config:
     name = study or "sweep"
     given = config.logger
     tags = list(dict.fromkeys([*given.tags, name]))
-    what = f"{config.model.name} {config.peft.method} {config.qpa.variant} {title}"
+    what = f"{config.model.label} {config.peft.method} {config.qpa.variant} {title}"
     logger = dataclasses.replace(
         given, group=given.group or name, tags=tags, run_name=given.run_name or what
     )
     trainer = dataclasses.replace(config.trainer, progress_bar=False)
     return dataclasses.replace(config, logger=logger, trainer=trainer)
-
-
-def _refuse_processes(config: Config) -> None:
-    if config.trainer.strategy.startswith("ddp"):
-        raise InputError(
-            f"trainer.strategy={config.trainer.strategy} starts processes of its own, and each of "
-            "them would start the sweep again: sweep with trainer=gpu or trainer=cpu."
-        )
 
 
 def _shape(config: Config) -> str:

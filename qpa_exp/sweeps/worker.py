@@ -1,6 +1,11 @@
 """What is called for each run of a sweep, in whichever process of whichever machine.
 
 The run's directory says all: the sweep has written ``config.yaml`` there, and this makes the run.
+
+A run on several devices is one process for each of them. Where the cluster has started those, as
+SLURM and submitit do, each of them comes here. Else the run gets a process of its own
+(``python -m qpa_exp.sweeps.worker <directory>``), which Lightning starts again for every further
+device: it would start the sweep itself again.
 """
 
 from __future__ import annotations
@@ -12,6 +17,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,12 +32,13 @@ from qpa_exp.cli import register_schema, to_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.machine import release_freed_memory
-from qpa_exp.runs import directory
+from qpa_exp.runs import directory, signals
 from qpa_exp.runs.directory import (
     CONFIG,
     FAILED,
     LOCK,
     OUTPUT,
+    State,
     claim,
     read_config,
     record_failure,
@@ -99,12 +107,68 @@ def attempt(run_dir: Path, make: Callable[[Path], Any] | None = None) -> None:
         run_dir: of the run, which holds its config.
         make: what is called; :func:`qpa_exp.runs.train.go_on` where it is left out.
     """
+    if make is None and _devices(run_dir) > 1 and not _is_one_of_several():
+        with contextlib.suppress(directory.Held):
+            _attempt_apart(run_dir)
+    else:
+        _attempt_here(run_dir, make)
+
+
+def _devices(run_dir: Path) -> int:
+    with contextlib.suppress(InputError):  # which will be recorded
+        return read_config(run_dir).trainer.devices
+    return 1
+
+
+def _is_one_of_several() -> bool:
+    """Whether a process for each device has been started already; if so, it knows its place."""
+    known = os.environ.keys() & {"SLURM_NTASKS", "LOCAL_RANK"}
+    if "SUBMITIT_EXECUTOR" in os.environ and not known:  # submitit on one machine
+        from submitit import JobEnvironment
+        from submitit.helpers import TorchDistributedEnvironment
+
+        if JobEnvironment().num_tasks > 1:
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+    return "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+
+
+def _attempt_apart(run_dir: Path) -> None:
+    """:func:`attempt`, in a process of its own; a signal is passed on to it."""
+    if is_busy(run_dir) or state_of(run_dir).is_final:
+        return
+    (run_dir / FAILED).unlink(missing_ok=True)
+    command = [sys.executable, "-m", __spec__.name, str(run_dir)]
+    with signals.at_once(run_dir), (run_dir / OUTPUT).open("a", encoding="utf-8") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            status = process.wait()
+        except BaseException:
+            process.terminate()  # after its step, with a checkpoint
+            process.wait()
+            raise
+    if status and not is_busy(run_dir) and state_of(run_dir) is State.interrupted:
+        record_failure(
+            run_dir, InputError(f"Its processes ended with status {status}: see {OUTPUT}.")
+        )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """What a run's own process does; its status tells Lightning in the first one of a failure."""
+    run_dir = Path(arguments[0])
+    _attempt_here(run_dir, None, parent=os.getppid())
+    return 0 if state_of(run_dir) is not State.failed else 1
+
+
+def _attempt_here(
+    run_dir: Path, make: Callable[[Path], Any] | None, parent: int | None = None
+) -> None:
     os.environ.setdefault("WANDB_JOB_TYPE", "sweep")
     try:
-        with _ended_with_the_sweep(), directory.held(run_dir):
+        with _ended_with_the_sweep(parent), directory.held(run_dir):
             if state_of(run_dir).is_final:
                 return
-            (run_dir / FAILED).unlink(missing_ok=True)
+            if signals.first_process():
+                (run_dir / FAILED).unlink(missing_ok=True)
             _record(make, run_dir)
     except directory.Held:
         return
@@ -140,20 +204,24 @@ def is_busy(run_dir: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _ended_with_the_sweep() -> Iterator[None]:
+def _ended_with_the_sweep(parent: int | None) -> Iterator[None]:
     """In a process of joblib's, end when the sweep's own process has: nobody waits for the run.
 
     It ends as at any SIGTERM: after the step, with a checkpoint.
+
+    Args:
+        parent: of the process, where it is one that this module has started.
     """
-    sweep = multiprocessing.parent_process()
-    if sweep is None:
+    if parent is None and (sweep := multiprocessing.parent_process()) is not None:
+        parent = sweep.pid
+    if parent is None:
         yield
         return
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(_SECONDS_BETWEEN_LOOKS):
-            if os.getppid() != sweep.pid:
+            if os.getppid() != parent:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
@@ -162,7 +230,7 @@ def _ended_with_the_sweep() -> Iterator[None]:
         yield
     finally:
         over.set()
-        if os.getppid() != sweep.pid:  # joblib would begin the next run here
+        if os.getppid() != parent:  # joblib would begin the next run here
             os._exit(128 + signal.SIGTERM)
 
 
@@ -184,3 +252,7 @@ def _output_to(path: Path) -> Iterator[None]:
         finally:
             root.handlers = before
             root.setLevel(level)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qpa_exp.config import Config
 from qpa_exp.runs import directory
+from qpa_exp.runs.module import Divergence
 from qpa_exp.runs.train import run
 
 Configure = Callable[..., Config]
+CrashesAt = Callable[[int], AbstractContextManager[None]]
 
 
 def test_tensorboard_shows_the_numbers_of_the_csv(configure: Configure, tmp_path: Path) -> None:
@@ -34,12 +39,22 @@ def test_tensorboard_shows_the_numbers_of_the_csv(configure: Configure, tmp_path
 
 
 @pytest.mark.slow
-def test_wandb_without_a_key_runs_offline_and_says_how_to_sync(
+def test_wandb_knows_a_run_and_how_it_ended_offline_where_there_is_no_key(
     configure: Configure,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    crashes_at: CrashesAt,
 ) -> None:
+    ended: list[SimpleNamespace] = []
+    proper = wandb.Run.finish
+
+    def finish(self: wandb.Run, exit_code: int | None = None, **more: object) -> None:
+        seen = {"config": dict(self.config), "summary": dict(self.summary)}
+        ended.append(SimpleNamespace(name=self.name, status=exit_code, **seen))
+        proper(self, exit_code, **more)
+
+    monkeypatch.setattr(wandb.Run, "finish", finish)
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
@@ -50,3 +65,16 @@ def test_wandb_without_a_key_runs_offline_and_says_how_to_sync(
     (recorded,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     assert f"wandb sync {recorded.parent}" in caplog.text
     assert b"test/base_perplexity" in recorded.read_bytes()
+
+    with crashes_at(1):
+        run(configure("logger=wandb", "logger.run_name=mine"), tmp_path / "crashed")
+    with pytest.raises(Divergence):
+        run(configure("logger=wandb", "optim.lr=100", "qpa.scale=1e6"), tmp_path / "diverged")
+    good, crashed, diverged = ended
+    assert good.name == "model0 lora tuned text seed=2025 (run)"
+    assert good.config["versions"] == {k: metrics["versions"][k] for k in good.config["versions"]}
+    assert good.summary["time_split"].keys() == metrics["time_split"].keys()
+    assert good.summary["perplexity"] == metrics["perplexity"]
+    assert (crashed.name, crashed.summary["status"]) == ("mine", "failed")
+    assert (diverged.summary["status"], good.status) == ("diverged", 0)
+    assert crashed.status == diverged.status == 1

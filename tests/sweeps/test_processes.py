@@ -19,6 +19,7 @@ import pytest
 from qpa_exp.__main__ import main
 from qpa_exp.report.collect import collect
 from qpa_exp.report.comparisons import aggregate
+from qpa_exp.runs import directory
 
 pytestmark = pytest.mark.slow
 
@@ -193,3 +194,42 @@ def test_workers_end_when_the_sweep_is_killed(tmp_path: Path) -> None:
         assert time.monotonic() - began < 10
         time.sleep(0.1)
     assert len(list(tmp_path.glob("*/pid"))) == 2  # and no worker has begun another run
+
+
+# --- runs of several processes --------------------------------------------------------------------
+
+TASK = """
+import sys
+from pathlib import Path
+from qpa_exp.sweeps.worker import attempt
+attempt(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.long
+def test_a_run_on_two_devices_is_the_same_whoever_starts_its_processes(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    """Lightning beside the sweep, submitit, or SLURM: a process for each device, and one result."""
+    ddp = [*arguments, "trainer=ddp", "trainer.accelerator=cpu", "seed=1", "optim.lr=1e-2"]
+    launched = [*ddp, "hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"]
+    for name, asked in (("alone", ddp), ("submitit", launched)):
+        done = finish(start(asked, tmp_path / name))
+        assert done.returncode == 0, done.stdout + done.stderr
+    ((made,), (launched_by,)) = ((tmp_path / n / "runs").iterdir() for n in ("alone", "submitit"))
+    by_slurm = tmp_path / "slurm" / made.name
+    by_slurm.mkdir(parents=True)
+    (by_slurm / "config.yaml").write_bytes((made / "config.yaml").read_bytes())
+    tasks = [
+        start(
+            [str(by_slurm)], tmp_path, ["-c", TASK], SLURM_NTASKS="2", SLURM_NTASKS_PER_NODE="2",
+            SLURM_JOB_ID="4711", SLURM_JOB_NAME="qpa", SLURM_NODELIST="localhost",
+            SLURM_NODEID="0", SLURM_PROCID=rank, SLURM_LOCALID=rank,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    assert [finish(task).returncode for task in tasks] == [0, 0]
+    results = [directory.read_metrics(place) or {} for place in (made, launched_by, by_slurm)]
+    assert len({result["perplexity"] for result in results}) == 1
+    assert {result["steps"] for result in results} == {STEPS}
+    assert not list(tmp_path.rglob("failed.json"))

@@ -195,7 +195,6 @@ def test_a_study_has_exactly_the_papers_counts(
         (["-m", "sweep=fig2", "qpa.n_mpl=3"], "did you mean qpa.n_mlp"),
         (["-m", "sweep=fig2", "qpa.n_mlp=16,0"], "qpa.n_mlp=0 is too small"),
         (["-m", "sweep=fig2", "data=text", "data.path=nowhere"], "nowhere"),
-        (["-m", "seed=1,2", "trainer=ddp"], "trainer.strategy=ddp starts processes of its own"),
         (["-m", "seed=1,2", "hydra/launcher=jobli"], "pip install 'qpa-exp[sweeps]'"),
     ],
 )

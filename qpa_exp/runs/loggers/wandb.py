@@ -56,7 +56,7 @@ def _new_logger(config: Config, run_dir: Path, offline: bool) -> WandbLogger:
 
 def _name(config: Config, run_dir: Path) -> str:
     """What a person looks for in a list of runs: what was trained on what, and when."""
-    parts = [config.model.name, config.peft.method, config.qpa.variant, config.data.name]
+    parts = [config.model.label, config.peft.method, config.qpa.variant, config.data.name]
     if config.init_from is not None:
         parts.append(f"from {source_name(config.init_from)}")
     return f"{' '.join(parts)} seed={config.seed} ({run_dir.name})"
