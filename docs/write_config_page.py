@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 from dataclasses import Field, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from qpa_exp.runs.check_config import REGISTRIES
 PLACE = Path(__file__).resolve().parent / "reference" / "config.md"
 HEAD = """# Every config key
 
-For each key: its type, its range or choices, its default, and what it means. The default is that of `python -m qpa_exp`;
-other options of a group may have another one. Set a key as `key=value` on the command line. `null` means "not set".
+For each key: its type, its range or choices, its default, and what it means. The default is that of
+`python -m qpa_exp`; other options of a group may have another one. Set a key as `key=value` on the
+command line. `null` means "not set".
 
-This page is written from the code by `python docs/write_config_page.py`, and a test holds it to the code.
+This page is written from the code by `python docs/write_config_page.py`, and a test holds it to the
+code.
 """
 GROUPS = {
     "": "The run",
@@ -112,7 +115,7 @@ def meanings(owner: type) -> dict[str, str]:
         if isinstance(node, ast.ClassDef) and node.name == owner.__name__
     )  # fmt: skip
     found = {}
-    for here, below in zip(body, body[1:], strict=False):
+    for here, below in pairwise(body):
         if isinstance(here, ast.AnnAssign) and isinstance(below, ast.Expr):
             assert isinstance(here.target, ast.Name)
             assert isinstance(below.value, ast.Constant)

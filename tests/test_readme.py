@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import runpy
 import shlex
@@ -92,6 +93,13 @@ def test_the_readme_is_short() -> None:
     assert len(text.split()) <= 1200
 
 
+def test_the_page_of_the_config_is_that_of_the_code() -> None:
+    """python docs/write_config_page.py writes it again."""
+    page = runpy.run_path(str(ROOT / "docs" / "write_config_page.py"))
+    assert page["PLACE"].read_text(encoding="utf-8") == page["page"]()
+    assert not [line for line in page["page"]().splitlines() if line.endswith("|  |")]
+
+
 def test_every_command_is_one_that_is_tried() -> None:
     assert [c for c in HERE if not c.startswith("python -m qpa_exp")] == []
     assert MAKE
@@ -128,7 +136,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "LICENSE", place / "notes.txt")
     (place / "texts").mkdir()
     for split in ("train", "validation", "test"):
-        shutil.copy(ROOT / "LICENSE", place / "texts" / f"{split}.txt")
+        text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+        (place / "texts" / f"{split}.txt").write_text(8 * text, encoding="utf-8")
     return place
 
 
@@ -156,6 +165,14 @@ def test_the_command_runs(command: str, desk: Path) -> None:
     trains = module in ("qpa_exp", "qpa_exp.reproduce") and "resume=" not in command
     more = [given for word, given in SHORTER.items() if word in command]
     python([module, *arguments, *(SHORT + more if trains else more)], desk)
+
+
+@pytest.mark.slow
+def test_every_key_of_metrics_has_its_meaning(made: Path) -> None:
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
+    for key in json.loads((made / "run" / "metrics.json").read_text()):
+        named = re.sub(r"^(base|last)_(?!perplexity$)", "", key)
+        assert f"`{named}`" in page, key
 
 
 @pytest.mark.slow
