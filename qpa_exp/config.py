@@ -164,7 +164,7 @@ class QPAConfig:
     """The circuit's layer (Eq. 1, 12, 13, 14), or a control in the circuit's place: a file of
     ``circuits/ansatze``."""
     block_size: int | None = ranged(None, least=1, most=100)
-    """Of ``ansatz=distributed``: the qubits of one sub-circuit; null = half of them."""
+    """Qubits of one sub-circuit of ``ansatz=distributed``; null = half of them."""
     backend: str = "statevector"
     """What computes the circuit's probabilities: a file of ``circuits/backends``."""
     noise: str = "none"
@@ -193,7 +193,7 @@ class QPAConfig:
     mapping: str = "mlp"
     """The mapping model: a file of ``generator/mappings``."""
     bond_dim: int = ranged(8, least=1, most=4096)
-    """Of ``mapping=mps``: the values of the index that two neighbouring tensors share."""
+    """For ``mapping=mps``: how many values the index takes that two neighbouring tensors share."""
     mapping_hidden: list[int] = field(default_factory=list)
     """Widths of the mapping model's hidden layers (the paper: Table 1)."""
     activation: str = "gelu"
@@ -231,19 +231,19 @@ class DataConfig:
     files, a list of files, a glob, a directory that ``save_to_disk`` of Hugging Face's datasets
     wrote, or a dataset of the hub (``owner/name``); null = the corpus' own source."""
     subset: str | None = None
-    """Of a dataset of the hub that has several: the hub's name of one."""
+    """The name of one subset, for a dataset of the hub that has several."""
     revision: str | None = None
-    """Of a dataset of the hub: a commit, tag or branch; null = the newest."""
+    """A commit, tag or branch of a dataset of the hub; null = the newest."""
     split: str | None = None
     """One split, or a slice of one, that all three are cut from (80, 10 and 10 %); null = the
     splits there are."""
     column: str | None = None
-    """Of a table, the column that is read: a text, or under ``data=instruct`` a chat; null =
+    """The column of a table that is read: a text, or under ``data=instruct`` a chat; null =
     ``text``, ``sentence``, or the only one that holds text; ``messages``."""
     prompt_column: str = "prompt"
-    """Of a table of instructions, for ``data=instruct``."""
+    """The column of the prompts, for ``data=instruct``."""
     completion_column: str = "completion"
-    """Of a table of instructions, the answers, for ``data=instruct``."""
+    """The column of the answers, for ``data=instruct``."""
     chat_template: str | None = None
     """How ``data=instruct`` writes a chat: a file in Jinja's language, or its text; null = the
     tokenizer's own."""
@@ -384,8 +384,8 @@ class LoggerConfig:
     tags: list[str] = field(default_factory=list)
     """Tags of the run, for W&B."""
     run_name: str | None = None
-    """Of the run in W&B; null = of its model, method, data and seed, or in a sweep of what sets it
-    apart."""
+    """The run's name in W&B; null = made from its model, method, data and seed, or in a sweep from
+    what sets it apart."""
 
 
 @dataclass

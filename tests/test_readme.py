@@ -184,3 +184,21 @@ def test_the_python_of_a_page_runs(page: Path, desk: Path, monkeypatch: pytest.M
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         exec(compile(re.sub(HUB, TINY, program), name_of(page), "exec"), {"__name__": "page"})
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs(tmp_path: Path) -> None:
+    """With two steps and a few blocks to test on; as committed it has outputs and no paths."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    text = (ROOT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8")
+    assert '"image/png"' in text
+    assert not re.search(r"/(home|root|tmp|Users|work)/", text)
+    short = text.replace("STEPS = 200", "STEPS = 2").replace("N_TEST = 128", "N_TEST = 4")
+    assert len(text) - len(short) == 4
+    notebook = nbformat.reads(short, as_version=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the kernel's own
+        NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()

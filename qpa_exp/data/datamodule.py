@@ -146,7 +146,9 @@ def added_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The BOS that the tokenizer puts before every text by default; nothing where it has none.
 
     Example:
-        >>> added_bos(AutoTokenizer.from_pretrained("openai-community/gpt2"))
+        >>> from qpa_exp.lm.loading import BUNDLED
+        >>> from transformers import AutoTokenizer
+        >>> added_bos(AutoTokenizer.from_pretrained(BUNDLED["qpa_exp/tiny"]))
         []
     """
     bos = tokenizer.bos_token_id

@@ -291,7 +291,7 @@ def check_generator(config: QPAConfig, *, saved: bool = False) -> None:
         >>> from qpa_exp.generator.rules import check_generator
         >>> check_generator(QPAConfig(ansatz="none", shots="20x"))
         Traceback (most recent call last):
-        qpa_exp.errors.InputError: qpa.shots=20x has no effect: qpa.ansatz=none does not read it; \
+        qpa_exp.registry.NoEffect: qpa.shots=20x has no effect: qpa.ansatz=none does not read it; \
 leave it at null.
     """
     validate(config, "qpa.")
