@@ -247,8 +247,10 @@ class DataConfig:
     chat_template: str | None = None
     """How ``data=instruct`` writes a chat: a file in Jinja's language, or its text; null = the
     tokenizer's own."""
-    layout: str = one_of("lines", "blocks", default="blocks")
-    """How text becomes examples: packed blocks, or one padded line each (the paper)."""
+    layout: str = one_of("lines", "blocks", "packed", default="blocks")
+    """How text becomes examples: blocks of one stream, or one padded line each (the paper). Of
+    ``data=instruct``: one padded example a row (``lines``), or several whole ones (``packed``),
+    which do not see each other."""
     join: str | None = field(default=None, metadata={"choices": ("text", "blank_line", "eos")})
     """How blocks join the corpus' documents: ``text`` as the text has them, each ended by its own
     newline; ``blank_line`` with two more newlines between each two; ``eos`` with an EOS token

@@ -107,6 +107,9 @@ class Task(ABC):
 
         return load_model(self.config.model, self.auto_class)
 
+    def check_model(self, model: AdaptedModel) -> None:  # noqa: B027
+        """Refuse a model that this task cannot train as configured."""
+
     def prepare(self) -> None:  # noqa: B027 - most tasks need nothing
         """Do what needs to be done once before training; it may take long."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import DataConfig
 from qpa_exp.data.sources import (
+    ALIASES,
     SPLITS,
     Found,
     HubDataset,
@@ -22,7 +23,6 @@ from qpa_exp.data.sources import (
     lines_in,
     read_documents,
     read_tables,
-    split_name,
     text_column,
     texts_in,
 )
@@ -112,6 +112,12 @@ class Corpus:
         for key in ("train_split", "validation_split", "test_split", "split"):
             if (name := getattr(config, key)) is not None:
                 parse_slice(name, f"data.{key}")
+        layouts = ("lines", "packed") if self.instructs else ("lines", "blocks")
+        if config.layout not in layouts:
+            raise InputError(
+                f"data.layout={config.layout} is none of data={config.name}: give one of "
+                f"{', '.join(layouts)}."
+            )
         if config.path is None and self.hub is None and self.load_own is None:
             raise InputError(
                 f"data={config.name} needs data.path=<a file or a directory of {self.label}>."
@@ -140,7 +146,9 @@ class Layout:
 
 _OF_BLOCKS = ("data.join", "data.stride")
 LAYOUTS: Registry[Layout] = Registry(
-    "data.layout", {"lines": Layout(), "blocks": Layout(_OF_BLOCKS)}, decides=_OF_BLOCKS
+    "data.layout",
+    {"lines": Layout(), "blocks": Layout(_OF_BLOCKS), "packed": Layout()},
+    decides=_OF_BLOCKS,
 )
 
 
@@ -296,6 +304,17 @@ def _divide(
         check_splits(splits_within(asked), named, source)
         rows = take(named, split_name(asked), source, whole=whole)
     return divide_by_row(rows) if whole else divide_by_position(rows)
+
+
+def split_name(name: str) -> str:
+    """The canonical name of a split or slice: ``valid``, ``val`` and ``dev`` are ``validation``.
+
+    Example:
+        >>> split_name("dev[:90%]")
+        'validation[:90%]'
+    """
+    parts = [part.strip().partition("[") for part in name.split("+")]
+    return "+".join(ALIASES.get(split, split) + bracket + end for split, bracket, end in parts)
 
 
 def splits_within(name: str) -> list[str]:

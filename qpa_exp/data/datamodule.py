@@ -9,22 +9,24 @@ gives it to ``load_state_dict`` when it resumes, before it makes the first itera
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from qpa_exp.config import DataConfig
-from qpa_exp.data.corpus import CORPORA, JOINS, CorpusText, load_corpus
-from qpa_exp.data.sources import split_name
+from qpa_exp.data.corpus import CORPORA, JOINS, CorpusText, load_corpus, split_name
 from qpa_exp.errors import InputError
 from qpa_exp.lm.losses import IGNORED
+
+log = logging.getLogger(__name__)
 
 _DOCUMENTS_PER_CALL = 1000
 
@@ -56,6 +58,9 @@ class Examples:
         lengths: how many of a row's ids are real.
         context: how many of a row's first ids are there to be read alone; None is none of them.
         classes: the number of each example's class; None where only tokens are predicted.
+        answers: which ids carry loss; None is all that are real and no context.
+        position_ids: of rows that hold several examples, which must not see each other: each
+            counts from 0. None where a row is one example.
         size: of the text that they were made from.
     """
 
@@ -64,6 +69,8 @@ class Examples:
     context: Int[Tensor, " n"] | None = None
     classes: Int[Tensor, " n"] | None = None
     size: TextSize | None = None
+    answers: Bool[Tensor, "n t"] | None = None
+    position_ids: Int[Tensor, "n t"] | None = None
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -79,7 +86,7 @@ def labels(examples: Examples, rows: list[int]) -> Int[Tensor, ...]:
 
     Returns:
         Their classes, (rows,); or their own tokens, (rows, t), ``IGNORED`` where they are padding
-        or context.
+        or context, or no answer where only answers carry loss.
     """
     if examples.classes is not None:
         return examples.classes[rows]
@@ -87,6 +94,8 @@ def labels(examples: Examples, rows: list[int]) -> Int[Tensor, ...]:
     counted = mask(examples.lengths[rows], ids.shape[1])
     if examples.context is not None:
         counted -= mask(examples.context[rows], ids.shape[1])
+    if examples.answers is not None:
+        counted *= examples.answers[rows]
     return ids.masked_fill(counted == 0, IGNORED)
 
 
@@ -130,16 +139,20 @@ def lay_out(
     Raises:
         InputError: the tokenizer has no EOS, or the text does not fill one block.
     """
-    if tokenizer.eos_token_id is None:
-        raise InputError(
-            f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no EOS token,"
-            " which separates documents and pads lines: set its eos_token."
-        )
+    _require_eos(tokenizer)
     if not documents:
         raise InputError("There is no text to make an example of.")
     if layout == "lines":
         return _lines(documents, tokenizer, max_length)
     return _blocks(JOINS[join](documents), tokenizer, max_length, stride)
+
+
+def _require_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no EOS token,"
+            " which separates documents and pads lines: set its eos_token."
+        )
 
 
 def added_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -223,6 +236,77 @@ def _tokenise(
             return_attention_mask=False,
             verbose=False,  # a stream longer than the model's context is cut right after
         )["input_ids"]
+
+
+_Row = tuple[list[int], list[bool]]
+"""The ids of an example, and which of them carry loss."""
+
+
+def lay_out_records(
+    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: DataConfig
+) -> Examples:
+    """Tokenise records of instructions into examples.
+
+    Under ``data.layout=lines`` a record is an example, padded at the right with EOS to the longest
+    one. Under ``packed`` records lie side by side in rows of ``data.max_length``, each whole and
+    with positions of its own. A longer record is cut at its end; one that has no answer left then
+    is left out.
+
+    Args:
+        documents: records of one split, as JSON.
+        tokenizer: the model's.
+        config: of the data.
+
+    Raises:
+        InputError: no answer within ``data.max_length``, or a tokenizer without EOS; and as
+            :func:`~qpa_exp.data.instructions.tokenise_records`.
+    """
+    from qpa_exp.data.instructions import pack, template_text, tokenise_records
+
+    _require_eos(tokenizer)
+    longest, found = config.max_length, []
+    cut = n_tokens = 0
+    answers: list[str] = []
+    for answered, ids, loss in tokenise_records(
+        documents, tokenizer, template_text(config.chat_template)
+    ):
+        n_tokens, cut = n_tokens + sum(loss), cut + (len(ids) > longest)
+        answers.append(answered)
+        if any(loss[:longest]):
+            found.append((ids[:longest], loss[:longest]))
+    if cut:
+        log.warning(
+            "%d of %d examples are longer than data.max_length=%d and are cut at their ends; %d "
+            "have no answer left and are left out.",
+            cut, len(documents), longest, len(documents) - len(found),
+        )  # fmt: skip
+    if not found:
+        raise InputError(
+            f"No answer begins within data.max_length={longest} tokens: give a larger one."
+        )
+    size, eos = _size(answers, n_tokens), int(tokenizer.eos_token_id)
+    if config.layout != "packed":
+        return _rows([[row] for row in found], max(len(ids) for ids, _ in found), eos, size)
+    packed = [[found[i] for i in row] for row in pack([len(ids) for ids, _ in found], longest)]
+    laid = _rows(packed, longest, eos, size)
+    places = [
+        torch.arange(n)
+        for row, length in zip(packed, laid.lengths.tolist(), strict=True)
+        for n in (*(len(ids) for ids, _ in row), longest - length)  # the padding is one more
+    ]
+    return replace(laid, position_ids=torch.cat(places).view(-1, longest))
+
+
+def _rows(rows: Sequence[Sequence[_Row]], width: int, eos: int, size: TextSize) -> Examples:
+    """In each row the examples that it holds, one after another."""
+    lengths = torch.tensor([sum(len(ids) for ids, _ in row) for row in rows])
+    real = mask(lengths, width).bool()
+    input_ids = torch.full((len(rows), width), eos)
+    answers = torch.zeros(len(rows), width, dtype=torch.bool)
+    # A boolean index runs row by row, which is the order of the ids.
+    input_ids[real] = _concatenate([ids for row in rows for ids, _ in row])
+    answers[real] = _concatenate([loss for row in rows for _, loss in row]).bool()
+    return Examples(input_ids, lengths, size=size, answers=answers)
 
 
 Batch = dict[str, Tensor]
@@ -317,7 +401,8 @@ class ExampleBatches(Dataset[Batch]):
 
     A batch has what transformers' models take: ``input_ids`` and ``attention_mask``, (b, t) int64,
     the mask 1 on real tokens, and ``labels``: the real tokens and ``IGNORED`` elsewhere, (b, t),
-    or the examples' classes, (b,).
+    or the examples' classes, (b,). Where rows hold several examples, ``position_ids``, (b, t),
+    count from 0 in each.
     """
 
     def __init__(self, examples: Examples) -> None:
@@ -327,12 +412,13 @@ class ExampleBatches(Dataset[Batch]):
         return len(self.examples)
 
     def __getitem__(self, rows: list[int]) -> Batch:
-        input_ids = self.examples.input_ids[rows]
-        return {
+        input_ids, positions = self.examples.input_ids[rows], self.examples.position_ids
+        batch = {
             "input_ids": input_ids,
             "attention_mask": mask(self.examples.lengths[rows], input_ids.shape[1]),
             "labels": labels(self.examples, rows),
         }
+        return batch if positions is None else batch | {"position_ids": positions[rows]}
 
 
 class ResumableLoader(DataLoader[Batch]):
@@ -409,8 +495,11 @@ class TextDataModule(LightningDataModule):
 
     def _lay_out(self, split: str, stride: int | None) -> Examples:
         config, documents = self.config, self.corpus.splits[split]
-        join = config.join or CORPORA[config.name].join
+        corpus = CORPORA[config.name]
+        join = config.join or corpus.join
         try:
+            if corpus.instructs:
+                return lay_out_records(documents, self.tokenizer, config)
             laid = lay_out(
                 documents, self.tokenizer, config.layout, config.max_length,
                 join=join, stride=stride,

@@ -43,6 +43,10 @@ KINDS = {
 TABLES = "JSON lines, CSV, parquet or Arrow"
 
 
+def _canonical(split: str) -> str:
+    return ALIASES.get(split, split)
+
+
 @dataclass(frozen=True)
 class HubDataset:
     """A dataset on the Hugging Face hub; ``folder`` is its directory of parquet files there."""
@@ -231,7 +235,7 @@ def _one_kind(files: Sequence[Path], source: str, *, named: bool = False) -> str
 def _splits(source: str, named: dict[Path, re.Match[str]]) -> Found:
     splits: dict[str | None, list[Path]] = {}
     for file, match in named.items():
-        splits.setdefault(split_name(match["split"]), []).append(file)
+        splits.setdefault(_canonical(match["split"]), []).append(file)
     for split, files in splits.items():
         shards = {named[file]["shards"] for file in files}
         folders = [named[file]["folder"] is not None for file in files]
@@ -247,17 +251,6 @@ def _splits(source: str, named: dict[Path, re.Match[str]]) -> Found:
     if len(kinds) > 1:
         raise InputError(f"{source} has splits of more than one kind: {', '.join(sorted(kinds))}.")
     return Found(source, kinds.pop(), splits)
-
-
-def split_name(name: str) -> str:
-    """The canonical name of a split or slice: ``valid``, ``val`` and ``dev`` are ``validation``.
-
-    Example:
-        >>> split_name("dev[:90%]")
-        'validation[:90%]'
-    """
-    parts = [part.strip().partition("[") for part in name.split("+")]
-    return "+".join(ALIASES.get(split, split) + bracket + end for split, bracket, end in parts)
 
 
 # --- plain text -------------------------------------------------------------------------------
@@ -362,7 +355,7 @@ def read_tables(found: Found, splits: Iterable[str | None] | None) -> dict[str |
     else:
         wanted = found.splits if splits is None else splits
         return {split: _read(found.kind, found.splits[split]) for split in wanted}
-    return {name if name is None else split_name(name): rows for name, rows in loaded.items()}
+    return {name if name is None else _canonical(name): rows for name, rows in loaded.items()}
 
 
 def _from_hub(hub: HubDataset) -> dict[str | None, Dataset]:

@@ -55,7 +55,7 @@ from qpa_exp.files import typed_path
 from qpa_exp.lm.losses import IGNORED, TokenLosses
 from qpa_exp.machine import user_cache
 from qpa_exp.task import Task
-from qpa_exp.tasks.causal_lm import CausalLM
+from qpa_exp.tasks.causal_lm import CausalLM, attended
 
 log = logging.getLogger(__name__)
 
@@ -294,7 +294,7 @@ class FastHead(CausalLM):
         """Add ``hidden`` where a table has it."""
         lengths = batch["attention_mask"].sum(1)
         for table in self.tables.values():
-            hidden = table.look_up(batch["input_ids"], lengths)
+            hidden = table.look_up(batch["input_ids"], lengths, batch.get("position_ids"))
             if hidden is not None:
                 return batch | {"hidden": hidden}
         return batch
@@ -311,7 +311,7 @@ class FastHead(CausalLM):
         ids, is_text = batch["input_ids"], batch["labels"][:, 1:] != IGNORED
         if "hidden" not in batch:  # a constant: it serves every loss of this batch
             with self.stopwatch.section("backbone", ids.device):
-                hidden = self.backbone.hidden(ids, batch["attention_mask"])
+                hidden = self.backbone.hidden(ids, **attended(batch))
                 batch["hidden"] = hidden[:, :-1]
         counted = torch.ones_like(is_text) if self.padded else is_text
         weights = counted / counted.sum().clamp_min(1)
@@ -343,7 +343,9 @@ class FastHead(CausalLM):
         for role, examples in data.examples.items():
             if id(examples) not in seen:
                 seen.add(id(examples))
-                self.tables[role] = HiddenTable(self.backbone, examples.input_ids, examples.lengths)
+                self.tables[role] = HiddenTable(
+                    self.backbone, examples.input_ids, examples.lengths, examples.position_ids
+                )
         if mode == "auto" and not (self._worth_it(data) or self._all_there()):
             return "off"
         on_disk, given = mode != "memory", self.config.data.cache_dir is not None

@@ -28,7 +28,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property, partial
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeGuard
 from weakref import WeakKeyDictionary
@@ -72,9 +71,18 @@ class Backbone:
 
     @torch.no_grad()
     def hidden(
-        self, input_ids: Int[Tensor, "rows t"], attention_mask: Int[Tensor, "rows t"]
+        self,
+        input_ids: Int[Tensor, "rows t"],
+        attention_mask: Int[Tensor, "rows t"] | None,
+        position_ids: Int[Tensor, "rows t"] | None = None,
     ) -> Float[Tensor, "rows t k"]:
-        """What enters the head, on the model's device: after the last norm and any projection."""
+        """What enters the head, on the model's device: after the last norm and any projection.
+
+        Args:
+            input_ids: of the examples.
+            attention_mask: 1 where an id is real; None where positions tell which see each other.
+            position_ids: of rows that hold several examples; None where each is one.
+        """
 
         def stop(_: nn.Module, given: tuple[Tensor, ...]) -> NoReturn:
             raise _HeadReached(given[0])
@@ -84,8 +92,9 @@ class Backbone:
         handle = model.get_output_embeddings().register_forward_pre_hook(stop)
         try:
             with low, self._packing.used_by(model):
-                mask = attention_mask.to(device)
-                model(input_ids=input_ids.to(device), attention_mask=mask, use_cache=False)
+                given = {"attention_mask": attention_mask, "position_ids": position_ids}
+                moved = {name: x.to(device) for name, x in given.items() if x is not None}
+                model(input_ids=input_ids.to(device), use_cache=False, **moved)
         except _HeadReached as reached:
             return reached.hidden
         finally:
@@ -293,23 +302,31 @@ class HiddenTable:
     """
 
     def __init__(
-        self, backbone: Backbone, input_ids: Int[Tensor, "n t"], lengths: Int[Tensor, " n"]
+        self,
+        backbone: Backbone,
+        input_ids: Int[Tensor, "n t"],
+        lengths: Int[Tensor, " n"],
+        position_ids: Int[Tensor, "n t"] | None = None,
     ) -> None:
         self.backbone = backbone
         first: list[int] = []
         self._place: dict[bytes, int] = {}
-        for example, key in enumerate(_keys(input_ids, lengths)):
+        for example, key in enumerate(_keys(input_ids, lengths, position_ids)):
             if key not in self._place:
                 self._place[key] = len(first)
                 first.append(example)
         self.input_ids, self.lengths = input_ids[first], lengths[first]
+        self.position_ids = None if position_ids is None else position_ids[first]
         self.values: Tensor | None = None
 
     def look_up(
-        self, input_ids: Int[Tensor, "b t"], lengths: Int[Tensor, " b"]
+        self,
+        input_ids: Int[Tensor, "b t"],
+        lengths: Int[Tensor, " b"],
+        position_ids: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b predictions k"] | None:
         """The hidden states of these examples, copied; None where it does not have them all."""
-        places = [self._place.get(key) for key in _keys(input_ids, lengths)]
+        places = [self._place.get(key) for key in _keys(input_ids, lengths, position_ids)]
         if self.values is None or None in places:
             return None
         return self.values[places]
@@ -332,8 +349,9 @@ class HiddenTable:
         """A digest of all that the values depend on."""
         backbone = self.backbone
         sha = hashlib.sha256(repr(tuple(self.input_ids.shape)).encode())
-        for tensor in (self.input_ids, self.lengths):
-            sha.update(tensor.contiguous().numpy().tobytes())
+        for tensor in (self.input_ids, self.lengths, self.position_ids):
+            if tensor is not None:
+                sha.update(tensor.contiguous().numpy().tobytes())
         facts = [_FORMAT, backbone.identity, sha.hexdigest(), str(backbone.autocast)]
         facts += [backbone.model.device.type, version("torch"), version("transformers")]
         return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:32]
@@ -356,10 +374,15 @@ class HiddenTable:
     def blocks(self, first: int = 0) -> Iterator[Tensor]:
         """The values, computed a few examples at a time, on the CPU; from this block on."""
         tokens, rows = self.input_ids.shape[1], self.rows_a_block
-        batches = zip(self.input_ids.split(rows), self.lengths.split(rows), strict=True)
-        for ids, lengths in islice(batches, first, None):
-            mask = (torch.arange(tokens) < lengths[:, None]).long()
-            yield self.backbone.hidden(ids, mask)[:, :-1].cpu().contiguous()
+        for start in range(first * rows, len(self.input_ids), rows):
+            part = slice(start, start + rows)
+            ids, positions = self.input_ids[part], self.position_ids
+            if positions is None:
+                mask = (torch.arange(tokens) < self.lengths[part, None]).long()
+                hidden = self.backbone.hidden(ids, mask)
+            else:
+                hidden = self.backbone.hidden(ids, None, positions[part])
+            yield hidden[:, :-1].cpu().contiguous()
 
     def fill_in_memory(self, track: Track) -> None:
         """Compute the values, for as long as the process lasts."""
@@ -372,9 +395,10 @@ class HiddenTable:
         self.values = values
 
 
-def _keys(input_ids: Tensor, lengths: Tensor) -> Iterator[bytes]:
+def _keys(input_ids: Tensor, lengths: Tensor, position_ids: Tensor | None) -> Iterator[bytes]:
     """What tells examples apart."""
-    for row in torch.cat([input_ids, lengths[:, None]], dim=1).numpy():
+    parts = [input_ids, lengths[:, None], *([] if position_ids is None else [position_ids])]
+    for row in torch.cat(parts, dim=1).numpy():
         yield xxhash.xxh3_128_digest(row.tobytes())
 
 

@@ -224,6 +224,7 @@ def build(config: Config, cache_mode: str | None = None, *, fresh: bool = True) 
     data.setup()
     base = task.load_model(data.tokenizer, data.corpus.class_names)
     model = adapt(base, config, task.peft_task_type).to(root_device(config))
+    task.check_model(model)
     if config.init_from is not None and fresh:
         from qpa_exp.adapters.started_from import start_from
 

@@ -6,6 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from qpa_exp.adapters.catalogue import virtual_tokens
+from qpa_exp.config import Config
+from qpa_exp.data.corpus import CORPORA
+from qpa_exp.errors import InputError
+from qpa_exp.lm.losses import IGNORED, token_losses
 from qpa_exp.task import Measured, Metric, Task
 
 if TYPE_CHECKING:
@@ -37,11 +42,9 @@ class CausalLM(Task):
 
     def token_losses(self, model: AdaptedModel, batch: Batch) -> TokenLosses:
         """The loss of every prediction of a batch."""
-        from qpa_exp.lm.losses import token_losses
-
-        ids, mask = batch["input_ids"], batch["attention_mask"]
+        ids = batch["input_ids"]
         with self.stopwatch.section("backbone", ids.device):
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            logits = model(input_ids=ids, use_cache=False, **attended(batch)).logits
             text = logits[:, -ids.shape[1] :]  # some methods put virtual tokens before it
             return token_losses(text, ids, batch["labels"])
 
@@ -53,7 +56,31 @@ class CausalLM(Task):
     @property
     def padded(self) -> bool:
         """Whether examples are padded lines, whose padding is predicted, too."""
-        return self.config.data.layout == "lines"
+        data = self.config.data
+        return data.layout == "lines" and not CORPORA[data.name].instructs
+
+    def scored(self, batch: Batch) -> Tensor:
+        """Which tokens the loss predicts, (b, t) bool."""
+        found = (batch["labels"] != IGNORED) | self.padded
+        found[:, 0] = False  # nothing comes before it to predict it from
+        return found
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse a method that packed examples would see each other through."""
+        if config.data.layout == "packed" and virtual_tokens(config):
+            raise InputError(
+                f"data.layout=packed: the virtual tokens of peft={config.peft.method} stand before "
+                "a row, not before each example in it: give data.layout=lines."
+            )
+
+    def check_model(self, model: AdaptedModel) -> None:
+        """Refuse a model whose packed examples see each other."""
+        if self.config.data.layout == "packed" and not _keeps_apart(model):
+            raise InputError(
+                f"data.layout=packed: in {type(model.language_model()).__name__} of transformers "
+                "examples of one row see each other: give data.layout=lines."
+            )
 
     def measure(self, model: AdaptedModel, batch: Batch) -> Measured:
         """Nats over the tokens that have a label, and over all positions."""
@@ -82,6 +109,37 @@ class CausalLM(Task):
         a_word = _exp(nats / size.words)
         found = {"bits_per_byte": nats / (math.log(2) * size.bytes)}
         return found if a_word > _LARGEST else found | {"word_perplexity": a_word}
+
+
+def attended(batch: Batch) -> dict[str, Tensor | None]:
+    """What tells a model which tokens see which.
+
+    Of rows with several examples the positions alone: transformers' models keep those apart that
+    each count from 0, where there is no mask.
+    """
+    if "position_ids" in batch:
+        return {"attention_mask": None, "position_ids": batch["position_ids"]}
+    return {"attention_mask": batch["attention_mask"]}
+
+
+def _keeps_apart(model: AdaptedModel) -> bool:
+    """Whether an example's logits are the same beside another one as alone."""
+    import torch
+
+    lm = model.language_model()
+    ids = torch.arange(1, 13, device=lm.device) % lm.config.get_text_config().vocab_size
+    positions = torch.cat([torch.arange(5), torch.arange(7)]).to(lm.device)
+    with torch.no_grad(), model.disable_adapter():
+        try:
+            together = lm(
+                input_ids=ids[None], attention_mask=None, position_ids=positions[None],
+                use_cache=False,
+            ).logits[0, 5:].double()  # fmt: skip
+        except (TypeError, ValueError):  # it knows no positions
+            return False
+        alone = lm(input_ids=ids[None, 5:], use_cache=False).logits[0].double()
+    tolerance = (1e-4 if lm.dtype.itemsize > 2 else 2e-2) * float(alone.abs().max())
+    return float((together - alone).abs().max()) <= tolerance
 
 
 _LARGEST = 3e38

@@ -32,6 +32,11 @@ def _head_count(peft: PeftMethodConfig, vocabulary: int, width: int) -> int | No
 
 def _check(config: Config) -> None:
     """Refuse examples that are longer than the prefix that is added to them."""
+    if config.data.layout == "packed":
+        raise InputError(
+            "data.layout=packed: the vectors of peft=prefix belong to the places of a row, not to "
+            "those of each example in it: give data.layout=lines."
+        )
     length, longest = config.peft.options.get("length"), config.data.max_length
     if isinstance(length, int) and 1 <= length < longest:
         raise InputError(

@@ -1,0 +1,244 @@
+"""From records of instructions to token ids, of which the answers alone carry loss.
+
+A prompt and a completion that are texts are put together as they are, and EOS ends them, as TRL's
+SFTTrainer does it. Chats are written by a chat template: the tokenizer's own, or
+``data.chat_template``. Where the template marks what the assistant says (``{% generation %}``),
+that carries loss; else what it adds to the chat so far for each of the assistant's turns does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from operator import eq
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from qpa_exp.errors import InputError, first_line
+from qpa_exp.files import read_bytes, typed_path
+
+_AT_A_TIME = 1000
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+Message = dict[str, str]
+
+
+def template_text(given: str | None) -> str | None:
+    """The chat template that ``data.chat_template`` gives: a file's text, or the text itself.
+
+    Raises:
+        InputError: there is no such file, and it is no template.
+    """
+    if given is None or "{{" in given or "{%" in given:
+        return given
+    path = typed_path(given)
+    if not path.is_file():
+        raise InputError(
+            f"data.chat_template={given:.200} is neither a file nor a template in Jinja's language."
+        )
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"data.chat_template={path} is not UTF-8 text.") from error
+
+
+def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Which examples share a row: the longest first, each where it leaves the least room.
+
+    Args:
+        lengths: of the examples, each at most ``width``.
+        width: of a row.
+
+    Returns:
+        Their numbers, row by row.
+
+    Example:
+        >>> pack([2, 7, 5, 1], 8)
+        [[1, 3], [2, 0]]
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # that a row has left, and its number
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        place = bisect_left(room, (lengths[i], -1))
+        if place == len(room):
+            rows.append([])
+            left, row = width, len(rows) - 1
+        else:
+            left, row = room.pop(place)
+        rows[row].append(i)
+        insort(room, (left - lengths[i], row))
+    return rows
+
+
+# --- from a record to tokens ------------------------------------------------------------------
+
+
+def tokenise_records(
+    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: str | None
+) -> Iterator[tuple[str, list[int], list[bool]]]:
+    """For each record the text of its answers, its ids, and which of those carry loss.
+
+    Args:
+        documents: records as JSON.
+        tokenizer: the model's, with an EOS token.
+        template: of chats; null is the tokenizer's own.
+
+    Raises:
+        InputError: a chat without a template, a template that cannot write a chat, or a record
+            without an answer.
+    """
+    for start in range(0, len(documents), _AT_A_TIME):
+        written = []
+        for n, document in enumerate(documents[start : start + _AT_A_TIME], start + 1):
+            try:
+                written.append(_write(json.loads(document), tokenizer, template))
+            except InputError as error:
+                raise InputError(f"Row {n:,}: {error}") from error
+        parts = list({part: None for each in written for part in each.parts})
+        ids = dict(zip(parts, _ids(parts, tokenizer, special=written[0].special), strict=True))
+        for n, each in enumerate(written, start + 1):
+            tokens, loss = each.tokens(ids)
+            loss[:1] = [False] * len(loss[:1])  # nothing comes before it to predict it from
+            if not any(loss):
+                raise InputError(f"Row {n:,} has no answer to learn from.")
+            yield each.answered, tokens, loss
+
+
+def _ids(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool
+) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(
+        list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False
+    )["input_ids"]
+    return found
+
+
+@dataclass(frozen=True)
+class Written:
+    """A record as text.
+
+    Attributes:
+        text: all of it.
+        answered: of its answers alone.
+        answers: for each answer the text before it, and the text up to its end, or to the end.
+        special: whether the tokenizer adds its special tokens: a template writes them itself.
+        marked: the ids and which of them carry loss, where the template tells.
+    """
+
+    text: str
+    answered: str
+    answers: Sequence[tuple[str, str]] = ()
+    special: bool = False
+    marked: tuple[list[int], list[bool]] | None = None
+
+    @property
+    def parts(self) -> list[str]:
+        """What is to be tokenised."""
+        return [self.text, *(part for answer in self.answers for part in answer)]
+
+    def tokens(self, ids: Mapping[str, list[int]]) -> tuple[list[int], list[bool]]:
+        """The ids, and which of them carry loss.
+
+        An answer begins where the ids of the whole and of the text before it part, as in TRL's
+        SFTTrainer: tokens that reach across the border belong to the answer.
+        """
+        if self.marked is not None:
+            return self.marked
+        whole = ids[self.text]
+        loss = [False] * len(whole)
+        for before, upto in self.answers:
+            begin, end = _shared(ids[before], whole), _shared(ids[upto], whole)
+            loss[begin:end] = [True] * (end - begin)
+        return whole, loss
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two lists have in common at their beginnings."""
+    return sum(1 for _ in takewhile(bool, map(eq, one, other)))
+
+
+def _write(
+    record: dict[str, Any], tokenizer: PreTrainedTokenizerBase, template: str | None
+) -> Written:
+    if isinstance(record.get("prompt"), str):
+        if template is not None:
+            raise InputError(
+                "data.chat_template has no effect on prompts and completions that are plain text: "
+                "leave it at null, or give chats."
+            )
+        prompt, answer, eos = record["prompt"], record["completion"], str(tokenizer.eos_token)
+        text = prompt + (answer if answer.endswith(eos) else answer + eos)
+        return Written(text, answer, [(prompt, text)], special=True)
+    chat = _Chat(tokenizer, template)
+    if "prompt" in record:
+        prompt, messages = record["prompt"], record["prompt"] + record["completion"]
+        text = chat.write(messages)
+        answered = "\n".join(each["content"] for each in record["completion"])
+        return Written(text, answered, [(chat.write(prompt, goes_on=True), text)])
+    messages = record["messages"]
+    turns = [n for n, each in enumerate(messages) if each["role"] == "assistant"]
+    if not turns:
+        raise InputError("the chat has no message of the assistant's to learn from.")
+    answered = "\n".join(messages[n]["content"] for n in turns)
+    if chat.marks:
+        return Written("", answered, marked=chat.marked(messages))
+    text = chat.write(messages)
+    answers = []
+    for n in turns:
+        upto = chat.write(messages[: n + 1])
+        if not text.startswith(upto):
+            raise InputError(
+                f"the chat template writes message {n + 1} otherwise when more follow, so that "
+                "what the assistant says in it cannot be told: give a data.chat_template with "
+                "{% generation %} around it."
+            )
+        answers.append((chat.write(messages[:n], goes_on=True), upto))
+    return Written(text, answered, answers)
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """Writes chats by a template, which runs in transformers' sandbox."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str | None
+
+    @property
+    def marks(self) -> bool:
+        """Whether the template marks what carries loss."""
+        return bool(_MARKED.search(self._template()))
+
+    def _template(self) -> str:
+        if self.template is None and not self.tokenizer.chat_template:
+            raise InputError(
+                f"the tokenizer {self.tokenizer.name_or_path or type(self.tokenizer).__name__} has "
+                "no chat template: give data.chat_template=<a file in Jinja's language, or its "
+                "text>, or prompts and completions that are plain text."
+            )
+        return self.tokenizer.get_chat_template(self.template)
+
+    def write(self, messages: Sequence[Message], *, goes_on: bool = False) -> str:
+        """As text; with what begins the assistant's turn, where it ``goes_on``."""
+        return str(self._apply(messages, tokenize=False, add_generation_prompt=goes_on))
+
+    def marked(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """As ids, and which of them the template marks."""
+        found = self._apply(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        return list(found["input_ids"]), [bool(each) for each in found["assistant_masks"]]
+
+    def _apply(self, messages: Sequence[Message], **how: Any) -> Any:
+        template = self._template()
+        try:
+            return self.tokenizer.apply_chat_template(list(messages), chat_template=template, **how)
+        except Exception as error:  # the template's own, and whatever its code meets
+            raise InputError(
+                f"the chat template cannot write this chat: {type(error).__name__}: "
+                f"{first_line(error)[:200]}"
+            ) from error
