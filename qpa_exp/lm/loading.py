@@ -251,15 +251,35 @@ def loaded_revision(model: Any) -> str | None:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
+    """The model's tokenizer, or the one that ``model.tokenizer`` names in its place.
 
     Raises:
-        InputError: as :func:`load_model`; or it has no vocabulary, as where its files are missing.
+        InputError: as :func:`load_model`; it has no vocabulary, as where its files are missing; or
+            more tokens than the model has.
     """
+    if config.tokenizer is not None:
+        return _another_tokenizer(config, config.tokenizer)
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, config)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise InputError(
             f"{_source(config)} does not hold a model with a tokenizer: it has no vocabulary."
+        )
+    return tokenizer
+
+
+def _another_tokenizer(config: ModelConfig, name: str) -> PreTrainedTokenizerBase:
+    own = ModelConfig(name=config.name, name_or_path=name)
+    try:
+        tokenizer = load_tokenizer(own)
+    except InputError as error:
+        said = str(error).replace("model.name_or_path", "model.tokenizer")
+        raise InputError(f"model.tokenizer={name:.200} cannot be used: {said}") from error
+    known = load_architecture(config).get_text_config().vocab_size
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= known:
+        raise InputError(
+            f"model.tokenizer={name:.200} has tokens up to number {highest:,}, and "
+            f"model={config.name} knows {known:,}: give a tokenizer that it was trained with."
         )
     return tokenizer
 

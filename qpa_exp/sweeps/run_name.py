@@ -71,6 +71,13 @@ def relevant(config: Config) -> dict[str, Any]:
     values = {key: read_key(config, key) for key in leaves() if not _is_without_effect(key)}
     values["data.join"] = config.data.join or CORPORA[config.data.name].join
     values = {key: value for key, value in values.items() if (key, value) not in AS_BEFORE.items()}
+    if config.data.chat_template is not None:
+        from qpa_exp.data.instructions import template_text
+
+        values["data.chat_template"] = template_text(config.data.chat_template)
+    if config.model.tokenizer is not None:
+        other = ModelConfig(name_or_path=config.model.tokenizer)
+        values["model.tokenizer"] = model_files(other) or config.model.tokenizer
     if model_files(config.model):  # these say which it is
         del values["model.name_or_path"]
         values.pop("model.gguf_file", None)
