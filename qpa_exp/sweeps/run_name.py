@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from contextlib import suppress
 from typing import Any
 
 from qpa_exp.config import Config, DataConfig, ModelConfig
 from qpa_exp.data.corpus import CORPORA
-from qpa_exp.files import file_sha256, typed_path
+from qpa_exp.files import file_sha256, typed_path, typed_path
 from qpa_exp.lm.loading import local_place
 from qpa_exp.registry import dotted, read_key
 from qpa_exp.runs.directory import trained_at
@@ -71,10 +72,9 @@ def relevant(config: Config) -> dict[str, Any]:
     values = {key: read_key(config, key) for key in leaves() if not _is_without_effect(key)}
     values["data.join"] = config.data.join or CORPORA[config.data.name].join
     values = {key: value for key, value in values.items() if (key, value) not in AS_BEFORE.items()}
-    if config.data.chat_template is not None:
-        from qpa_exp.data.instructions import template_text
-
-        values["data.chat_template"] = template_text(config.data.chat_template)
+    template = config.data.chat_template
+    if template is not None and _is_file(template):
+        values["data.chat_template"] = file_sha256(typed_path(template))
     if config.model.tokenizer is not None:
         other = ModelConfig(name_or_path=config.model.tokenizer)
         values["model.tokenizer"] = model_files(other) or config.model.tokenizer
@@ -86,6 +86,12 @@ def relevant(config: Config) -> dict[str, Any]:
     if config.qpa.variant == "off":  # no generator; what the method starts at follows the seed
         return {k: v for k, v in values.items() if not k.startswith("qpa.") or k in _WITHOUT_QPA}
     return values
+
+
+def _is_file(text: str) -> bool:
+    with suppress(OSError, ValueError):  # too long for a name
+        return typed_path(text).is_file()
+    return False
 
 
 _WITHOUT_QPA = ("qpa.variant", "qpa.seed")
