@@ -15,7 +15,7 @@ from typing import Any
 
 from qpa_exp.config import Config, DataConfig, ModelConfig
 from qpa_exp.data.corpus import CORPORA
-from qpa_exp.files import file_sha256, typed_path, typed_path
+from qpa_exp.files import file_sha256, typed_path
 from qpa_exp.lm.loading import local_place
 from qpa_exp.registry import dotted, read_key
 from qpa_exp.runs.directory import trained_at
