@@ -212,3 +212,54 @@ def test_an_oversized_chunk_is_warned_of(caplog):
 def test_what_could_not_run_is_refused(overrides, sentence):
     with pytest.raises(InputError, match=sentence):
         planned("model=gpt2", *overrides)
+
+
+# --- the data as the model sees it --------------------------------------------------------------
+
+ROWS = {
+    "text": {"text": "a state of some qubits, and what it is for"},
+    "instruct": {"prompt": "What is it?", "completion": " A state."},
+    "labelled": {"text": "a state of some qubits", "label": "physics"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "carry"),
+    [
+        ("text", ["data.max_length=8"], [False] + [True] * 7),
+        (
+            "text",
+            ["data.layout=lines", "data.max_length=20"],
+            [False] + [True] * 19,
+        ),  # padding, too
+        ("instruct", [], [" A", " state", ".", "<|endoftext|>"]),
+        (
+            "instruct",
+            ["data.layout=packed", "data.max_length=20"],
+            2 * [" A", " state", ".", "<|endoftext|>"],
+        ),
+        ("labelled", ["task=seq_cls", "peft.target_modules=[c_attn]"], []),
+    ],
+)
+def test_the_first_example_is_shown_with_what_carries_loss(
+    tmp_path, capsys, name, more, carry
+) -> None:
+    rows = [ROWS[name] | ({"label": f"{i % 2}"} if name == "labelled" else {}) for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [f"data={name}", f"data.path={tmp_path / 'a.jsonl'}", *more]
+    command.main([*given, "show=data", "format=json"])
+    example = json.loads(capsys.readouterr().out)["example"]
+    assert len(example["tokens"]) == len(example["loss"]) == len(example["input_ids"])
+    said = [token for token, loss in zip(example["tokens"], example["loss"], strict=True) if loss]
+    assert carry in (said, example["loss"])
+    command.main([*given, "show=data"])
+    printed = capsys.readouterr().out
+    assert f"{len(example['tokens'])} tokens, {len(said)} carry loss" in printed
+    assert ("class: 0" in printed) == (name == "labelled")
+    if name == "instruct":
+        assert "loss  [ A][ state][.][<|endoftext|>]" in printed
+
+
+def test_what_is_to_be_shown_is_known() -> None:
+    with pytest.raises(InputError, match=r"show=weights is unknown: give show=data"):
+        command.main(["show=weights"])

@@ -170,3 +170,20 @@ def test_a_pickle_in_place_of_weights_is_never_run(small_directory, tmp_path):
 
 def test_the_limit_is_the_models_number_of_positions():
     assert n_positions(GPT2Config(n_positions=77)) == 77
+
+
+# --- another tokenizer ------------------------------------------------------------------------
+
+
+def test_another_tokenizer_is_read_from_its_own_place(small_directory, tmp_path) -> None:
+    load_tokenizer(at(small_directory)).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(at(small_directory, tokenizer=str(tmp_path)))
+    assert tokenizer("w3 w5")["input_ids"] == [3, 5]
+
+
+def test_another_tokenizer_that_does_not_fit_is_refused(small_directory, tmp_path) -> None:
+    found = refusal(load_tokenizer, at(small_directory, tokenizer="qpa_exp/tiny"))
+    assert "model.tokenizer=qpa_exp/tiny has tokens up to number 16,383" in found
+    missing = refusal(load_tokenizer, at(small_directory, tokenizer=str(tmp_path / "none")))
+    assert "model.tokenizer=" in missing
+    assert "model.name_or_path" not in missing
