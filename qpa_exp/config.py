@@ -29,14 +29,19 @@ MOST_SEED = 2**63 - 1
 """torch takes no larger one."""
 
 
-def ranged(default: Any = MISSING, *, least: int | float, most: int | float) -> Any:
-    """A field with the numbers that it may hold, both ends included."""
-    return field(default=default, metadata={"least": least, "most": most})
+def ranged(default: Any = MISSING, *, least: int | float, most: int | float, says: str = "") -> Any:
+    """A field with the numbers that it may hold, both ends included; ``says`` as :func:`worded`."""
+    return field(default=default, metadata={"least": least, "most": most, "says": says})
 
 
-def positive(default: Any = MISSING, *, most: int | float = 1e6) -> Any:
-    """A field that holds a number above 0."""
-    return field(default=default, metadata={"positive": True, "most": most})
+def positive(default: Any = MISSING, *, most: int | float = 1e6, says: str = "") -> Any:
+    """A field that holds a number above 0; ``says`` as :func:`worded`."""
+    return field(default=default, metadata={"positive": True, "most": most, "says": says})
+
+
+def worded(default: Any, says: str) -> Any:
+    """A field that figures and tables name in words of its own: ``{}`` stands for its value."""
+    return field(default=default, metadata={"says": says})
 
 
 def one_of(*choices: str, default: str | None = None) -> Any:
@@ -122,7 +127,7 @@ class PeftMethodConfig:
 
     method: str = "lora"
     """The PEFT method: one of ours (``prefix``, ``ffa``), or PEFT's own name of it."""
-    r: int | None = ranged(None, least=1, most=2**20)
+    r: int | None = ranged(None, least=1, most=2**20, says="r = {}")
     """The rank, for methods that have one."""
     lora_alpha: int | None = ranged(None, least=1, most=2**40)
     """The update is scaled by ``lora_alpha / r``; the paper takes 2 r."""
@@ -148,17 +153,17 @@ class QPAConfig:
     variant: str = "tuned"
     """The paper's equations (``paper``), its authors' code (``released``), ours (``tuned``), ours
     with fixed random numbers and no circuit (``random``), or ``off``: no generator at all."""
-    n_mlp: int | None = ranged(None, least=1, most=2**31)
+    n_mlp: int | None = ranged(None, least=1, most=2**31, says="n_mlp = {}")
     """How many parameters are generated from one basis state (Sec. 3.2); null = by the rule."""
-    n_layers: int = ranged(8, least=1, most=10_000)
+    n_layers: int = ranged(8, least=1, most=10_000, says="{} layers")
     """How often the ansatz is repeated, the paper's L."""
-    n_circuits: int = ranged(1, least=1, most=10_000)
+    n_circuits: int = ranged(1, least=1, most=10_000, says="{} circuits")
     """How many circuits run side by side (the paper: 1). A chunk reads its basis state's
     probability in every one of them."""
     share_angles: bool = False
     """Give all circuits the same angles. Circuit c then starts from the basis state |c>, so that
     their number does not change how much is trained. There are at most 2^N of them."""
-    window: int | None = ranged(None, least=1, most=100_000)
+    window: int | None = ranged(None, least=1, most=100_000, says="window {}")
     """How many of a circuit's probabilities a chunk reads (the paper: 1): that of its own basis
     state, and those of the states that follow it; |0...0> follows the last. At most 2^N; null = by
     the rule."""
@@ -169,12 +174,12 @@ class QPAConfig:
     """Qubits of one sub-circuit of ``ansatz=distributed``; null = half of them."""
     backend: str = "statevector"
     """What computes the circuit's probabilities: a file of ``circuits/backends``."""
-    noise: str = "none"
+    noise: str = worded("none", "noise of {}")
     """The device whose noise ``backend=density_matrix`` simulates: a snapshot that Qiskit Runtime
     ships."""
     device: str = "aer"
     """For ``backend=qiskit``: aer, fake_torino, fake_fez, or the name of an IBM device."""
-    shots: str | None = None
+    shots: str | None = worded(None, "{} shots")
     """How often a circuit is measured: a whole number, ``20x`` for 20 * 2^N, null = exact
     probabilities."""
     final_shots: str | None = None
@@ -190,7 +195,7 @@ class QPAConfig:
     """How far ``gradient=spsa`` moves all angles at once, in radians."""
     anchor: bool = True
     """Generate init + G(theta) - G(theta_0), so that training starts where the method starts."""
-    feature: str = "normal"
+    feature: str = worded("normal", "feature {}")
     """What the mapping model reads of each probability: a file of ``generator/features``."""
     mapping: str = "mlp"
     """The mapping model: a file of ``generator/mappings``."""
@@ -204,7 +209,7 @@ class QPAConfig:
     """How the mapping model's weights start. ``default`` is ``torch.nn.Linear``'s own: a signal
     fades by about two thirds at every layer, and the chunks come out nearly alike. ``kaiming`` (He
     et al. 2015) keeps its size."""
-    scale: float | None = positive(None)
+    scale: float | None = positive(None, says="scale {}")
     """A constant factor on the generated vector: how far one step of the optimizer takes it; null =
     by the rule."""
     squash: bool = False
@@ -298,7 +303,7 @@ class OptimConfig:
     name: str = "adamw"
     """``adamw`` for everything, or a search of the circuit's angles beside AdamW for the mapping
     model."""
-    lr: float = positive(most=100.0)
+    lr: float = positive(most=100.0, says="rate {}")
     """The learning rate."""
     theta_lr: float | None = positive(None, most=100.0)
     """The learning rate of the circuit's angles, in radians; null = ``lr``."""
@@ -337,7 +342,7 @@ class TrainerConfig:
     """Lightning's strategy: ``auto``, ``ddp``, ..."""
     precision: str = one_of("32-true", "bf16-mixed", "16-mixed")
     """The precision of products with frozen weights: 32 bits, or mixed with 16."""
-    max_epochs: int = ranged(least=1, most=MANY)
+    max_epochs: int = ranged(least=1, most=MANY, says="{} epochs")
     """Passes over the training split."""
     max_steps: int = -1
     """Optimizer steps, where fewer than ``max_epochs`` give; -1 = no limit."""
@@ -472,6 +477,7 @@ def _check_range(
     most: int | float | None = None,
     positive: bool = False,
     choices: tuple[str, ...] = (),
+    says: str = "",
 ) -> None:
     if choices and value not in choices:
         raise InputError(f"{key}={value} is unknown: give one of {', '.join(choices)}.")

@@ -190,6 +190,12 @@ class Ansatz:
         return self.has_circuit and self.trained
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is a circuit as a user would train one: trained, and its gates entangle."""
+        qubits = (len(places[0]) for m in self.moments if (places := m.where(2)))
+        return self.trains_circuit and any(count > 1 for count in qubits)
+
+    @property
     def is_real(self) -> bool:
         """Whether the circuit's amplitudes are real at all angles."""
         return all(GATES[moment.gate].is_real for moment in self.moments)

@@ -79,12 +79,12 @@ VARIANTS: Registry[Variant] = Registry(
     "qpa.variant",
     {
         "paper": Variant(
-            "the paper's equations",
+            "paper's equations",
             {**_PUBLISHED, "activation": "relu", "squash": False, "basis_order": "fixed",
              "center": False},
         ),
         "released": Variant(
-            "the authors' code",
+            "authors' code",
             {**_PUBLISHED, "activation": "none", "squash": True, "basis_order": "random",
              "center": True},
             lowest_first=True,

@@ -17,18 +17,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from pandas.api.types import is_numeric_dtype
 
+from qpa_exp.circuits.ansatze import ANSATZE
 from qpa_exp.errors import InputError
 from qpa_exp.files import fits
 from qpa_exp.generator.rules import VARIANTS
 from qpa_exp.registry import Registry
-from qpa_exp.report import drawing
+from qpa_exp.report import drawing, labels
 from qpa_exp.report.comparisons import (
     aggregate,
     best,
     family,
-    has_trained_circuit,
     is_generated,
     pareto,
     ranked_by,
@@ -36,80 +37,87 @@ from qpa_exp.report.comparisons import (
 )
 from qpa_exp.report.tables import METRIC, reported_perplexities
 
-_MOST_LABELLED = 2
-"""With more QPA series than that in one panel, labels would lie over each other."""
-_MOST_INSIDE = 6
-"""With as many QPA series, their names would lie over the curves: they go beside the panel."""
-_LINE = 84
+_RATE = "optim.lr"
+_LINE = 42
 """Letters in a line of a setting's name."""
-_SHOTS, _RATE = "qpa.shots", "optim.lr"
-
-_CONTROL = "no trained circuit"
-_HALF: dict[str, Any] = {"markerfacecoloralt": "white"}
-_FILLS: dict[str, dict[str, Any]] = {
-    "off": {"markerfacecolor": "white"}, "tuned": {}, "random": {**_HALF, "fillstyle": "right"},
-    "paper": {**_HALF, "fillstyle": "left"}, "released": {**_HALF, "fillstyle": "top"},
-    _CONTROL: {**_HALF, "fillstyle": "bottom"},
-}  # fmt: skip
 
 
-def parameters(runs: pd.DataFrame, hue: str | Sequence[str] | None = None) -> Figure:
+def parameters(
+    runs: pd.DataFrame, hue: str | Sequence[str] | None = None, metric: str | None = None,
+    about: str = "",
+) -> drawing.Canvas:  # fmt: skip
     """The metric against trainable parameters: the classical curve, and QPA's points.
 
     Args:
         runs: rows of runs.
         hue: the key, or keys, whose values are QPA series of their own: ``qpa.shots``.
+        metric: the one to draw; None = each that the runs have.
+        about: the model and the text, for people.
     """
-    panels = list(drawing.panels(aggregate(runs)))
-    drawn = [list(_series(panel.table, hue)) for panel in panels]
-    beside = max(map(len, drawn), default=0) >= _MOST_INSIDE
-    figure, axes = drawing.grid(panels, width=drawing.WIDTH + 2.2 * beside)
-    for axis, panel, series in zip(axes, panels, drawn, strict=True):
-        _classical_curve(axis, panel)
-        for (name, points), style in zip(series, drawing.styles(), strict=False):
-            labelled = len(series) <= _MOST_LABELLED
-            name += ", by n_mlp" if labelled else ""
-            drawing.curve(axis, points, "trainable_params", panel.metric.name, label=name, **style)
-            if labelled:  # of a steep curve, which falls to the right: upwards of there is room
-                for _, row in points.iterrows():
-                    at = (row["trainable_params"], row[panel.metric.name])
-                    drawing.text(axis, f"{row['qpa.n_mlp']:g}", at, (5, 2), style["color"])
-        _reported_marks(axis, panel)
+    panels = list(drawing.panels(aggregate(runs), metric=metric, about=about))
+    drawn = drawing.of_panels(panels, 3.9 if len(panels) == 1 else 3.6)
+    for axis, panel in zip(drawn.axes, panels, strict=True):
+        name = panel.metric.name
         drawing.parameters_axis(axis)
         drawing.metric_axis(axis, panel)
-        drawing.legend(axis, beside)
-    return figure
+        _classical_curve(drawn, axis, panel)
+        series = list(_series(panel.table, hue))
+        for (label, points), style in zip(series, drawing.several(), strict=False):
+            bars = drawing.curve(axis, points, "trainable_params", name, label=label, **style)
+            places = list(zip(points["trainable_params"], points[name], strict=True))
+            drawn.name(axis, label, places, style["color"], bars)
+            if len(series) == 1 and len(points) > 1:
+                for place, n_mlp in zip(places, points["qpa.n_mlp"], strict=True):
+                    said = f"n_mlp = {n_mlp:,.0f}" if place == places[0] else f"{n_mlp:,.0f}"
+                    drawn.name(axis, said, [place], style["color"], size=drawing.SMALL)
+        _reported_marks(drawn, axis, panel)
+        drawing.parameters_axis(axis)
+        drawing.baseline(drawn, axis, panel)
+    return drawn
 
 
-def pareto_front(runs: pd.DataFrame) -> Figure:
+def pareto_front(runs: pd.DataFrame, metric: str | None = None, about: str = "") -> drawing.Canvas:
     """The metric against parameters for every method, and the front that none of them beats.
 
-    A method has one colour and marker, or where there is but one, whatever makes its tensors; they
-    are filled where a circuit does, by half where that is the paper's or the released one, or is
-    not trained. What went wrong stands at the upper edge, with its value.
+    Marks are filled where a trained circuit makes a method's tensors as ``qpa=tuned`` does. What
+    went wrong stands at the upper edge, with its value.
     """
-    panels = list(drawing.panels(aggregate(runs), by_method=False))
-    figure, axes = drawing.grid(panels, width=5.6, height=4.2)
-    for axis, panel in zip(axes, panels, strict=True):
-        metric = panel.metric.name
+    panels = list(drawing.panels(aggregate(runs), by_method=False, metric=metric, about=about))
+    drawn = drawing.of_panels(panels, 4.6, columns=1)
+    for axis, panel in zip(drawn.axes, panels, strict=True):
+        y = panel.metric.name
         front = pareto(panel.table, panel.metric)
-        axis.step(
-            front["trainable_params"], front[metric], where="post",
-            color="0.6", linewidth=4, alpha=0.5, label="Pareto front", zorder=1,
-        )  # fmt: skip
+        at_front = list(zip(front["trainable_params"], front[y], strict=True))
         wrong = panel.values > panel.edge
         shown = replace(panel, table=panel.table[~wrong])
-        for points, style in _by_generator(shown.table):
-            drawing.curve(axis, points, "trainable_params", metric, join=False, **style)
+        (step,) = axis.step(
+            *zip(*at_front, strict=True), where="post",
+            color=drawing.GRID, linewidth=6, label="Pareto front", zorder=0.5,
+        )  # fmt: skip
+        for name, points, style in _by_maker(shown.table):
+            bars = drawing.curve(
+                axis, points, "trainable_params", y, join=False, label=name, **style
+            )
+            places = list(zip(points["trainable_params"], points[y], strict=True))
+            drawn.name(axis, name, places, style["color"], bars)
+            first = points.iloc[0]
+            if not is_generated(first) and points["peft.r"].nunique() > 1:
+                for place, rank in zip(places, points["peft.r"], strict=True):
+                    drawn.name(axis, f"r = {rank:g}", [place], style["color"], size=drawing.SMALL)
+        drawn.name(axis, "Pareto front", at_front, drawing.MUTED, step, size=drawing.SMALL)
         for _, row in panel.table[wrong].iterrows():
-            drawing.at_the_edge(axis, (row["trainable_params"], panel.edge), "^", row[metric])
+            place = (row["trainable_params"], panel.beyond)
+            drawing.went_wrong(drawn, axis, place, "^", row[y])
         drawing.parameters_axis(axis)
         drawing.metric_axis(axis, shown)
-        drawing.legend(axis, beside=True)
-    return figure
+        drawing.baseline(drawn, axis, panel)
+    return drawn
 
 
-def over(runs: pd.DataFrame, key: str, label: str | None = None, log: bool = False) -> Figure:
+def over(
+    runs: pd.DataFrame, key: str, label: str | None = None, log: bool = False,
+    metric: str | None = None, about: str = "",
+) -> drawing.Canvas:  # fmt: skip
     """The metric over the values of one key, a star at the optimum, LoRA's level as a line.
 
     Args:
@@ -117,28 +125,38 @@ def over(runs: pd.DataFrame, key: str, label: str | None = None, log: bool = Fal
         key: the key on the horizontal axis.
         label: its name there.
         log: whether that axis is logarithmic, to base 2.
+        metric: the one to draw; None = each that the runs have.
+        about: the model and the text, for people.
     """
-    panels = list(drawing.panels(aggregate(runs)))
-    figure, axes = drawing.grid(panels)
-    for axis, panel in zip(axes, panels, strict=True):
-        metric = panel.metric.name
+    panels = list(drawing.panels(aggregate(runs), metric=metric, about=about))
+    drawn = drawing.of_panels(panels)
+    for axis, panel in zip(drawn.axes, panels, strict=True):
+        y = panel.metric.name
         generated = panel.table[panel.table["qpa.variant"] != "off"].sort_values(key)
         for _, row in _levels(panel.table, generated).iterrows():
-            axis.axhline(row[metric], color="black", linestyle="--", label=_with_rank(row))
-        for (name, points), style in zip(_series(generated, None), drawing.styles(), strict=False):
-            drawing.curve(axis, points, key, metric, label=name, **style)
+            name = _with_rank(row)
+            level = axis.axhline(
+                row[y], color=drawing.CLASSICAL, linestyle="--", linewidth=1.2, label=name
+            )
+            places = [(place, row[y]) for place in np.linspace(0.03, 0.97, 9)]
+            drawn.name(axis, name, places, drawing.CLASSICAL, level, axis.get_yaxis_transform())
+        for (name, points), style in zip(_series(generated, None), drawing.several(), strict=False):
+            bars = drawing.curve(axis, points, key, y, label=name, **style)
+            places = list(zip(points[key], points[y], strict=True))
+            drawn.name(axis, name, places, style["color"], bars)
             top = best(points, panel.metric)
-            at = (top[key], top[metric])
-            drawing.star(axis, at, 15, drawing.COLOURS[4], f"optimum: {top[key]:g}")
+            at, said = (top[key], top[y]), f"optimum: {top[key]:g}"
+            drawing.star(axis, at, 13, style["color"], said)
+            drawn.name(axis, said, [at], drawing.INK, axis.lines[-1], size=drawing.SMALL)
         if log and not generated.empty:
             drawing.powers_axis(axis, generated[key])
-        axis.set_xlabel(label or key)
+        axis.set_xlabel(label or labels.name_of(key))
         drawing.metric_axis(axis, panel)
-        axis.legend()
-    return figure
+        drawing.baseline(drawn, axis, panel)
+    return drawn
 
 
-def learning_rates(runs: pd.DataFrame) -> Figure:
+def learning_rates(runs: pd.DataFrame, about: str = "") -> drawing.Canvas:
     """The metric on validation over the learning rate; for each method and size a star at the best.
 
     Where a rate was too large the curve leaves the panel.
@@ -149,143 +167,234 @@ def learning_rates(runs: pd.DataFrame) -> Figure:
     if runs.empty:
         raise InputError(f"No run of this study has measured a validation {metric.name}.")
     table = aggregate(runs)
-    figure, axis, curves = _by_size(table, _RATE, validation)
+    drawn, axis, curves = _by_size(table, _RATE, _RATE, validation, about)
     for points, colour in curves:
         top = best(points, metric, validation)
-        drawing.star(axis, (top[_RATE], top[validation]), 12, colour)
-    axis.set_xlabel("learning rate")
+        drawing.star(axis, (top[_RATE], top[validation]), 10, colour)
+    axis.set_xlabel("learning rate; a star at the best of each")
     axis.set_ylabel(f"validation {metric.label}")
     if metric.smaller_is_better:
         edge = drawing.EDGE * max(points[validation].min() for points, _ in curves)
         if table[validation].max() > edge:
             axis.set_ylim(0.9 * table[validation].min(), edge)
-    drawing.legend(axis, beside=True)
-    return figure
+    return drawn
 
 
-def amounts(runs: pd.DataFrame) -> Figure:
+def amounts(runs: pd.DataFrame, metric: str | None = None, about: str = "") -> drawing.Canvas:
     """The metric over the amount of text that is trained on, for each method and size."""
     if "train_tokens" not in runs or runs["train_tokens"].isna().all():
         raise InputError("No run of this study has recorded train_tokens: make it again.")
-    metric = ranked_by(runs)
     table = aggregate(runs)
-    known = table[table["train_tokens"].notna()]
-    figure, axis, _ = _by_size(known, "train_tokens", metric.name)
-    base = table[f"base_{metric.name}"].mean()
-    axis.axhline(base, color="black", linestyle=":", label=f"not trained: {base:.1f}")
+    panel = next(drawing.panels(table, by_method=False, metric=metric, about=about))
+    known = panel.table[panel.table["train_tokens"].notna()]
+    drawn, axis, _ = _by_size(known, "train_tokens", "data.train_split", panel.metric.name, about)
     axis.set_xlabel("tokens of training text")
-    axis.set_ylabel(metric.label)
-    drawing.legend(axis, beside=True)
-    return figure
+    axis.set_ylabel(panel.metric.label)
+    drawing.baseline(drawn, axis, replace(panel, table=known))
+    return drawn
 
 
 def _by_size(
-    table: pd.DataFrame, x: str, y: str
-) -> tuple[Figure, Axes, list[tuple[pd.DataFrame, Any]]]:
+    table: pd.DataFrame, x: str, key: str, y: str, about: str
+) -> tuple[drawing.Canvas, Axes, list[tuple[pd.DataFrame, Any]]]:
     """A curve for each method and size over a logarithmic axis; its points and its colour."""
-    figure = Figure(figsize=(1.6 * drawing.WIDTH, 1.2 * drawing.HEIGHT), layout="constrained")
-    axis = figure.subplots()
-    curves = []
-    by_name = table.sort_values(x).groupby(table.apply(_with_size, axis=1), sort=False)
-    for (name, points), style in zip(by_name, drawing.many_styles(), strict=False):
+    makers = table.apply(lambda row: labels.maker(row, table), axis=1)
+    names = labels.named_without(table, key)
+    if names is None:  # runs of no study
+        names = makers + table["trainable_params"].map(" ({:,.0f})".format)
+    title = next(drawing.panels(table, by_method=False, about=about)).title
+    drawn = drawing.canvas(1, max(4.4, 0.9 + 0.19 * names.nunique()))
+    axis = drawn.axes[0]
+    drawn.title(axis, title)
+    curves, styles = [], _Styles(table)
+    for name, points in table.sort_values(x).groupby(names, sort=False):
+        style = styles.of(points.iloc[0], str(makers[points.index[0]]), str(name))
         drawing.curve(axis, points, x, y, label=str(name), **style)
+        places = list(zip(points[x], points[y], strict=True))
+        drawn.name_end(axis, str(name), places, style["color"])
         curves.append((points, style["color"]))
     axis.set_xscale("log")
-    drawing.plain_ticks(axis, sorted(table[x].unique()))
-    return figure, axis, curves
+    drawing.plain_ticks(axis, sorted(table[x].unique()), "{:,g}".format)
+    return drawn, axis, curves
 
 
-def categories(runs: pd.DataFrame) -> Figure:
-    """One line for each setting: every seed as a dot, the mean and its standard deviation."""
+def categories(
+    runs: pd.DataFrame, metric: str | None = None, about: str = "",
+    groups: Mapping[str, Mapping[str, Any]] | None = None,
+) -> drawing.Canvas:  # fmt: skip
+    """One line for each setting: every seed as a dot, the mean and its standard deviation.
+
+    Args:
+        runs: rows of runs.
+        metric: the one to draw; None = each that the runs have.
+        about: the model and the text, for people.
+        groups: settings that stand together under a heading, as :func:`labels.grouped` has them.
+    """
     table = aggregate(runs)
-    panels = list(drawing.panels(table, by_method=False))
-    lines = {label: wrap(label, _LINE, break_on_hyphens=False) for label in table["label"]}
-    longest = max(len(line) for name in lines.values() for line in name)
-    height = 1.2 + len(lines) * (0.1 + 0.18 * max(map(len, lines.values())))
-    figure, axes = drawing.grid(panels, width=4.2 + 0.07 * longest, height=height)
-    for axis, panel in zip(axes, panels, strict=True):
-        metric = panel.metric.name
-        worst_first = not panel.metric.smaller_is_better
-        ordered = panel.table.sort_values(metric, ascending=worst_first).reset_index(drop=True)
-        for place, (_, row) in enumerate(ordered.iterrows()):
-            if row[metric] > panel.edge:
-                drawing.at_the_edge(axis, (panel.edge, place), ">", row[metric])
+    table = table.join(labels.grouped(table, groups).add_prefix("_"))
+    panels = list(drawing.panels(table, by_method=False, metric=metric, about=about))
+    rows = [_lines_of(panel) for panel in panels]
+    most = max((sum(line.height for line in lines) for lines in rows), default=1)
+    drawn = drawing.of_panels(panels, 1.25 + 0.2 * most, columns=1)
+    for axis, panel, lines in zip(drawn.axes, panels, rows, strict=True):
+        y = panel.metric.name
+        places, at = [], 0.0
+        for line in lines:
+            at += line.height / 2
+            places.append(at)
+            at += line.height / 2
+        for place, line in zip(places, lines, strict=True):
+            row = line.row
+            if row is None:
                 continue
-            single = runs[runs["setting"] == row["setting"]][metric]
-            dots: dict[str, Any] = {"color": drawing.COLOURS[0], "alpha": 0.5, "markersize": 4}
-            axis.plot(single, [place] * len(single), "o", **dots)
-            axis.errorbar(
-                row[metric], place, xerr=_spread(row, metric),
-                marker="D", color="black", capsize=3,
+            colour = _role(row, table)
+            if row[y] > panel.edge:
+                drawing.went_wrong(drawn, axis, (panel.beyond, place), ">", row[y])
+                continue
+            single = runs[runs["setting"] == row["setting"]][y]
+            axis.plot(
+                single, [place] * len(single), "o", color=colour, alpha=0.45, markersize=4,
+                markeredgewidth=0,
             )  # fmt: skip
-        names = [
-            "\n".join(lines[label]) + f"   ({count:,.0f})"
-            for label, count in zip(ordered["label"], ordered["trainable_params"], strict=True)
-        ]
-        axis.set_yticks(range(len(names)), names)
-        axis.set_xlabel(panel.metric.label)
-        axis.set_ylabel("setting (parameters)")
-    return figure
+            axis.errorbar(
+                row[y], place, xerr=_spread(row, y), marker="D", color=colour, capsize=2.5
+            )
+        axis.set_yticks(places, [line.text for line in lines])
+        for tick, line in zip(axis.get_yticklabels(), lines, strict=True):
+            tick.set_fontweight("bold" if line.row is None else "normal")
+        axis.set_ylim(at + 0.2, -0.2)
+        axis.grid(visible=False, axis="y")
+        axis.tick_params(axis="y", length=0)
+        counts = axis.secondary_yaxis("right")
+        counts.set_yticks(
+            places, ["" if r.row is None else f"{r.row['trainable_params']:,.0f}" for r in lines]
+        )
+        counts.tick_params(length=0, labelcolor=drawing.MUTED)
+        counts.spines["right"].set_visible(False)
+        counts.set_ylabel("trainable parameters", color=drawing.MUTED)
+        axis.set_xlabel(f"{panel.metric.label}; a dot for each seed, a diamond for their mean")
+        drawing.baseline(drawn, axis, panel, across=True)
+    return drawn
+
+
+class _Line:
+    """A row of the figure: a setting's, or where ``row`` is None a heading."""
+
+    def __init__(self, text: str, row: pd.Series | None) -> None:
+        lines = wrap(drawing.shortened(text, 3 * _LINE), _LINE, break_on_hyphens=False) or [""]
+        self.text, self.row = "\n".join(lines), row
+        self.height = 0.35 + 0.85 * len(lines)
+
+
+def _lines_of(panel: drawing.Panel) -> list[_Line]:
+    """The settings, the best one first, those of a group under its heading."""
+    order = panel.table.sort_values(
+        panel.metric.name, ascending=panel.metric.smaller_is_better, kind="stable"
+    )
+    lines: list[_Line] = []
+    for group, part in order.groupby(order["_group"].where(order["_name"] != "", ""), sort=False):
+        if group:
+            lines.append(_Line(f"{group}:", None))
+        elif lines:  # settings of no group stand first
+            continue
+        lines += [_Line(row["_name"] or row["_group"], row) for _, row in part.iterrows()]
+    own = order[order["_group"].where(order["_name"] != "", "") == ""]
+    if not own.empty:
+        first = [_Line(row["_name"] or row["_group"], row) for _, row in own.iterrows()]
+        shown = {row["setting"] for _, row in own.iterrows()}
+        rest = [line for line in lines if line.row is None or line.row["setting"] not in shown]
+        return first + rest
+    return lines
 
 
 # --- series -----------------------------------------------------------------------------------
 
 
-def _by_generator(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]:
+def _role(row: pd.Series, table: pd.DataFrame) -> str:
+    """The colour of what a setting is."""
+    if is_generated(row):
+        circuit = VARIANTS[row["qpa.variant"]].circuit and ANSATZE[row["qpa.ansatz"]].is_whole
+        return drawing.QPA if circuit else drawing.CONTROL
+    generated = set(table.loc[table["qpa.variant"] != "off", "peft.method"])
+    alone = not generated or row["peft.method"] in generated
+    return drawing.CLASSICAL if alone else drawing.RIVAL
+
+
+_MARKERS = {
+    drawing.QPA: "sD^hXp", drawing.CLASSICAL: "o8PvH<", drawing.RIVAL: "v^P*X<>pd",
+    drawing.CONTROL: "Dsv^X",
+}  # fmt: skip
+
+
+class _Styles:
+    """A series' colour says what it is, and its marker which one."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.table = table
+        self.used: dict[str, int] = {}
+        self.makers: dict[str, int] = {}
+
+    def of(self, row: pd.Series, maker: str, name: str) -> dict[str, Any]:
+        """The style of one series of this maker."""
+        colour = _role(row, self.table)
+        if maker not in self.makers:
+            self.makers[maker] = self.used[colour] = self.used.get(colour, -1) + 1
+        order = self.makers.setdefault(f"{maker}\0", -1) + 1
+        self.makers[f"{maker}\0"] = order
+        markers = _MARKERS[colour]
+        marker = markers[self.makers[maker] % len(markers)]
+        published = is_generated(row) and bool(VARIANTS[row["qpa.variant"]].fixed)
+        style: dict[str, Any] = {"marker": marker, "color": colour}
+        if published or colour == drawing.CONTROL:
+            style = drawing.hollow(colour) | style
+        return {**style, "linestyle": ("-", "--", ":", "-.")[order % 4]}
+
+
+def _by_maker(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
     """The settings of each method and of what makes its tensors, with their name and style."""
-    table = table.assign(_by=table.apply(_generated_by, axis=1))
-    several = len(set(table["_by"]) - {"off"}) > 1
-    coloured_by = "peft.method" if table["peft.method"].nunique() > 1 else "_by"
-    own = dict(zip(sorted(set(table[coloured_by])), drawing.paired_styles(), strict=False))
-    for (_, by), points in table.groupby(["peft.method", "_by"]):
-        first = points.iloc[0]
-        name = family(first) + (f", {by}" if several and by != "off" else "")
-        yield points, {**own[first[coloured_by]], **_FILLS.get(str(by), {}), "label": name}
-
-
-def _generated_by(row: pd.Series) -> str:
-    """The variant that makes a setting's tensors, or that no trained circuit does."""
-    control = VARIANTS[row["qpa.variant"]].circuit and not has_trained_circuit(row)
-    return _CONTROL if control else str(row["qpa.variant"])
+    names = table.apply(lambda row: labels.maker(row, table), axis=1)
+    styles = _Styles(table)
+    for name, points in table.groupby(names, sort=False):
+        yield str(name), points, styles.of(points.iloc[0], str(name), str(name))
 
 
 def _series(
     table: pd.DataFrame, hue: str | Sequence[str] | None
 ) -> Iterator[tuple[str, pd.DataFrame]]:
-    """QPA's settings, in one series for each variant, and for each value of ``hue``."""
+    """QPA's settings, in one series for each maker, and for each value of ``hue``."""
     generated = table[table["qpa.variant"] != "off"]
+    if generated.empty:
+        return
     keys = [hue] if isinstance(hue, str) else list(hue or [])
     # A method without a rank has no series for each; but shots that are null are exact ones.
-    keys = [k for k in keys if k in generated and (k == _SHOTS or generated[k].notna().any())]
-    filled = {
-        key: generated[key].astype(object).where(generated[key].notna(), "exact") for key in keys
-    }
-    for values, points in generated.assign(**filled).groupby(["qpa.variant", *keys], sort=False):
-        name = f"{family(points.iloc[0])} ({values[0]})"
-        if keys:
-            pairs = zip(keys, values[1:], strict=True)
-            parts = [f"{key.split('.')[-1]} = {_short(value)}" for key, value in pairs]
-            name = f"QPA, {', '.join(parts)}"
+    keys = [k for k in keys if k in generated and labels.is_said(k, generated[k])]
+    filled = {key: generated[key].map(lambda v, k=key: labels.words_of(k, v)) for key in keys}
+    makers = generated.apply(lambda row: labels.maker(row, table), axis=1)
+    made = generated.assign(**{f"_{key}": values for key, values in filled.items()}, _maker=makers)
+    several = makers.nunique() > 1
+    for values, points in made.groupby(["_maker", *(f"_{key}" for key in keys)], sort=False):
+        said = ", ".join(map(str, values[1:]))
+        head = str(values[0]) if several or not said else "QPA"
+        name = f"{head}, {said}" if said else head
         yield name, points.sort_values("trainable_params")
 
 
-def _classical_curve(axis: Axes, panel: drawing.Panel) -> None:
-    """The classical method, each point with its rank beyond its error bar.
-
-    Above and below in turn, since neighbours may be close.
-    """
+def _classical_curve(drawn: drawing.Canvas, axis: Axes, panel: drawing.Panel) -> None:
+    """The classical method, each point with its rank."""
     classical = panel.table[panel.table["qpa.variant"] == "off"].sort_values("trainable_params")
     if classical.empty:
         return
-    metric = panel.metric.name
+    metric, colour = panel.metric.name, drawing.CLASSICAL
     name = family(classical.iloc[0])
-    drawing.curve(axis, classical, "trainable_params", metric, label=name, **drawing.CLASSICAL)
+    bars = drawing.curve(
+        axis, classical, "trainable_params", metric, label=name, color=colour, marker="o"
+    )
+    places = list(zip(classical["trainable_params"], classical[metric], strict=True))
+    drawn.name(axis, name, places, colour, bars)
     if "peft.r" not in classical or not classical["peft.r"].notna().any():
         return
-    for place, (_, row) in enumerate(classical.iterrows()):
-        up, va = (1, "bottom") if place % 2 else (-1, "top")
-        at = (row["trainable_params"], row[metric] + up * _spread(row, metric))
-        drawing.text(axis, f"r={row['peft.r']:g}", at, (0, 5 * up), "black", ha="center", va=va)
+    for place, rank in zip(places, classical["peft.r"], strict=True):
+        drawn.name(axis, f"r = {rank:g}", [place], colour, size=drawing.SMALL)
 
 
 def _spread(row: pd.Series, metric: str) -> float:
@@ -293,7 +402,7 @@ def _spread(row: pd.Series, metric: str) -> float:
     return 0.0 if np.isnan(spread) else spread
 
 
-def _reported_marks(axis: Axes, panel: drawing.Panel) -> None:
+def _reported_marks(drawn: drawing.Canvas, axis: Axes, panel: drawing.Panel) -> None:
     """The paper's values as hollow marks, where model, text and metric are the paper's."""
     first = panel.table.iloc[0]
     if panel.metric.name != METRIC or first["data.name"] != "wikitext2":
@@ -304,10 +413,11 @@ def _reported_marks(axis: Axes, panel: drawing.Panel) -> None:
             (r.trainable_params, getattr(r, METRIC)) for r in rows if r.generated == generated
         ]
         if points:
-            axis.plot(
+            (marks,) = axis.plot(
                 *zip(*points, strict=True), marker=marker, markersize=9, markerfacecolor="none",
-                linestyle="none", color=drawing.COLOURS[1], label=name,
+                linestyle="none", color=drawing.INK, label=name,
             )  # fmt: skip
+            drawn.name(axis, name, points, drawing.INK, marks)
 
 
 def _levels(table: pd.DataFrame, generated: pd.DataFrame) -> pd.DataFrame:
@@ -317,73 +427,73 @@ def _levels(table: pd.DataFrame, generated: pd.DataFrame) -> pd.DataFrame:
     return classical if same.empty else same
 
 
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _with_size(row: pd.Series) -> str:
-    variant = f", {row['qpa.variant']}" if is_generated(row) else ""
-    return f"{family(row)}{variant} ({row['trainable_params']:,.0f})"
-
-
 def _with_rank(row: pd.Series) -> str:
     rank = row.get("peft.r")
-    return family(row) if rank is None or pd.isna(rank) else f"{family(row)}, r = {rank:.0f}"
+    return family(row) if rank is None or pd.isna(rank) else f"{family(row)} r = {rank:.0f}"
 
 
 # --- what a setting takes ---------------------------------------------------------------------
 
 
-def qubits(runs: pd.DataFrame) -> Figure:
+def qubits(runs: pd.DataFrame, about: str = "") -> drawing.Canvas:
     """Qubits against trainable parameters (Eq. 8), for each method and model."""
     generated = runs[runs["qpa.variant"] != "off"]
     if generated.empty:
         raise InputError("No run of this study has qubits to show: all are qpa=off.")
     table = aggregate(generated)
-    figure = Figure(figsize=(1.3 * drawing.WIDTH, 1.1 * drawing.HEIGHT), layout="constrained")
-    axis = figure.subplots()
+    drawn = drawing.canvas(1, 3.6)
+    axis = drawn.axes[0]
+    if about:
+        drawn.title(axis, about)
     groups = table.groupby(["model.name", "peft.method"], sort=False)
-    for ((model, _), points), style in zip(groups, drawing.styles(), strict=False):
+    several = table["model.name"].nunique() > 1
+    for ((model, _), points), style in zip(groups, drawing.several(), strict=False):
         points = points.sort_values("trainable_params")
         if axis.lines:  # the same points, often: hollow, so that both are seen
             style |= {"markerfacecolor": "none", "markersize": 10, "linestyle": "--"}
-        label = f"{family(points.iloc[0])}, {model}"
-        axis.plot(points["trainable_params"], points["n_qubits"], label=label, **style)
+        label = family(points.iloc[0]) + (f", {model}" if several else "")
+        (line,) = axis.plot(points["trainable_params"], points["n_qubits"], label=label, **style)
+        places = list(zip(points["trainable_params"], points["n_qubits"], strict=True))
+        drawn.name(axis, label, places, style["color"], line)
     drawing.parameters_axis(axis)
     axis.set_ylabel("qubits N")
     drawing.whole_numbers(axis.yaxis)
-    axis.legend()
-    return figure
+    return drawn
 
 
-def time(runs: pd.DataFrame) -> Figure:
+def time(runs: pd.DataFrame, about: str = "") -> drawing.Canvas:
     """Seconds of training, and of one step, against trainable parameters."""
     table = aggregate(runs)
     several_lengths = table["trainer.max_epochs"].nunique() > 1
-    figure = Figure(figsize=(2 * drawing.WIDTH, drawing.HEIGHT), layout="constrained")
-    names = {
-        "train_seconds": "seconds of training",
-        "step_seconds_median": "seconds a step, median",
+    several = table["model.name"].nunique() > 1
+    drawn = drawing.canvas(2, 3.6)
+    columns = {"train_seconds": "seconds of training", "step_seconds_median": "seconds a step"}
+    keys = table.apply(lambda row: _timed(row, several_lengths, several), axis=1)
+    styles = _Styles(table)
+    looks = {
+        name: styles.of(table[keys == name].iloc[0], name, name) for name in dict.fromkeys(keys)
     }
-    for axis, (column, label) in zip(figure.subplots(1, 2), names.items(), strict=True):
-        keys = table.apply(lambda row: _timed(row, several_lengths), axis=1)
-        for name, style in zip(dict.fromkeys(keys), drawing.many_styles(), strict=False):
-            drawing.curve(
-                axis, table[keys == name], "trainable_params", column, label=name, **style
-            )
+    for axis, (column, label) in zip(drawn.axes, columns.items(), strict=True):
+        for name, style in looks.items():
+            points = table[keys == name]
+            bars = drawing.curve(axis, points, "trainable_params", column, label=name, **style)
+            places = list(zip(points["trainable_params"], points[column], strict=True))
+            drawn.name(axis, name, [p for p in places if p[1] == p[1]], style["color"], bars)
         drawing.parameters_axis(axis)
         axis.set_ylim(bottom=0)
         axis.set_ylabel(label)
-    drawing.legend(axis, beside=True)
-    return figure
+        if about:
+            drawn.title(axis, about)
+    return drawn
 
 
-def _timed(row: pd.Series, with_length: bool) -> str:
-    name = f"{family(row)}, {row['model.name']}"
-    return f"{name}, max_epochs = {row['trainer.max_epochs']:g}" if with_length else name
+def _timed(row: pd.Series, with_length: bool, with_model: bool) -> str:
+    name = family(row) + (f", {row['model.name']}" if with_model else "")
+    words = labels.words_of("trainer.max_epochs", row["trainer.max_epochs"])
+    return f"{name}, {words}" if with_length else name
 
 
-def gradient_variance(runs: pd.DataFrame) -> Figure:
+def gradient_variance(runs: pd.DataFrame, about: str = "") -> drawing.Canvas:
     """Variance of the circuit's gradient against N and L: QPA's loss, and an expectation value."""
     if not {"gradient_variance", "expectation_variance"} <= {*runs}:
         raise InputError(
@@ -391,29 +501,32 @@ def gradient_variance(runs: pd.DataFrame) -> Figure:
             "that takes trainer.gradient_variance_starts=<starts>."
         )
     table = aggregate(runs)
-    figure = Figure(figsize=(2.3 * drawing.WIDTH, 2 * drawing.HEIGHT), layout="constrained")
+    drawn = drawing.canvas(4, 3.1)
     rows = {"gradient_variance": "QPA's loss", "expectation_variance": "the probability of |0...0>"}
     columns = (
         ("n_qubits", "qpa.n_layers", "qubits N", "L"),
-        ("qpa.n_layers", "n_qubits", "L", "N"),
+        ("qpa.n_layers", "n_qubits", "layers L", "N"),
     )
-    for axes, (measured, name) in zip(figure.subplots(2, 2), rows.items(), strict=True):
-        for axis, (x, hue, label, symbol) in zip(axes, columns, strict=True):
-            groups = table.sort_values(x).groupby(hue)
-            for (value, points), style in zip(groups, drawing.many_styles(), strict=False):
-                axis.plot(points[x], points[measured], label=f"{symbol} = {value:g}", **style)
-            axis.set_yscale("log")
-            if x == "qpa.n_layers":
-                drawing.powers_axis(axis, table[x])
-            else:
-                drawing.whole_numbers(axis.xaxis)
-            axis.set_xlabel(label)
-            axis.set_ylabel(f"gradient variance of\n{name}")
-            drawing.legend(axis, beside=True)
-    return figure
+    panels = [(y, name, *column) for y, name in rows.items() for column in columns]
+    for axis, (y, name, x, hue, label, symbol) in zip(drawn.axes, panels, strict=True):
+        groups = table.sort_values(x).groupby(hue)
+        for (value, points), style in zip(groups, drawing.several(), strict=False):
+            said = f"{symbol} = {value:g}"
+            axis.plot(points[x], points[y], label=said, **style)
+            places = list(zip(points[x], points[y], strict=True))
+            drawn.name_end(axis, said, places, style["color"])
+        axis.set_yscale("log")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        if x == "qpa.n_layers":
+            drawing.powers_axis(axis, table[x])
+        else:
+            drawing.whole_numbers(axis.xaxis)
+        axis.set_xlabel(label)
+        drawn.title(axis, f"gradient variance of {name}")
+    return drawn
 
 
-KINDS: Registry[Callable[..., Figure]] = Registry(
+KINDS: Registry[Callable[..., drawing.Canvas]] = Registry(
     "figures.kind",
     {
         "parameters": parameters,
@@ -429,8 +542,18 @@ KINDS: Registry[Callable[..., Figure]] = Registry(
 )
 
 
-def draw(runs: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
+def draw(
+    runs: pd.DataFrame, spec: Mapping[str, Any], *, title: str = "", about: str = "",
+    groups: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Figure:  # fmt: skip
     """The figure that a study's file asks for: ``kind``, and its function's other arguments.
+
+    Args:
+        runs: rows of runs.
+        spec: from the study's file.
+        title: what it shows, in a sentence.
+        about: the model and the text, where the study's scale says them.
+        groups: settings that stand together.
 
     Raises:
         InputError: no such kind, an argument that it does not take, or runs that lack what it
@@ -440,8 +563,12 @@ def draw(runs: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
     kind = str(options.pop("kind", None))
     function = KINDS[kind]
     hints = typing.get_type_hints(function)
+    taken = inspect.signature(function)
+    own = {"about": about, "groups": groups}
     try:
-        inspect.signature(function).bind(runs, **options)
+        if own.keys() & options.keys():
+            raise TypeError("the study's file says them elsewhere")
+        taken.bind(runs, **options)
     except TypeError as error:
         raise InputError(f"figure {kind} does not take {options}: {error}.") from error
     for name, value in options.items():
@@ -455,8 +582,10 @@ def draw(runs: pd.DataFrame, spec: Mapping[str, Any]) -> Figure:
         raise InputError(f"figure {kind}: {options['key'][:100]} has no number in these runs.")
     # In a label "$" begins a formula, and what is none would be an error: here it is a letter.
     shown = runs.map(_without_formula)
+    options |= {name: value for name, value in own.items() if name in taken.parameters}
     with mpl.rc_context(drawing.STYLE):
-        return function(shown, **{name: _without_formula(v) for name, v in options.items()})
+        drawn = function(shown, **{name: _without_formula(v) for name, v in options.items()})
+        return drawn.finish(_without_formula(title))
 
 
 def _without_formula(value: Any) -> Any:

@@ -7,7 +7,9 @@ import io
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,11 @@ from qpa_exp.errors import InputError
 from qpa_exp.files import whole_file
 from qpa_exp.report.collect import Collected
 from qpa_exp.report.comparisons import comparisons
+from qpa_exp.report.drawing import DARK
 from qpa_exp.report.figures import draw
+from qpa_exp.report.labels import named, plain
 from qpa_exp.report.tables import TABLES, Table, differences, runs_table
+from qpa_exp.sweeps.studies import study_of_record
 
 PAGE = "report.html"
 
@@ -39,7 +44,7 @@ def write_report(collected: Collected, out: Path, command: str) -> Path:
     Raises:
         InputError: the study asks for a figure or a table that does not exist.
     """
-    figures = dict(_figures(collected))
+    figures = dict(figures_of(collected))
     vectors = {name: svg(figure) for name, figure in figures.items()}
     tables = list(_tables(collected))
     page = render(collected, vectors, tables, command)
@@ -100,18 +105,64 @@ def _write_runs(runs: pd.DataFrame, directory: Path) -> None:
         plain.to_parquet(file, index=False, store_schema=False)
 
 
-def _figures(collected: Collected) -> Iterator[tuple[str, Figure]]:
+@dataclass(frozen=True)
+class Words:
+    """What a study's file says for people, at the scale of these runs.
+
+    Attributes:
+        about: the model and the text.
+        finding: what the runs in docs/results show; empty where nothing is said.
+    """
+
+    title: str
+    paper: str = ""
+    about: str = ""
+    finding: str = ""
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def words_of(collected: Collected) -> Words:
+    """The title and the like: those of the record, and of the study's file as it stands today."""
+    manifests = collected.manifests
+    if not manifests:
+        return Words("Runs")
+    first, scales = manifests[0], list(dict.fromkeys(m.scale for m in manifests))
+    title = first.title or "Runs"
+    today = study_of_record(first.study, scales[0])
+    if today is None:
+        return Words(title, first.paper)
+    about = today.about if len(scales) == 1 else ""
+    finding = today.finding.get(scales[0], "") if len(scales) == 1 else ""
+    return Words(title, first.paper, about, finding.strip(), today.groups)
+
+
+def figures_of(collected: Collected, title: str | None = None) -> Iterator[tuple[str, Figure]]:
+    """The figures that the study asks for, by kind; a second one of a kind has a number.
+
+    Args:
+        collected: the runs of one study.
+        title: of every figure; None = the study's.
+    """
     specs: list[dict[str, Any]] = []
     for manifest in collected.manifests:
         specs += [spec for spec in manifest.figures if spec not in specs]
+    words, used = words_of(collected), Counter[str]()
     for spec in specs or [{"kind": "categories"}]:
-        yield str(spec.get("kind")), draw(collected.runs, spec)
+        kind = str(spec.get("kind"))
+        used[kind] += 1
+        name = kind if used[kind] == 1 else f"{kind}{used[kind]}"
+        yield name, draw(
+            collected.runs, spec, title=words.title if title is None else title,
+            about=words.about, groups=words.groups,
+        )  # fmt: skip
 
 
 def _tables(collected: Collected) -> Iterator[Table]:
+    groups = words_of(collected).groups
+    runs = collected.runs.assign(name=named(collected.runs, groups).map(plain))
     for name in dict.fromkeys(name for m in collected.manifests for name in m.tables):
-        yield TABLES[name](name, collected.runs)
-    yield runs_table(collected.runs)
+        yield TABLES[name](name, runs)
+    yield runs_table(collected.runs, groups)
 
 
 _NUMBER = re.compile(r"[-+\d.,e± ]*")
@@ -133,11 +184,12 @@ def render(
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
         trim_blocks=False,
     )  # fmt: skip
-    manifests, runs = collected.manifests, collected.runs
+    manifests, runs, words = collected.manifests, collected.runs, words_of(collected)
     return environment.get_template("page.html").render(
         study=collected.study,
-        title=manifests[0].title if manifests and manifests[0].title else "Runs",
-        paper=manifests[0].paper if manifests else "",
+        title=words.title,
+        paper=words.paper,
+        about=words.about,
         scales=[manifest.scale for manifest in manifests],
         sentences=[comparison.sentence() for comparison in comparisons(runs)],
         figures=[
@@ -159,17 +211,23 @@ def without_place(text: str) -> str:
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG, the same bytes for the same figure."""
+    """The figure as SVG, the same bytes for the same figure; on a dark page it is dark."""
     buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "qpa_exp", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    return buffer.getvalue()
+    with mpl.rc_context({"svg.hashsalt": "qpa_exp", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    rules = "".join(
+        f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
+        for light, dark in DARK.items()
+        for what in ("fill", "stroke")
+    )
+    style = f"<style>@media (prefers-color-scheme:dark){{{rules}}}</style>"
+    return buffer.getvalue().replace(b" <metadata>", f" {style}\n <metadata>".encode(), 1)
 
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG at 300 dpi, for print. It has few colours: a palette makes it small."""
     drawn, buffer = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=300, bbox_inches="tight")
+    figure.savefig(drawn, format="png", dpi=300)
     image = Image.open(drawn)
     image.convert("RGB").quantize().save(buffer, "png", optimize=True, dpi=image.info["dpi"])
     return buffer.getvalue()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -12,6 +13,7 @@ from qpa_exp.adapters.counts import Counts, plan_counts
 from qpa_exp.cli import compose_config
 from qpa_exp.registry import Registry
 from qpa_exp.report.comparisons import Row, aggregate, chosen, family, measured, ranked_by
+from qpa_exp.report.labels import named, plain
 from qpa_exp.report.paired import controls, holm, verdict
 
 _INTRODUCTION = """\
@@ -191,11 +193,16 @@ class Table:
     rows: pd.DataFrame
 
 
-def runs_table(runs: pd.DataFrame) -> Table:
-    """One row for each setting; metrics as mean ± standard deviation over its seeds."""
+def runs_table(runs: pd.DataFrame, groups: Mapping[str, Mapping[str, Any]] | None = None) -> Table:
+    """One row for each setting; metrics as mean ± standard deviation over its seeds.
+
+    Args:
+        runs: rows of runs.
+        groups: settings whose names stand behind their group's, as a study's file has them.
+    """
     table = aggregate(runs)
     columns = {
-        "setting": table["label"],
+        "setting": named(table, groups).map(plain),
         "method": [family(row) for _, row in table.iterrows()],
         "model": table["model.name"],
         "trainable": [f"{n:,.0f}" for n in table["trainable_params"]],
@@ -215,6 +222,8 @@ def runs_table(runs: pd.DataFrame) -> Table:
     if "train_seconds" in table and table["train_seconds"].notna().any():
         columns["seconds"] = [f"{x:,.0f}" for x in table["train_seconds"]]
     columns["runs"] = table["n"]
+    if (table["label"] != columns["setting"]).any():
+        columns["overrides"] = table["label"]
     meaning = ", ".join(f"'{metric.name}' is the {metric.label}" for metric in metrics)
     caption = (
         f"Every setting of this study, measured on the test split: {meaning}. ± is the standard "
@@ -335,8 +344,8 @@ def controls_table(name: str, runs: pd.DataFrame) -> Table:
     adjusted = holm([test.p for *_, test in found])
     lines = [
         {
-            "trained circuit": f"{one['label']} ({one['trainable_params']:,.0f})",
-            "control": f"{other['label']} ({other['trainable_params']:,.0f})",
+            "trained circuit": f"{one.get('name', one['label'])} ({one['trainable_params']:,.0f})",
+            "control": f"{other.get('name', other['label'])} ({other['trainable_params']:,.0f})",
             "seeds": test.n,
             f"change of {metric.name}": f"{test.change:+.2f} %",
             "95 % interval": f"{test.low:+.2f} % to {test.high:+.2f} %",

@@ -180,6 +180,11 @@ class Study:
         paper: what the paper shows there; empty for a study of our own.
         notes: what a reader should know, in sentences.
         differs: how the setting differs from the paper's, in sentences.
+        groups: settings that stand together in figures and tables, by the group's name: the config
+            keys and values that they share.
+        finding: by scale, what its runs in docs/results show: a sentence for the figure's title,
+            and one or two more for the page.
+        about: the scale's model and text, for people.
     """
 
     study: str | None = None
@@ -193,6 +198,9 @@ class Study:
     tables: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     differs: list[str] = field(default_factory=list)
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    finding: dict[str, str] = field(default_factory=dict)
+    about: str = ""
 
     @property
     def title_line(self) -> str:
@@ -300,12 +308,21 @@ def read_study(name: str, scale: str) -> Study:
     try:
         plain: Any = OmegaConf.to_container(spec, resolve=True)
         del plain["points"]
-        differs = plain.pop("scale").get("differs", [])
+        said = {key: plain["scale"][key] for key in ("differs", "about") if key in plain["scale"]}
+        del plain["scale"]
         search = Search(**plain.pop("search")) if "search" in plain else None
-        study = Study(**plain, scale=scale, search=search, differs=differs)
+        study = Study(**plain, **said, scale=scale, search=search)
     except (InterpolationKeyError, TypeError) as error:
         raise InputError(f"{STUDIES[name]} at scale={scale}: {first_line(error)}") from error
     return study
+
+
+def study_of_record(name: str, scale: str) -> Study | None:
+    """The study of a record as its file says it today; None where it has no such file or scale."""
+    if not STUDIES:
+        register_studies(sweeps_dir())
+    known = name in STUDIES and scale in SCALES and scale in points_of(name)
+    return read_study(name, scale) if known else None
 
 
 def own_sweep(name: str | None, scale: str, *, at_scale: bool) -> Study:

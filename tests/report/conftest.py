@@ -40,31 +40,38 @@ def _composed(overrides: tuple[str, ...]) -> Config:
     return compose_config(overrides)
 
 
+def write_run(
+    path: Path, *overrides: str, validation: float | None = None,
+    metric: str = "perplexity", **metrics: Any,
+) -> Path:  # fmt: skip
+    """A complete run's files, not its training."""
+    config = _config(overrides)
+    directory.claim(path, config)
+    given = {"status": "complete", "perplexity": 100.0, "perplexity_padded": None}
+    sizes = Counts(1000, 2000, 100_000, 64, 8, 3).__dict__
+    rest = {
+        "base_accuracy": 0.5, "base_perplexity": 200.0, "base_perplexity_padded": 2.0,
+        "seed": config.seed, "train_seconds": 5.0, "step_seconds_median": 0.1, "steps": 10,
+        "versions": {"python": "3", "qpa_exp": "0"}, "data_sha256": "ab",
+    }  # fmt: skip
+    directory.write_metrics(path, {**given, **sizes, **rest, **metrics})
+    if validation is not None:
+        curve = path / "csv" / "version_0" / "metrics.csv"
+        curve.parent.mkdir(parents=True)
+        curve.write_text(f"step,validation/{metric}\n0,999\n9,{validation}\n")
+    return path
+
+
 @pytest.fixture
 def make_run() -> MakeRun:
-    """``make_run(path, *overrides, perplexity=...)``: a complete run's files, not its training."""
+    """``make_run(path, *overrides, perplexity=...)``: as :func:`write_run`."""
+    return write_run
 
-    def make(
-        path: Path, *overrides: str, validation: float | None = None,
-        metric: str = "perplexity", **metrics: Any,
-    ) -> Path:  # fmt: skip
-        config = _config(overrides)
-        directory.claim(path, config)
-        given = {"status": "complete", "perplexity": 100.0, "perplexity_padded": None}
-        sizes = Counts(1000, 2000, 100_000, 64, 8, 3).__dict__
-        rest = {
-            "base_accuracy": 0.5, "base_perplexity": 200.0, "base_perplexity_padded": 2.0,
-            "seed": config.seed, "train_seconds": 5.0, "step_seconds_median": 0.1, "steps": 10,
-            "versions": {"python": "3", "qpa_exp": "0"}, "data_sha256": "ab",
-        }  # fmt: skip
-        directory.write_metrics(path, {**given, **sizes, **rest, **metrics})
-        if validation is not None:
-            curve = path / "csv" / "version_0" / "metrics.csv"
-            curve.parent.mkdir(parents=True)
-            curve.write_text(f"step,validation/{metric}\n0,999\n9,{validation}\n")
-        return path
 
-    return make
+@pytest.fixture(scope="module")
+def write_a_run() -> MakeRun:
+    """The same for the tests of a module."""
+    return write_run
 
 
 @pytest.fixture

@@ -62,8 +62,15 @@ def test_perplexity_against_parameters_has_means_spreads_and_names(runs_of: Runs
     assert axes.get_xscale() == "log"
     assert axes.get_ylabel() == "perplexity (real tokens)"
     assert curve(axes, "LoRA") == ([1000, 4000], [105.0, 91.0])
-    assert curve(axes, "QPA LoRA (tuned), by n_mlp") == ([316, 364], [97.0, 95.0])
-    assert {text.get_text() for text in axes.texts} >= {"r=1", "r=4", "16", "64"}
+    assert curve(axes, "QPA") == ([316, 364], [97.0, 95.0])
+    assert {text.get_text() for text in axes.texts} >= {
+        "LoRA",
+        "QPA",
+        "r = 1",
+        "r = 4",
+        "n_mlp = 16",
+        "64",
+    }
     (bars,) = (c for c in axes.containers if c.get_label() == "LoRA")
     ends = [segment[:, 1] for segment in bars[2][0].get_segments()]
     expected = [np.std([100, 110], ddof=1), np.std([90, 92], ddof=1)]
@@ -91,7 +98,7 @@ def test_a_hue_makes_a_series_of_each_value(runs_of: Runs) -> None:
     runs = runs_of(*[qpa(n, 90.0 + r, f"peft.r={r}") for n in (16, 64) for r in (1, 2, 4)])
     (axes,) = draw(runs, {"kind": "parameters", "hue": "peft.r"}).axes
     assert curve(axes, "QPA, r = 2") == ([316, 364], [92.0, 92.0])
-    assert len(axes.get_legend_handles_labels()[1]) == 3
+    assert {text.get_text() for text in axes.texts} >= {"QPA, r = 1", "QPA, r = 2", "QPA, r = 4"}
 
 
 def test_the_optimum_has_a_star_and_loras_level_a_line(runs_of: Runs) -> None:
@@ -101,26 +108,26 @@ def test_the_optimum_has_a_star_and_loras_level_a_line(runs_of: Runs) -> None:
         *[qpa(16, p, f"qpa.n_layers={n}") for n, p in depths.items()],
     )  # fmt: skip
     (axes,) = draw(runs, {"kind": "over", "key": "qpa.n_layers", "log": True}).axes
-    assert curve(axes, "QPA LoRA") == ([2, 8, 32], [99.0, 93.0, 96.0])
+    assert curve(axes, "QPA") == ([2, 8, 32], [99.0, 93.0, 96.0])
     assert curve(axes, "optimum: 8") == ([8], [93.0])
-    assert curve(axes, "LoRA, r = 4")[1] == [94.0, 94.0]
-    assert "LoRA, r = 8" not in axes.get_legend_handles_labels()[1]
+    assert curve(axes, "LoRA r = 4")[1] == [94.0, 94.0]
+    assert "LoRA r = 8" not in axes.get_legend_handles_labels()[1]
 
 
 def test_qubits_and_times_are_drawn_as_measured(runs_of: Runs) -> None:
     runs = runs_of(lora(4, 1, 94.0), qpa(16, 97.0), qpa(64, 95.0))
     (axes,) = draw(runs, {"kind": "qubits"}).axes
-    assert curve(axes, "QPA LoRA, tiny") == ([316, 364], [4, 4])
+    assert curve(axes, "QPA LoRA") == ([316, 364], [4, 4])
     train, step = draw(runs, {"kind": "time"}).axes
-    assert curve(train, "QPA LoRA, tiny") == ([316, 364], [5.0, 5.0])
-    assert curve(step, "LoRA, tiny") == ([4000], [0.1])
+    assert curve(train, "QPA LoRA") == ([316, 364], [5.0, 5.0])
+    assert curve(step, "LoRA") == ([4000], [0.1])
 
 
 def test_times_of_longer_runs_are_a_curve_of_their_own(runs_of: Runs) -> None:
     epochs = {n: qpa(16, 97.0, f"trainer.max_epochs={n}") for n in (1, 2)}
     train, _ = draw(runs_of(*epochs.values()), {"kind": "time"}).axes
-    for n in epochs:
-        assert curve(train, f"QPA LoRA, tiny, max_epochs = {n}") == ([316], [5.0])
+    for words in ("1 epoch", "2 epochs"):
+        assert curve(train, f"QPA LoRA, {words}") == ([316], [5.0])
 
 
 def test_the_front_is_drawn_through_the_points_on_it(runs_of: Runs) -> None:
@@ -145,13 +152,14 @@ def test_the_front_tells_generators_apart(runs_of: Runs) -> None:
         qpa(16, 96.0, "qpa=tuned", "qpa.ansatz=frozen"),
     )  # fmt: skip
     (axes,) = draw(runs, {"kind": "pareto"}).axes
-    for kind, perplexity in {"paper": 97.0, "tuned": 95.0, "no trained circuit": 96.0}.items():
-        assert curve(axes, f"QPA LoRA, {kind}")[1] == [perplexity]
+    there = {"QPA, paper's equations": 97.0, "QPA, frozen circuit": 96.0, "LoRA": 90.0, "QPA": 95.0}
+    drawn = {str(bars.get_label()): list(bars[0].get_ydata()) for bars in axes.containers}
+    assert drawn == {name: [perplexity] for name, perplexity in there.items()}
 
 
 def test_what_went_wrong_does_not_press_the_front_together(runs_of: Runs) -> None:
     (axes,) = draw(runs_of(lora(4, 1, 90.0), qpa(16, 97.0), qpa(64, 1e9)), {"kind": "pareto"}).axes
-    assert curve(axes, "QPA LoRA") == ([316], [97.0])
+    assert curve(axes, "QPA") == ([316], [97.0])
     assert axes.get_yscale() == "linear"
     assert axes.get_ylim()[1] < 400.0
     assert "1e+09" in {text.get_text() for text in axes.texts}
@@ -162,7 +170,7 @@ def test_categories_show_every_seed_and_what_went_wrong_at_the_edge(runs_of: Run
     (axes,) = draw(runs, {"kind": "categories"}).axes
     drawn = np.concatenate([line.get_xdata() for line in axes.lines])
     assert {90.0, 92.0, 91.0, 97.0} <= set(drawn)
-    assert drawn.max() == 300.0  # 1.5 times the unadapted model's
+    assert 200.0 < drawn.max() < 300.0  # beyond the unadapted model, to scale with nothing
     assert "1e+09" in {text.get_text() for text in axes.texts}
 
 
@@ -213,7 +221,7 @@ def test_learning_rates_are_chosen_by_validation(runs_of: Runs) -> None:
     (axes,) = draw(runs, {"kind": "learning_rates"}).axes
     assert axes.get_ylabel() == "validation perplexity (real tokens)"
     assert curve(axes, "LoRA (1,000)") == (rates, [90.0, 80.0, 85.0])
-    assert curve(axes, "QPA LoRA, paper (500)") == (rates, [70.0, 75.0, 99.0])
+    assert curve(axes, "QPA, paper's equations (500)") == (rates, [70.0, 75.0, 99.0])
     stars = {
         tuple(map(float, line.get_xydata()[0])) for line in axes.lines if line.get_marker() == "*"
     }
@@ -234,7 +242,7 @@ def test_the_amount_of_text_is_an_axis(runs_of: Runs) -> None:
     (axes,) = draw(runs, {"kind": "amounts"}).axes
     assert axes.get_ylabel() == "perplexity (real tokens)"
     assert curve(axes, "LoRA (1,000)") == ([1000, 9000], [90.0, 90.0])
-    assert curve(axes, "not trained: 200.0")[1] == [200.0, 200.0]
+    assert curve(axes, "unchanged model 200")[1] == [200.0, 200.0]
     with pytest.raises(InputError, match="train_tokens"):
         draw(runs.drop(columns="train_tokens"), {"kind": "amounts"})
 
@@ -251,14 +259,14 @@ def test_a_task_s_own_metric_is_drawn(runs_of: Runs, tmp_path: Path) -> None:
     (axes,) = draw(runs, {"kind": "pareto"}).axes
     assert axes.get_ylabel() == "accuracy"
     assert axes.get_yscale() == "linear"
-    assert axes.get_title() == "tiny on labelled\n(unadapted: 0.5)"
+    assert axes.get_title(loc="left") == "tiny on labelled; one seed"
+    assert curve(axes, "unchanged model")[1] == [0.5, 0.5]
     assert curve(axes, "Pareto front") == ([300], [0.8])
     assert curve(axes, "LoRA") == ([1000], [0.02])
     (axes,) = draw(runs, {"kind": "over", "key": "qpa.n_mlp"}).axes
     assert curve(axes, "optimum: 16") == ([16], [0.8])
     (axes,) = draw(runs, {"kind": "categories"}).axes
-    assert [text.get_text()[-7:] for text in axes.get_yticklabels()] == [
-        "(1,000)", "  (400)", "  (300)",
-    ]  # fmt: skip
+    counts = axes.child_axes[0].get_yticklabels()
+    assert [text.get_text() for text in counts] == ["300", "400", "1,000"]
     (axes,) = draw(runs, {"kind": "learning_rates"}).axes
     assert axes.get_ylabel() == "validation accuracy"

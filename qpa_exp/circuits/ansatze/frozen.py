@@ -2,4 +2,4 @@
 
 from qpa_exp.circuits.ansatz import CNOT_CHAIN, RY, Ansatz
 
-ENTRY = Ansatz("$R_Y$, not trained", (RY, CNOT_CHAIN), trained=False)
+ENTRY = Ansatz("frozen circuit", (RY, CNOT_CHAIN), trained=False)

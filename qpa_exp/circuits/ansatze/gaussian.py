@@ -19,4 +19,4 @@ def _make(config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:
     return FixedNumbers(torch.randn(side_by_side(config, n_chunks)))
 
 
-ENTRY = Ansatz("fixed normal numbers", trained=False, reads_feature=False, control=_make)
+ENTRY = Ansatz("Gaussian numbers", trained=False, reads_feature=False, control=_make)

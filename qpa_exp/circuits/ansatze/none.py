@@ -19,4 +19,4 @@ def _make(config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:
     return FixedNumbers(torch.full(side_by_side(config, 2**n_qubits), 0.5**n_qubits))
 
 
-ENTRY = Ansatz("uniform probabilities", trained=False, control=_make)
+ENTRY = Ansatz("no circuit", trained=False, control=_make)

@@ -2,4 +2,4 @@
 
 from qpa_exp.circuits.ansatz import RY, Ansatz
 
-ENTRY = Ansatz("$R_Y$, no CNOTs", (RY,))
+ENTRY = Ansatz("no entanglement", (RY,))
