@@ -2,7 +2,8 @@
 
 ``python -m qpa_exp.report runs=outputs/studies/tiny/fig2`` reads a study, a run, or any directory
 above them; several are separated by commas, and may be patterns. ``study=fig2`` takes that study
-alone. What is read is never run. ``counts=true`` prints the paper's parameter counts beside ours.
+alone. What is read is never run. ``pages=docs/results`` writes each study's page there, too, and
+without ``runs`` draws all pages again from the runs that it keeps. ``counts=true`` prints the paper's parameter counts beside ours.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class ReportOptions:
     runs: str | None = None
     study: str | None = None
     out: str = "outputs/reports"
+    pages: str | None = None
     counts: bool = False
 
 
@@ -36,16 +38,29 @@ def main(arguments: list[str]) -> None:
 
         print(counts_page(), end="")
         return
+    pages = typed_path(options.pages) if options.pages else None
+    if options.runs is None and pages is not None:
+        from qpa_exp.report.docs_page import redraw
+
+        for page in redraw(pages):
+            print(f"written: {page}")
+        return
     if options.runs is None:
         raise InputError("runs is missing: give runs=<a study, a run, or a directory of them>.")
     if not options.out.strip():
         raise InputError("out= names no directory: give one.")
     places = [place for place in options.runs.split(",") if place]
-    report(places, options.study, typed_path(options.out))
+    report(places, options.study, typed_path(options.out), pages)
 
 
-def report(places: list[str], study: str | None, out: Path) -> None:
+def report(places: list[str], study: str | None, out: Path, pages: Path | None = None) -> None:
     """Write the report of every study in these places, and say what is left out.
+
+    Args:
+        places: directories, or patterns for them.
+        study: that one alone; None = every one.
+        out: the directory of all reports.
+        pages: where each study's page goes, too; None = nowhere.
 
     Raises:
         InputError: a place that does not exist, or nothing complete in any of them.
@@ -62,6 +77,11 @@ def report(places: list[str], study: str | None, out: Path) -> None:
         page = write_report(collected, out, command)
         written += 1
         print(f"{collected.study}: {len(collected.runs)} runs, written to {page}")
+        if pages is not None:
+            from qpa_exp.report.docs_page import write_pages
+
+            for place in write_pages(collected, pages):
+                print(f"{collected.study}: its page is {place}")
     if not written:
         raise InputError(f"runs={','.join(places)}: there is no complete run to report.")
 

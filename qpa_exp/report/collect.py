@@ -22,6 +22,8 @@ import pandas as pd
 
 from qpa_exp.errors import InputError
 from qpa_exp.files import fits, typed_path
+from qpa_exp.generator.rules import VARIANTS, fit
+from qpa_exp.generator.rules import VARIANTS, fit
 from qpa_exp.report.comparisons import validation_of
 from qpa_exp.runs.directory import (
     CONFIG,
@@ -183,6 +185,9 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     }
     row["model.name"] = row["model.name"][:_LONGEST]
     row["qpa.n_mlp"] = row["qpa.n_mlp"] or row.get("n_mlp")  # where the rule of tuned gave it
+    m = row.get("generated_params", math.nan)
+    if row["qpa.window"] is None and VARIANTS[config.qpa.variant].generates and m == m:
+        row["qpa.window"] = fit(int(m), config.qpa)[1].window
     return {key: _text(value) if isinstance(value, str) else value for key, value in row.items()}
 
 

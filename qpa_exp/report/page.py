@@ -46,7 +46,7 @@ def write_report(collected: Collected, out: Path, command: str) -> Path:
     """
     figures = dict(figures_of(collected))
     vectors = {name: svg(figure) for name, figure in figures.items()}
-    tables = list(_tables(collected))
+    tables = list(tables_of(collected))
     page = render(collected, vectors, tables, command)
     scales = [manifest.scale for manifest in collected.manifests if manifest.scale]
     directory = out / "-".join([collected.study, *dict.fromkeys(scales)])
@@ -157,7 +157,8 @@ def figures_of(collected: Collected, title: str | None = None) -> Iterator[tuple
         )  # fmt: skip
 
 
-def _tables(collected: Collected) -> Iterator[Table]:
+def tables_of(collected: Collected) -> Iterator[Table]:
+    """The tables that the study asks for, and that of all its runs."""
     groups = words_of(collected).groups
     runs = collected.runs.assign(name=named(collected.runs, groups).map(plain))
     for name in dict.fromkeys(name for m in collected.manifests for name in m.tables):
@@ -201,7 +202,7 @@ def render(
         skipped=[without_place(f"{item.path}: {item.why}") for item in collected.skipped],
         commands=[*(manifest.command for manifest in manifests), report],
         run_commands=[command for command in runs["command"] if command],
-        versions=list(_versions(runs)),
+        versions=list(versions_of(runs)),
     )
 
 
@@ -238,13 +239,17 @@ def _cells(table: Table) -> dict[str, Any]:
         [{"text": text, "number": bool(text) and bool(_NUMBER.fullmatch(text))} for text in row]
         for row in table.rows.astype(str).itertuples(index=False)
     ]
-    own = {"runs": "All runs", "controls": "Does the circuit matter?"}
-    heading = own.get(table.name, f"Beside {table.name} of the paper")
     columns = list(table.rows.columns)
-    return {"heading": heading, "caption": table.caption, "columns": columns, "rows": rows}
+    return {"heading": heading_of(table), "caption": table.caption, "columns": columns, "rows": rows}
 
 
-def _versions(runs: pd.DataFrame) -> Iterator[str]:
+def heading_of(table: Table) -> str:
+    """What stands above a table."""
+    own = {"runs": "All runs", "controls": "Does the circuit matter?"}
+    return own.get(table.name, f"Beside {table.name} of the paper")
+
+
+def versions_of(runs: pd.DataFrame) -> Iterator[str]:
     """What the numbers come from; where runs were made under different versions, so it is said."""
     if "versions" in runs:
         different = runs["versions"].dropna().unique()

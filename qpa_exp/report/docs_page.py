@@ -1,0 +1,272 @@
+"""A study's page in ``docs/results``: its finding, its figure, its table, and its runs as data.
+
+Reports are large, and are written somewhere else. What a page shows is small, and stands beside the
+source: ``<study>-<scale>.md``, its figures as SVG, and in ``data/`` every run's config and figures,
+out of which the page can be drawn again without any of the runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qpa_exp.errors import InputError
+from qpa_exp.files import MIB, plain_name, read_plain, typed, whole_file, write_text
+from qpa_exp.report.collect import Collected
+from qpa_exp.report.comparisons import comparisons
+from qpa_exp.report.page import (
+    figures_of, heading_of, svg, tables_of, versions_of, without_place, words_of,
+)  # fmt: skip
+from qpa_exp.report.tables import Table, differences
+from qpa_exp.sweeps.studies import Manifest, study_of_record
+
+DATA = "data"
+INDEX = "README.md"
+_BEGIN, _END = "<!-- studies: written by python -m qpa_exp.report -->", "<!-- end of studies -->"
+_OF_A_PLACE = ("path", "command", "study", "scale")
+_HIDDEN = ("method", "% of target")
+
+
+@dataclass
+class Saved:
+    """A study at one scale as its file in ``data/`` holds it.
+
+    Attributes:
+        shared: what all runs have alike, by column.
+        columns: the names of the others.
+        runs: one row a run, in the order of ``columns``.
+    """
+
+    study: str
+    scale: str
+    title: str
+    paper: str
+    command: str
+    figures: list[dict[str, Any]]
+    tables: list[str]
+    notes: list[str]
+    differs: list[str]
+    shared: dict[str, Any]
+    columns: list[str]
+    runs: list[list[Any]]
+
+
+def write_pages(collected: Collected, docs: Path) -> list[Path]:
+    """Keep a study's runs in ``docs/data`` and write its page, one for each scale.
+
+    Args:
+        collected: the study's runs, at least one.
+        docs: the directory of pages.
+
+    Returns:
+        The pages; none for runs that belong to no study.
+
+    Raises:
+        InputError: a figure that cannot be drawn, or a place that cannot be written.
+    """
+    pages = []
+    for manifest in collected.manifests:
+        runs = collected.runs[collected.runs["scale"] == manifest.scale].reset_index(drop=True)
+        if not runs.empty:
+            one = dataclasses.replace(collected, runs=runs, manifests=[manifest])
+            saved = _saved(manifest, runs)
+            page = _write(one, docs)
+            _write_json(docs / DATA / f"{page.stem}.json", saved)
+            pages.append(page)
+    _write_index(docs)
+    return pages
+
+
+def redraw(docs: Path) -> list[Path]:
+    """Write every page of ``docs`` again, from the runs in its ``data/``.
+
+    Titles, figures and tables are those of the study's file as it stands today.
+
+    Raises:
+        InputError: there is no such file, or one of them is something else.
+    """
+    files = sorted((docs / DATA).glob("*.json"))
+    if not files:
+        raise InputError(f"pages={docs}: there are no runs in {docs / DATA} to draw pages from.")
+    pages = [_write(read_saved(file), docs) for file in files]
+    _write_index(docs)
+    return pages
+
+
+def _write(collected: Collected, docs: Path) -> Path:
+    (manifest,) = collected.manifests
+    name = f"{plain_name(manifest.study, 'the study')}-{plain_name(manifest.scale, 'its scale')}"
+    words = words_of(collected)
+    finding = _sentences(words.finding)
+    title = finding[0].rstrip(".") if finding else words.title
+    drawn = dict(figures_of(collected, title))
+    files = {kind: name if len(drawn) == 1 else f"{name}-{kind}" for kind in drawn}
+    page = docs / f"{name}.md"
+    try:
+        for kind, figure in drawn.items():
+            with whole_file(docs / f"{files[kind]}.svg") as file:
+                file.write(svg(figure))
+        write_text(page, "\n".join(_lines(collected, list(files.values()))) + "\n")
+    except OSError as error:
+        raise InputError(f"{docs} cannot be written: {error.strerror}.") from error
+    return page
+
+
+def _lines(collected: Collected, figures: list[str]) -> Iterator[str]:
+    (manifest,), runs, words = collected.manifests, collected.runs, words_of(collected)
+    found = [comparison.sentence() for comparison in comparisons(runs)]
+    yield f"# {words.title}\n"
+    yield f"{words.finding or ' '.join(found[:1]) or 'What it shows is in the figure.'}\n"
+    for figure in figures:
+        yield f"![{words.title}: {words.about or manifest.scale}]({figure}.svg)\n"
+    about = f"{words.about[:1].upper()}{words.about[1:]}. " if words.about else ""
+    paper = f" In the paper: {words.paper}." if words.paper else ""
+    yield f"{about}Study `{manifest.study}` at `scale={manifest.scale}`.{paper}\n"
+    with_time = any(spec.get("kind") == "time" for spec in manifest.figures)
+    for table in tables_of(collected):
+        yield f"## {heading_of(table)}\n\n{table.caption}\n"
+        yield from _table(table, with_time=with_time or table.name != "runs")
+        yield ""
+    if found:
+        yield "## QPA beside the method that it generates\n"
+        yield from (f"- {sentence}" for sentence in found)
+        yield ""
+    if notes := [*manifest.notes, *(f"Left out: {item.why}" for item in collected.skipped)]:
+        yield "## Notes\n"
+        yield from (f"- {without_place(line)}" for line in notes)
+        yield ""
+    yield "## How the setting differs from the paper's\n"
+    yield from (f"- {line}" for line in [*manifest.differs, *differences(runs)])
+    yield "\n## How it was made\n\n```bash"
+    yield _broken(manifest.command)
+    yield "```\n"
+    yield from (f"- {line}" for line in versions_of(runs))
+    yield f"- every run as data: [{_data_of(manifest)}]({DATA}/{_data_of(manifest)})"
+
+
+def _data_of(manifest: Manifest) -> str:
+    return f"{manifest.study}-{manifest.scale}.json"
+
+
+def _table(table: Table, *, with_time: bool) -> Iterator[str]:
+    rows = table.rows.astype(str)
+    if table.name == "runs":
+        constant = [c for c in rows if len(rows) > 1 and rows[c].nunique() == 1 and c != "runs"]
+        hidden = [*_HIDDEN, *constant, *([] if with_time else ["seconds"])]
+        rows = rows.drop(columns=[column for column in hidden if column in rows])
+    if "overrides" in rows:
+        rows["overrides"] = [f"`{text}`" if text else "" for text in rows["overrides"]]
+    plain = [[_cell(text) for text in row] for row in rows.to_numpy().tolist()]
+    numbers = [all(re.fullmatch(r"[-+\d.,e± %]*", row[i]) for row in plain) for i in range(len(rows.columns))]
+    yield "| " + " | ".join(_cell(str(name)) for name in rows.columns) + " |"
+    yield "| " + " | ".join("---:" if number else "---" for number in numbers) + " |"
+    yield from ("| " + " | ".join(row) + " |" for row in plain)
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _broken(command: str, width: int = 96) -> str:
+    """A shell command in lines that a page shows whole."""
+    lines, line = [], ""
+    for word in command.split(" "):
+        if line and len(line) + len(word) + 1 > width:
+            lines.append(f"{line} \\")
+            line = f"  {word}"
+        else:
+            line = f"{line} {word}" if line else word
+    return "\n".join([*lines, line])
+
+
+def _sentences(text: str) -> list[str]:
+    return [part for part in re.split(r"(?<=[.!?])\s+(?=[A-Z\d])", text.strip()) if part]
+
+
+def _write_index(docs: Path) -> None:
+    """The list of pages, between its marks in the directory's README, where it has them."""
+    index = docs / INDEX
+    if not index.is_file():
+        return
+    text = index.read_text(encoding="utf-8")
+    if _BEGIN not in text or _END not in text:
+        return
+    lines = ["| study | scale | what was found |", "| --- | --- | --- |"]
+    for file in sorted((docs / DATA).glob("*.json")):
+        collected = read_saved(file)
+        (manifest,), words = collected.manifests, words_of(collected)
+        found = _sentences(words.finding)
+        said = found[0] if found else f"{words.title}."
+        lines.append(
+            f"| [{manifest.study}]({file.stem}.md) | {words.about or manifest.scale} | {_cell(said)} |"
+        )
+    head, _, rest = text.partition(_BEGIN)
+    write_text(index, f"{head}{_BEGIN}\n\n" + "\n".join(lines) + f"\n\n{_END}{rest.partition(_END)[2]}")
+
+
+# --- the runs as data -------------------------------------------------------------------------
+
+
+def _saved(manifest: Manifest, runs: pd.DataFrame) -> Saved:
+    known = {item.name for item in dataclasses.fields(Saved)}
+    said = {key: value for key, value in vars(manifest).items() if key in known and key != "runs"}
+    said["command"] = without_place(manifest.command)
+    runs = runs.drop(columns=[column for column in _OF_A_PLACE if column in runs])
+    rows = [[_plain(value) for value in row] for row in runs.itertuples(index=False, name=None)]
+    columns = [str(column) for column in runs.columns]
+    alike = [i for i in range(len(columns)) if all(row[i] == rows[0][i] for row in rows)]
+    shared = {columns[i]: rows[0][i] for i in alike if rows[0][i] is not None}
+    kept = [i for i in range(len(columns)) if i not in alike]
+    return Saved(
+        **said, shared=shared, columns=[columns[i] for i in kept],
+        runs=[[row[i] for i in kept] for row in rows],
+    )  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _write_json(path: Path, saved: Saved) -> None:
+    said = {key: value for key, value in vars(saved).items() if key != "runs"}
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in said.items()]
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in saved.runs)
+    write_text(path, "\n".join(["{", *lines, ' "runs": [', rows, " ]", "}"]) + "\n")
+
+
+def read_saved(path: Path) -> Collected:
+    """The study of a file in ``data/``, its title, figures and tables as its file says them today.
+
+    Raises:
+        InputError: it is no such file, or damaged.
+    """
+    try:
+        saved = typed(Saved, read_plain(path, 64 * MIB, references=True))
+        plain_name(saved.study, "its study")
+        plain_name(saved.scale, "its scale")
+        if any(len(row) != len(saved.columns) for row in saved.runs) or not saved.runs:
+            raise ValueError("a run has more or fewer figures than there are columns")
+        runs = pd.DataFrame(saved.runs, columns=saved.columns)
+    except ValueError as error:
+        raise InputError(f"{path} holds no study's runs ({error}): write its page again.") from error
+    more = saved.shared | {"study": saved.study, "scale": saved.scale, "command": ""}
+    runs = pd.concat([runs, pd.DataFrame(more, index=runs.index)], axis=1)
+    runs["path"] = [f"{path.stem}/{number}" for number in range(len(runs))]
+    said = {key: value for key, value in vars(saved).items() if key not in ("shared", "columns")}
+    manifest = Manifest(**{**said, "runs": []})
+    if today := study_of_record(saved.study, saved.scale):
+        manifest = dataclasses.replace(
+            manifest, title=today.title, paper=today.paper, figures=today.figures,
+            tables=today.tables,
+        )  # fmt: skip
+    return Collected(saved.study, runs, [], [manifest])
