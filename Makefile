@@ -13,7 +13,7 @@ BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-smollm2 run reproduce-all results wandb-dashboard test test-all check docs format lock pretrain-tiny clean
+.PHONY: help setup setup-smollm2 run reproduce-all results pages wandb-dashboard test test-all check docs format lock pretrain-tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-17s%s\n", $$1, $$2}'
@@ -35,9 +35,12 @@ reproduce-all: $(READY)  ## every study of sweeps/, its figures and tables; SCAL
 reproduce-%: $(READY)  ## one study: make reproduce-fig2
 	$(BIN)/python -m qpa_exp.reproduce studies=$* scale=$(SCALE) $(ARGS)
 
-results: $(READY)  ## every study at SCALE=tiny into docs/results, and then what failed; hours
+results: $(READY)  ## every study at SCALE=tiny, their reports into results/, and then what failed; hours
 	@status=0; $(BIN)/python -m qpa_exp.reproduce studies=all scale=tiny $(ARGS) || status=$$?; \
-	  $(BIN)/python -m qpa_exp.report runs=outputs/studies/tiny out=docs/results && exit $$status
+	  $(BIN)/python -m qpa_exp.report runs=outputs/studies/tiny out=results && exit $$status
+
+pages: $(READY)  ## the pages and figures of docs/results again, from the runs kept there
+	$(BIN)/python -m qpa_exp.report pages=docs/results
 
 wandb-dashboard: $(READY)  ## a W&B workspace with the paper's panels; ARGS='study=fig2'
 	$(BIN)/python -m qpa_exp.dashboard $(ARGS)

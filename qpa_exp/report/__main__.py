@@ -3,7 +3,8 @@
 ``python -m qpa_exp.report runs=outputs/studies/tiny/fig2`` reads a study, a run, or any directory
 above them; several are separated by commas, and may be patterns. ``study=fig2`` takes that study
 alone. What is read is never run. ``pages=docs/results`` writes each study's page there, too, and
-without ``runs`` draws all pages again from the runs that it keeps. ``counts=true`` prints the paper's parameter counts beside ours.
+without ``runs`` draws all pages again from the runs that are kept there. ``counts=true`` prints the
+paper's parameter counts beside ours.
 """
 
 from __future__ import annotations

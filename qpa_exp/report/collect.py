@@ -23,7 +23,6 @@ import pandas as pd
 from qpa_exp.errors import InputError
 from qpa_exp.files import fits, typed_path
 from qpa_exp.generator.rules import VARIANTS, fit
-from qpa_exp.generator.rules import VARIANTS, fit
 from qpa_exp.report.comparisons import validation_of
 from qpa_exp.runs.directory import (
     CONFIG,

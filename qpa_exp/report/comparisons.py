@@ -26,9 +26,9 @@ def is_generated(row: Row) -> bool:
 
 
 def has_trained_circuit(row: Row) -> bool:
-    """Whether a circuit whose angles are trained has a part in them."""
+    """Whether a circuit that entangles, and whose angles are trained, has a part in them."""
     circuit = VARIANTS[row["qpa.variant"]].circuit
-    return circuit and ANSATZE[row["qpa.ansatz"]].trained
+    return circuit and ANSATZE[row["qpa.ansatz"]].is_whole
 
 
 def family(row: Row) -> str:

@@ -23,7 +23,13 @@ from qpa_exp.files import MIB, plain_name, read_plain, typed, whole_file, write_
 from qpa_exp.report.collect import Collected
 from qpa_exp.report.comparisons import comparisons
 from qpa_exp.report.page import (
-    figures_of, heading_of, svg, tables_of, versions_of, without_place, words_of,
+    figures_of,
+    heading_of,
+    svg,
+    tables_of,
+    versions_of,
+    without_place,
+    words_of,
 )  # fmt: skip
 from qpa_exp.report.tables import Table, differences
 from qpa_exp.sweeps.studies import Manifest, study_of_record
@@ -165,7 +171,11 @@ def _table(table: Table, *, with_time: bool) -> Iterator[str]:
     if "overrides" in rows:
         rows["overrides"] = [f"`{text}`" if text else "" for text in rows["overrides"]]
     plain = [[_cell(text) for text in row] for row in rows.to_numpy().tolist()]
-    numbers = [all(re.fullmatch(r"[-+\d.,e± %]*", row[i]) for row in plain) for i in range(len(rows.columns))]
+    columns = zip(*plain, strict=True)
+    numbers = [all(re.fullmatch(r"[-+\d.,e± %]*", text) for text in column) for column in columns]
+        all(re.fullmatch(r"[-+\d.,e± %]*", row[i]) for row in plain)
+        for i in range(len(rows.columns))
+    ]
     yield "| " + " | ".join(_cell(str(name)) for name in rows.columns) + " |"
     yield "| " + " | ".join("---:" if number else "---" for number in numbers) + " |"
     yield from ("| " + " | ".join(row) + " |" for row in plain)
@@ -209,7 +219,9 @@ def _write_index(docs: Path) -> None:
             f"| [{manifest.study}]({file.stem}.md) | {words.about or manifest.scale} | {_cell(said)} |"
         )
     head, _, rest = text.partition(_BEGIN)
-    write_text(index, f"{head}{_BEGIN}\n\n" + "\n".join(lines) + f"\n\n{_END}{rest.partition(_END)[2]}")
+    write_text(
+        index, f"{head}{_BEGIN}\n\n" + "\n".join(lines) + f"\n\n{_END}{rest.partition(_END)[2]}"
+    )
 
 
 # --- the runs as data -------------------------------------------------------------------------
@@ -258,7 +270,9 @@ def read_saved(path: Path) -> Collected:
             raise ValueError("a run has more or fewer figures than there are columns")
         runs = pd.DataFrame(saved.runs, columns=saved.columns)
     except ValueError as error:
-        raise InputError(f"{path} holds no study's runs ({error}): write its page again.") from error
+        raise InputError(
+            f"{path} holds no study's runs ({error}): write its page again."
+        ) from error
     more = saved.shared | {"study": saved.study, "scale": saved.scale, "command": ""}
     runs = pd.concat([runs, pd.DataFrame(more, index=runs.index)], axis=1)
     runs["path"] = [f"{path.stem}/{number}" for number in range(len(runs))]

@@ -20,7 +20,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox, Transform
@@ -315,7 +314,7 @@ def _break(text: Text, words: str, width: float, renderer: Any, most: int = 4) -
     whole = text.get_window_extent(renderer).width
     letters = len(words) if whole <= width else max(4, int(len(words) * width / whole))
     while letters > 3:
-        lines = wrap(words, letters) or [""]
+        lines = wrap(words, letters, break_on_hyphens=False) or [""]
         if len(lines) > most:
             lines = [*lines[: most - 1], shortened(lines[most - 1], letters - 1) + "…"]
         text.set_text("\n".join(lines))
@@ -414,7 +413,7 @@ def _place(figure: Figure, names: Sequence[_Name], renderer: Any) -> tuple[list[
         x, y = name.axis.transAxes.inverted().transform((box.x0, box.y0 + high / 2))
         text = name.axis.text(
             x, y, name.text, transform=name.axis.transAxes, fontsize=name.size, color=name.colour,
-            va="center", ha="left", zorder=6, path_effects=[_HALO],
+            va="center", ha="left", zorder=6, bbox=_BEHIND,
         )  # fmt: skip
         text.set_in_layout(False)
         made.append(text)
@@ -422,7 +421,7 @@ def _place(figure: Figure, names: Sequence[_Name], renderer: Any) -> tuple[list[
     return made, missed
 
 
-_HALO = withStroke(linewidth=2.5, foreground=GROUND)
+_BEHIND = {"facecolor": GROUND, "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
 _DEAREST = 44.0
 """A name that would lie over much else goes to the legend."""
 

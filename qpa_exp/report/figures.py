@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from pandas.api.types import is_numeric_dtype
 
-from qpa_exp.circuits.ansatze import ANSATZE
 from qpa_exp.errors import InputError
 from qpa_exp.files import fits
 from qpa_exp.generator.rules import VARIANTS
@@ -30,6 +29,7 @@ from qpa_exp.report.comparisons import (
     aggregate,
     best,
     family,
+    has_trained_circuit,
     is_generated,
     pareto,
     ranked_by,
@@ -313,8 +313,7 @@ def _lines_of(panel: drawing.Panel) -> list[_Line]:
 def _role(row: pd.Series, table: pd.DataFrame) -> str:
     """The colour of what a setting is."""
     if is_generated(row):
-        circuit = VARIANTS[row["qpa.variant"]].circuit and ANSATZE[row["qpa.ansatz"]].is_whole
-        return drawing.QPA if circuit else drawing.CONTROL
+        return drawing.QPA if has_trained_circuit(row) else drawing.CONTROL
     generated = set(table.loc[table["qpa.variant"] != "off", "peft.method"])
     alone = not generated or row["peft.method"] in generated
     return drawing.CLASSICAL if alone else drawing.RIVAL

@@ -73,7 +73,7 @@ def maker(row: Row, table: pd.DataFrame) -> str:
         return family(row)
     variant, ansatz = VARIANTS[row["qpa.variant"]], ANSATZE[row[_CIRCUIT]]
     own = [variant.label] if variant.fixed else []
-    in_place = [plain(ansatz.label)] if variant.circuit and not ansatz.trained else []
+    in_place = [plain(ansatz.label)] if variant.circuit and not ansatz.is_whole else []
     return ", ".join([_generator(row, table), *own, *in_place])
 
 

@@ -240,7 +240,12 @@ def _cells(table: Table) -> dict[str, Any]:
         for row in table.rows.astype(str).itertuples(index=False)
     ]
     columns = list(table.rows.columns)
-    return {"heading": heading_of(table), "caption": table.caption, "columns": columns, "rows": rows}
+    return {
+        "heading": heading_of(table),
+        "caption": table.caption,
+        "columns": columns,
+        "rows": rows,
+    }
 
 
 def heading_of(table: Table) -> str:
