@@ -173,9 +173,6 @@ def _table(table: Table, *, with_time: bool) -> Iterator[str]:
     plain = [[_cell(text) for text in row] for row in rows.to_numpy().tolist()]
     columns = zip(*plain, strict=True)
     numbers = [all(re.fullmatch(r"[-+\d.,e± %]*", text) for text in column) for column in columns]
-        all(re.fullmatch(r"[-+\d.,e± %]*", row[i]) for row in plain)
-        for i in range(len(rows.columns))
-    ]
     yield "| " + " | ".join(_cell(str(name)) for name in rows.columns) + " |"
     yield "| " + " | ".join("---:" if number else "---" for number in numbers) + " |"
     yield from ("| " + " | ".join(row) + " |" for row in plain)
@@ -210,18 +207,22 @@ def _write_index(docs: Path) -> None:
     if _BEGIN not in text or _END not in text:
         return
     lines = ["| study | scale | what was found |", "| --- | --- | --- |"]
-    for file in sorted((docs / DATA).glob("*.json")):
+    for file in sorted((docs / DATA).glob("*.json"), key=_by_number):
         collected = read_saved(file)
         (manifest,), words = collected.manifests, words_of(collected)
         found = _sentences(words.finding)
         said = found[0] if found else f"{words.title}."
-        lines.append(
-            f"| [{manifest.study}]({file.stem}.md) | {words.about or manifest.scale} | {_cell(said)} |"
-        )
+        about = words.about or manifest.scale
+        lines.append(f"| [{manifest.study}]({file.stem}.md) | {about} | {_cell(said)} |")
     head, _, rest = text.partition(_BEGIN)
     write_text(
         index, f"{head}{_BEGIN}\n\n" + "\n".join(lines) + f"\n\n{_END}{rest.partition(_END)[2]}"
     )
+
+
+def _by_number(file: Path) -> list[str]:
+    """``fig2`` before ``fig10``."""
+    return [part.zfill(9) if part.isdigit() else part for part in re.split(r"(\d+)", file.stem)]
 
 
 # --- the runs as data -------------------------------------------------------------------------
