@@ -266,14 +266,15 @@ def _vector_and_tensors(chunks: np.ndarray) -> list[str]:
     return parts
 
 
-# --- the whole, on one line -------------------------------------------------------------------------
+# --- the whole, on one line ------------------------------------------------------------
 
 
 def qpa() -> str:
     """What is trained, what is frozen, and where the gradient goes."""
     boxes = [
         (12, 128, "tint", "qpa", "circuit", ("N qubits, L layers", "soft"), ("angles θ", "qpa")),
-        (174, 138, "box", "soft", "a code a chunk", ("bits of state i,", "soft"), ("probabilities from i", "soft")),
+        (174, 138, "box", "soft", "a code a chunk", ("bits of state i,", "soft"),
+         ("probabilities from i", "soft")),
         (346, 132, "tint", "qpa", "mapping model", ("code → n_mlp", "soft"), ("weights", "qpa")),
         (512, 132, "box", "soft", "m numbers", ("cut into the", "soft"), ("tensors of LoRA", "soft")),
         (674, 118, "box", "soft", "language model", ("frozen", "soft"), ("", "soft")),
@@ -294,13 +295,7 @@ def qpa() -> str:
         f'<path d="M733 132V168H76V138M412 168V138" {back}/>',
         '<path d="M71 141L76 132L81 141z" class="qpa"/>',
         '<path d="M407 141L412 132L417 141z" class="qpa"/>',
-        text(
-            412,
-            190,
-            "the gradient of the loss: only θ and the mapping model are trained",
-            "qpa",
-            "middle",
-        ),
+        text(412, 190, gradient, "qpa", "middle"),
         text(578, 26, "after training: a plain PEFT adapter, no circuit", "soft", "middle"),
     ]
     return picture(800, 206, "A circuit and a mapping model generate LoRA's tensors", parts)

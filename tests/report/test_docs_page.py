@@ -1,0 +1,84 @@
+"""A study's page in docs/results, and drawing it again from what is kept there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qpa_exp.errors import InputError
+from qpa_exp.report import __main__ as command
+from qpa_exp.report.collect import collect
+from qpa_exp.report.docs_page import read_saved, redraw
+
+MakeRun, MakeStudy = Callable[..., Path], Callable[..., Path]
+INDEX = "# Results\n\n<!-- studies: written by python -m qpa_exp.report -->\nold\n<!-- end of studies -->\n"
+
+
+@pytest.fixture
+def docs(make_run: MakeRun, make_study: MakeStudy, tmp_path: Path) -> Path:
+    """Pages of one study, written from its runs."""
+    runs = [
+        make_run(tmp_path / "runs" / f"{n}", *overrides, perplexity=100.0 + n, validation=90.0)
+        for n, overrides in enumerate((["qpa=off", "seed=1"], ["qpa=off", "seed=2"], ["seed=1"]))
+    ]
+    place = make_study(
+        tmp_path / "studies", runs, figures=[{"kind": "pareto"}, {"kind": "time"}], tables=["table2"],
+        study="own_study", command="python -m qpa_exp -m " + " ".join(f"key{n}=1" for n in range(30)),
+    )  # fmt: skip
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "README.md").write_text(INDEX)
+    command.main([f"runs={place}", f"out={tmp_path / 'out'}", f"pages={docs}"])
+    return docs
+
+
+def test_a_page_has_its_finding_figure_table_command_and_data(docs: Path) -> None:
+    page = (docs / "own_study-tiny.md").read_text()
+    assert page.startswith("# A title\n")
+    assert "![A title: tiny](own_study-tiny-pareto.svg)" in page
+    assert "101 ± 0.71" in page or "100.5 ± 0.71" in page
+    assert max(map(len, page.partition("```bash")[2].partition("```")[0].splitlines())) <= 100
+    assert "prefers-color-scheme" in (docs / "own_study-tiny-time.svg").read_text()
+    index = (docs / "README.md").read_text()
+    assert "[own_study](own_study-tiny.md)" in index
+    assert "\nold\n" not in index
+
+
+def test_pages_are_drawn_again_from_their_data_to_the_same_bytes(
+    docs: Path, tmp_path: Path
+) -> None:
+    before = {file.name: file.read_bytes() for file in docs.iterdir() if file.is_file()}
+    for name in before:
+        if name != "README.md":
+            (docs / name).unlink()
+    command.main([f"pages={docs}"])
+    assert {file.name: file.read_bytes() for file in docs.iterdir() if file.is_file()} == before
+
+
+def test_what_is_kept_is_what_was_collected(docs: Path, tmp_path: Path) -> None:
+    (collected,) = collect([str(tmp_path / "studies")])
+    runs = read_saved(docs / "data" / "own_study-tiny.json").runs
+    for column in set(collected.runs) - {"path", "command"}:
+        found, kept = collected.runs[column], runs.get(column)
+        if kept is None:
+            assert found.isna().all()
+        else:
+            assert ((found == kept) | (found.isna() & kept.isna())).all(), column
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"study": "../x"}'])
+def test_damaged_data_is_one_sentence(docs: Path, damage: str) -> None:
+    file = docs / "data" / "own_study-tiny.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps(whole | {"study": "../x"}) if "x" in damage else damage)
+    with pytest.raises(InputError) as caught:
+        redraw(docs)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_data_to_draw_from_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there are no runs"):
+        command.main([f"pages={tmp_path}"])
