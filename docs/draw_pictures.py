@@ -276,7 +276,8 @@ def qpa() -> str:
         (174, 138, "box", "soft", "a code a chunk", ("bits of state i,", "soft"),
          ("probabilities from i", "soft")),
         (346, 132, "tint", "qpa", "mapping model", ("code → n_mlp", "soft"), ("weights", "qpa")),
-        (512, 132, "box", "soft", "m numbers", ("cut into the", "soft"), ("tensors of LoRA", "soft")),
+        (512, 132, "box", "soft", "m numbers", ("cut into the", "soft"),
+         ("tensors of LoRA", "soft")),
         (674, 118, "box", "soft", "language model", ("frozen", "soft"), ("", "soft")),
     ]  # fmt: skip
     parts = []

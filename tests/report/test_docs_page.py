@@ -14,7 +14,12 @@ from qpa_exp.report.collect import collect
 from qpa_exp.report.docs_page import read_saved, redraw
 
 MakeRun, MakeStudy = Callable[..., Path], Callable[..., Path]
-INDEX = "# Results\n\n<!-- studies: written by python -m qpa_exp.report -->\nold\n<!-- end of studies -->\n"
+INDEX = """# Results
+
+<!-- studies: written by python -m qpa_exp.report -->
+old
+<!-- end of studies -->
+"""
 
 
 @pytest.fixture
@@ -24,9 +29,10 @@ def docs(make_run: MakeRun, make_study: MakeStudy, tmp_path: Path) -> Path:
         make_run(tmp_path / "runs" / f"{n}", *overrides, perplexity=100.0 + n, validation=90.0)
         for n, overrides in enumerate((["qpa=off", "seed=1"], ["qpa=off", "seed=2"], ["seed=1"]))
     ]
+    command_line = " ".join(["python -m qpa_exp -m", *(f"key{n}=1" for n in range(30))])
     place = make_study(
-        tmp_path / "studies", runs, figures=[{"kind": "pareto"}, {"kind": "time"}], tables=["table2"],
-        study="own_study", command="python -m qpa_exp -m " + " ".join(f"key{n}=1" for n in range(30)),
+        tmp_path / "studies", runs, figures=[{"kind": "pareto"}, {"kind": "time"}],
+        tables=["table2"], study="own_study", command=command_line,
     )  # fmt: skip
     docs = tmp_path / "docs"
     docs.mkdir()
