@@ -47,6 +47,7 @@ OVERRIDES = {
     "c3a": ["peft.options.block_size=8"],
     "oft": ["peft.options.oft_block_size=4"],
     "road": ["peft.options.group_size=8"],
+    "qpeft": ["peft.options.scale=1.0"],
     "vera": ["peft.r=8"],
     "pvera": ["peft.r=8"],
 } | {

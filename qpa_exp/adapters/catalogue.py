@@ -18,7 +18,7 @@ from qpa_exp.errors import InputError
 from qpa_exp.registry import Registry
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Method:
         head_count: (its keys, vocabulary, width) -> m on lm_head alone, by formula; None where
             only building tells. Without it m is counted on a model without storage.
         check: refuses what other keys must not be beside it, with an InputError.
+        as_pefts: of one of our own, from its PEFT model to one of a type that PEFT has, with the
+            same update, for exports; the model that it is given must not be used after it. None
+            where PEFT has nothing like it.
     """
 
     label: str
@@ -40,6 +43,7 @@ class Method:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     head_count: Callable[[PeftMethodConfig, int, int], int | None] = lambda *_: None
     check: Callable[[Config], None] = lambda _: None
+    as_pefts: Callable[[PeftModel], PeftModel] | None = None
 
 
 # --- PEFT's registry --------------------------------------------------------------------------

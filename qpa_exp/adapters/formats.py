@@ -29,7 +29,7 @@ from qpa_exp.adapters.adapted import (
     format_of,
     save_adapter,
 )
-from qpa_exp.adapters.catalogue import pefts_types
+from qpa_exp.adapters.catalogue import METHODS, pefts_types
 from qpa_exp.adapters.generated import merged, method_name, saved_config
 from qpa_exp.adapters.peft_model import build_for_sizes, trainable_tensors, whole_modules
 from qpa_exp.adapters.saved_method import load_weights, peft_config_of
@@ -241,7 +241,7 @@ def _write_generator(model: AdaptedModel, out: Path) -> None:
 
 
 def _write_adapter(model: AdaptedModel, out: Path) -> None:
-    plain = model.to_peft()
+    plain = _as_pefts(model.to_peft())
     if not _is_pefts_own(plain):
         raise InputError(
             f"Nothing of {method_name(plain)} is a type that PEFT has: give format=qpa."
@@ -250,7 +250,7 @@ def _write_adapter(model: AdaptedModel, out: Path) -> None:
 
 
 def _write_merged(model: AdaptedModel, out: Path) -> None:
-    plain = model.to_peft()
+    plain = _as_pefts(model.to_peft())
     if not _is_pefts_own(plain):
         raise InputError(
             f"Nothing of {method_name(plain)} can be merged into a weight: give format=qpa."
@@ -311,6 +311,12 @@ model = QPAModel.from_pretrained(base, "<this directory>")""",
     },
 )
 """HF PEFT's own files, a plain model, or the generator."""
+
+
+def _as_pefts(model: PeftModel) -> PeftModel:
+    """The same update as a method that PEFT has, where one of our own knows of one."""
+    own = METHODS.own.get(method_name(model).removeprefix("qpa_"))
+    return model if own is None or own.as_pefts is None else own.as_pefts(model)
 
 
 def _is_pefts_own(model: PeftModel) -> bool:

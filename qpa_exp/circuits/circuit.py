@@ -108,7 +108,30 @@ class _Probabilities(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         theta, states = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            return _engine(theta, ctx.ansatz).slopes(theta, ctx.ansatz, states, grad), None
+            towards = 2 * grad * states
+            return _engine(theta, ctx.ansatz).slopes(theta, ctx.ansatz, states, towards), None
+
+
+class Amplitudes(torch.autograd.Function):
+    """Angles (batch, layers, rotations, qubits) to the amplitudes themselves, (batch, 2^N).
+
+    Real where the ansatz is. Differentiable once; not for half precision or autocast.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, ansatz: Ansatz) -> Tensor:
+        """The state at the end of each circuit."""
+        states = _engine(theta, ansatz).amplitudes(theta, ansatz)
+        ctx.save_for_backward(theta, states)
+        ctx.ansatz = ansatz
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, towards: Tensor) -> tuple[Tensor, None]:
+        """By the adjoint method, as for probabilities."""
+        theta, states = ctx.saved_tensors
+        return _engine(theta, ctx.ansatz).slopes(theta, ctx.ansatz, states, towards), None
 
 
 def _engine(theta: Tensor, ansatz: Ansatz) -> ModuleType:

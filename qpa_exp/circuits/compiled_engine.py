@@ -78,11 +78,11 @@ def forth(
 @compiled
 def back(
     theta: Any, axes: Any, places: Any, front: Any, unswap: Any, before: Any, states: Any,
-    grad: Any, slopes: Any, first: Any, last: Any,
+    pull: Any, slopes: Any, first: Any, last: Any,
 ) -> None:  # fmt: skip
     """Add dL/dtheta of circuits ``first`` to ``last`` to ``slopes``.
 
-    ``unswap`` and ``before`` undo ``swap`` and ``then``; ``grad`` is dL/dp, (C, 2^N). The
+    ``unswap`` and ``before`` undo ``swap`` and ``then``; ``pull`` is dL/dpsi, as ``states``. The
     amplitudes and their cotangents go back side by side, and nothing is kept of the layers.
     """
     n_states, planes = states.shape[1:]
@@ -92,9 +92,7 @@ def back(
     turn = np.empty((2, n_qubits), theta.dtype)
     for circuit in range(first, last):
         here[:] = states[circuit].T
-        for plane in range(planes):
-            for i in range(n_states):
-                towards[plane, i] = 2 * grad[circuit, i] * here[plane, i]
+        towards[:] = pull[circuit].T
         for layer in range(slopes.shape[1] - 1, -1, -1):
             for moment in range(axes.shape[0] - 1, -1, -1):
                 at, found = places[moment], slopes[circuit, layer]
@@ -236,12 +234,12 @@ def slopes(
     theta: Angles,
     ansatz: Ansatz,
     states: Shaped[Tensor, "batch states"],
-    grad: Float[Tensor, "batch states"],
+    towards: Shaped[Tensor, "batch states"],
 ) -> Angles:
-    """dL/dtheta from the amplitudes at the end and dL/dp."""
+    """dL/dtheta from the amplitudes at the end, psi, and dL/dpsi."""
     found = torch.zeros_like(theta, memory_format=torch.contiguous_format)
     at, angles, added = _layer(ansatz, theta.shape[-1]), _by_layer(theta), _by_layer(found)
-    seen, pull = _in_planes(states), grad.to(theta.dtype).contiguous().numpy()
+    seen, pull = _in_planes(states), _in_planes(towards.to(states.dtype).contiguous())
     _each(
         angles,
         lambda first, last: back(

@@ -99,10 +99,8 @@ def amplitudes(theta: Angles, ansatz: Ansatz) -> States:
     return states
 
 
-def slopes(
-    theta: Angles, ansatz: Ansatz, states: States, grad: Float[Tensor, "batch states"]
-) -> Angles:
-    """dL/dtheta from the amplitudes at the end and dL/dp.
+def slopes(theta: Angles, ansatz: Ansatz, states: States, towards: States) -> Angles:
+    """dL/dtheta from the amplitudes at the end, psi, and dL/dpsi.
 
     psi and its cotangent lambda = dL/dpsi go back side by side, as one batch; lambda is kept
     conjugated, so that a gate U is undone by U^dagger in psi and by U^T in lambda. The slope of an
@@ -115,7 +113,7 @@ def slopes(
         for place, matrices in _matrices(steps, theta, ansatz).items()
     }
     overlaps: dict[int, list[Tensor]] = {place: [] for place in undo}
-    pair = torch.cat([states, (2 * grad * states).conj()])
+    pair = torch.cat([states, towards.conj()])
     for layer in reversed(range(layers)):
         for place, step in reversed(list(enumerate(steps))):
             if isinstance(step, _Permutation):

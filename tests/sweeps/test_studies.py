@@ -33,9 +33,9 @@ PAPER = [
     "fig8", "fig9", "fig10", "fig11", "table8", "table9",
 ]  # fmt: skip
 OURS = [
-    "amounts", "attention", "attention_rates", "budgets", "circuit_matters", "learning_rates",
-    "methods", "optuna_pareto", "quantum", "rivals", "seeds", "text_rates", "text_rivals",
-    "variants",
+    "amounts", "attention", "attention_rates", "budgets", "circuit_matters", "depth", "few_shots",
+    "learning_rates", "methods", "optuna_pareto", "quantum", "rivals", "seeds", "text_rates",
+    "text_rivals", "tiny_budgets", "variants",
 ]  # fmt: skip
 PLAN = ["hydra.sweeper.only_plan=true"]
 
