@@ -5,6 +5,8 @@ No weights, no network: ``python -m qpa_exp.plan model=gpt2 peft.r=4 qpa.n_mlp=2
 ``draw=true`` for the circuit in text after the table, or ``draw=<file>.png|svg|pdf`` for a picture.
 ``show=data`` reads the data and the tokenizer, and prints the first example of training as the
 model sees it: its tokens, and which of them carry loss.
+``price=fake_torino`` or ``price=fake_fez`` adds what one run would cost on that device, of
+``steps=<n>`` steps; else of ``trainer.max_steps``, or 1,000.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import dataclasses
 import json
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +27,9 @@ from qpa_exp.errors import InputError
 from qpa_exp.files import typed_path
 from qpa_exp.generator.rules import VARIANTS
 from qpa_exp.runs.check_config import plan
+
+if TYPE_CHECKING:
+    from qpa_exp.circuits.device_price import DevicePrice
 
 FORMATS = ("table", "json")
 
@@ -38,15 +43,19 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"format={output} is unknown: give one of {', '.join(FORMATS)}.")
     config = compose_config(overrides)
     _check_drawing(config, output, drawing)
-    shown = options.get("show", "false")
+    shown, steps = options.get("show", "false"), _steps(config, options)
     if shown not in ("data", "false"):
         raise InputError(f"show={shown:.100} is unknown: give show=data.")
     counts = plan(config)
     example = first_example(config) if shown == "data" else None
+    priced = _price(config, counts, options["price"]) if "price" in options else None
     if output == "json":
-        print(json.dumps(as_record(counts) | ({"example": example} if example else {})))
+        record = as_record(counts) | ({"example": example} if example else {})
+        print(json.dumps(record | (price_record(priced, steps) if priced else {})))
     else:
         Console().print(as_table(config, counts))
+        if priced:
+            Console().print(price_table(priced, steps))
         if example:
             print(as_lines(example))
     if drawing != "false" and counts.n_qubits is not None:
@@ -55,7 +64,8 @@ def main(arguments: list[str]) -> None:
 
 def _split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """Hydra's overrides, and this command's own options."""
-    ours = [a for a in arguments if a.startswith(("format=", "draw=", "show="))]
+    own = ("format=", "draw=", "show=", "price=", "steps=")
+    ours = [a for a in arguments if a.startswith(own)]
     options = {key: value for key, _, value in (a.partition("=") for a in ours)}
     return [a for a in arguments if a not in ours], options
 
@@ -83,6 +93,62 @@ def _draw(config: Config, n_qubits: int, drawing: str) -> None:
     else:
         draw_picture(config.qpa, n_qubits, typed_path(drawing))
         print(f"Drawn: {drawing}", file=sys.stderr)
+
+
+_STEPS = 1_000
+"""Of the run whose price is asked for, where nothing says how long it is."""
+
+
+def _steps(config: Config, options: dict[str, str]) -> int:
+    given = options.get("steps")
+    if given is None:
+        return config.trainer.max_steps if config.trainer.max_steps > 0 else _STEPS
+    if "price" not in options:
+        raise InputError(f"steps={given} has no effect without price=<device>.")
+    if not given.isdecimal() or len(given) > 12 or int(given) < 1:
+        raise InputError(f"steps={given} is no number of steps: give a whole number from 1 up.")
+    return int(given)
+
+
+def _price(config: Config, counts: Counts, device: str) -> DevicePrice:
+    from qpa_exp.circuits.device_price import price
+
+    if counts.n_qubits is None:
+        raise InputError(f"price={device}: qpa={config.qpa.variant} has no circuit.")
+    return price(config.qpa, counts.n_qubits, device)
+
+
+def price_record(priced: DevicePrice, steps: int) -> dict[str, Any]:
+    """What it costs, under ``device``: the price's own fields, and seconds by gradient rule."""
+    seconds = {rule: priced.seconds(rule, steps) for rule in priced.circuits}
+    return {"device": dataclasses.asdict(priced) | {"steps": steps, "seconds": seconds}}
+
+
+def price_table(priced: DevicePrice, steps: int) -> Table:
+    """The same for a person, with the formula."""
+    table = Table(
+        title=f"One run on {priced.device} ({priced.record})",
+        show_header=False,
+        caption="seconds = steps x circuits x shots x (duration + delay); durations and delay are "
+        "those of the device's snapshot. Queue and each job's own overhead are not in it.",
+    )
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    lines = {
+        "qubits, angles": f"{priced.n_qubits}, {priced.n_angles:,}",
+        "gates, of them on two qubits": f"{priced.gates:,}, {priced.two_qubit_gates:,}",
+        "depth": f"{priced.depth:,}",
+        "duration, delay (microseconds)": f"{1e6 * priced.duration:.2f}, {1e6 * priced.delay:.0f}",
+        "shots of a circuit": f"{priced.shots:,}",
+        "steps": f"{steps:,}",
+    }
+    for rule, circuits in priced.circuits.items():
+        lines[f"circuits of a step, {rule}"] = f"{circuits:,}"
+        lines["  shots in all"] = f"{circuits * priced.shots * steps:,}"
+        lines["  hours of device time"] = f"{priced.seconds(rule, steps) / 3600:,.1f}"
+        for label in list(lines):
+            table.add_row(label, lines.pop(label))
+    return table
 
 
 def as_record(counts: Counts) -> dict[str, Any]:

@@ -263,3 +263,35 @@ def test_the_first_example_is_shown_with_what_carries_loss(
 def test_what_is_to_be_shown_is_known() -> None:
     with pytest.raises(InputError, match=r"show=weights is unknown: give show=data"):
         command.main(["show=weights"])
+
+
+# --- the price of a device --------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_price_of_a_device_is_its_own_durations_times_its_shots(capsys):
+    command.main(["qpa=paper", "qpa.n_mlp=8192", "price=fake_torino", "steps=7", "format=json"])
+    priced = json.loads(capsys.readouterr().out)["device"]
+    n, angles = 4, 8 * 4  # 66,048 parameters in 9 chunks
+    assert (priced["n_qubits"], priced["n_angles"], priced["shots"]) == (n, angles, 20 * 2**n)
+    assert priced["circuits"] == {"parameter_shift": 1 + 2 * angles, "spsa": 3}
+    # A chain of 3 CNOTs a layer needs at least as many gates on two qubits.
+    assert priced["two_qubit_gates"] >= 8 * 3
+    assert priced["duration"] > 1e-6
+    each = priced["duration"] + priced["delay"]
+    assert priced["seconds"]["spsa"] == pytest.approx(7 * 3 * 320 * each)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["price=ibm_paris"], "price=ibm_paris is unknown: give fake_torino or fake_fez"),
+        (["qpa=random", "price=fake_fez"], "price=fake_fez: qpa=random has no circuit"),
+        (["qpa.ansatz=gaussian", "price=fake_fez"], "qpa.ansatz=gaussian has no circuit"),
+        (["price=fake_fez", "steps=few"], "steps=few is no number of steps"),
+        (["steps=9"], "steps=9 has no effect without price=<device>"),
+    ],
+)
+def test_a_price_that_cannot_be_is_one_sentence(arguments, says):
+    with pytest.raises(InputError, match=says):
+        command.main(arguments)

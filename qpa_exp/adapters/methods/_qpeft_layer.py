@@ -12,7 +12,6 @@ the columns' lengths. L is a diagonal of r numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -210,21 +209,20 @@ register("qpa_qpeft", QPEFTConfig, QPEFTTuner)
 def as_lora(model: PeftModel) -> PeftModel:
     """PEFT's own LoRA of rank r with the same update. ``model`` must not be used after it."""
     config = cast(QPEFTConfig, model.active_peft_config)
-    name = model.active_adapter
-    found = {path: layer.factors(name) for path, layer in _layers(model.base_model.model)}
-    for path, layer in list(_layers(model.base_model.model)):
-        parent, _, leaf = path.rpartition(".")
-        setattr(model.base_model.model.get_submodule(parent), leaf, layer.base_layer)
+    language_model: Any = model.get_base_model()
+    found = {}
+    for path, layer in list(language_model.named_modules()):
+        if isinstance(layer, QPEFTLayer):
+            found[path] = layer.factors(model.active_adapter)
+            parent, _, leaf = path.rpartition(".")
+            setattr(language_model.get_submodule(parent), leaf, layer.base_layer)
     plain = LoraConfig(
         r=config.r, lora_alpha=config.r, target_modules=sorted(found), task_type=config.task_type
     )
-    lora = get_peft_model(model.base_model.model, plain)
+    lora: Any = get_peft_model(language_model, plain)
     for path, (b, a) in found.items():
-        layer = lora.base_model.model.get_submodule(path)
-        layer.lora_B["default"].weight.copy_(b)
-        layer.lora_A["default"].weight.copy_(a)
-    return lora.eval()
-
-
-def _layers(model: nn.Module) -> Iterator[tuple[str, QPEFTLayer]]:
-    return ((path, m) for path, m in model.named_modules() if isinstance(m, QPEFTLayer))
+        made = lora.get_base_model().get_submodule(path)
+        made.lora_B["default"].weight.copy_(b)
+        made.lora_A["default"].weight.copy_(a)
+    adapted: PeftModel = lora.eval()
+    return adapted

@@ -25,12 +25,15 @@ class GradientMethod:
             slopes; None where the back end's own backward gives them.
         check: refuses a config that it does not go with, in one sentence; None refuses none.
         reads: the config keys that have an effect under it alone.
+        circuits: from a circuit's number of angles to how many more circuits a step measures; None
+            where a device cannot give the slopes.
     """
 
     label: str
     estimate: Callable[[QPAConfig, int], Estimate] | None = None
     check: Callable[[QPAConfig], None] | None = None
     reads: tuple[str, ...] = ()
+    circuits: Callable[[int], int] | None = None
 
 
 GRADIENTS: Registry[GradientMethod] = Registry(

@@ -58,4 +58,6 @@ def _shifted(
         yield both.unflatten(-1, theta.shape[-3:])
 
 
-ENTRY = GradientMethod("parameter shift", parameter_shift, _check)
+ENTRY = GradientMethod(
+    "parameter shift", parameter_shift, _check, circuits=lambda n_angles: 2 * n_angles
+)

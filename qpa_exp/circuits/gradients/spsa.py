@@ -31,4 +31,4 @@ def spsa(config: QPAConfig, most: int) -> Estimate:
     return estimate
 
 
-ENTRY = GradientMethod("SPSA", spsa, reads=("qpa.spsa_step",))
+ENTRY = GradientMethod("SPSA", spsa, reads=("qpa.spsa_step",), circuits=lambda n_angles: 2)
