@@ -22,6 +22,7 @@ NEEDS = {
     ("model", "hf"): "model.name_or_path=some/model",
     ("data", "text"): "data.path=some.txt",
     ("data", "labelled"): "data.path=some.csv",
+    ("data", "instruct"): "data.path=some.jsonl",
 }
 
 
@@ -293,7 +294,7 @@ def test_a_value_of_the_wrong_kind_is_refused_with_the_right_kind(override, righ
         ("model=gpt3", "gemma, gemma2, gpt2, gpt2_xl, hf, smollm2, tiny"),
         ("peft=adapter", "lora"),
         ("qpa=ours", "off, paper, random, released, tuned"),
-        ("data=imdb", "labelled, ptb, pydoc, text, wikitext2"),
+        ("data=imdb", "instruct, labelled, ptb, pydoc, text, wikitext2"),
         ("optim=sgd", "adamw"),
         ("trainer=tpu", "cpu, ddp, gpu"),
         ("logger=print", "csv, tensorboard, wandb"),
