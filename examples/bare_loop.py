@@ -51,7 +51,7 @@ def main() -> None:
             print(f"step {step:4}  loss {loss.item():.4f}")
 
     # What leaves is an ordinary adapter: PeftModel.from_pretrained reads it, no circuit needed.
-    model.eval().to_peft().save_pretrained(str(args.out), save_embedding_layers=False)
+    model.eval().to_peft().save_pretrained(str(args.out))
     print(f"Written to {args.out}")
 
 

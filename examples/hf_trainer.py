@@ -1,4 +1,4 @@
-"""A generated LoRA trained by Hugging Face's Trainer, evaluated, and saved as a PEFT adapter.
+"""A generated LoRA trained by Hugging Face's Trainer, evaluated, saved, and left as PEFT adapter.
 
     python examples/hf_trainer.py --model openai-community/gpt2 --text notes.txt --out adapter
 
@@ -23,7 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from qpa_exp import QPAConfig, get_qpa_model
+from qpa_exp import QPAConfig, QPAModel, get_qpa_model
 from qpa_exp.lm.loading import BUNDLED
 
 
@@ -66,7 +66,6 @@ def main() -> None:
             per_device_train_batch_size=4,
             gradient_accumulation_steps=2,
             logging_steps=10,
-            save_strategy="no",  # the adapter below is all that there is to keep
             report_to="none",
             seed=0,
         ),
@@ -79,7 +78,12 @@ def main() -> None:
     after = trainer.evaluate()["eval_loss"]
     print(f"perplexity {math.exp(before):.2f} -> {math.exp(after):.2f}")
 
-    model.to_peft().save_pretrained(str(args.out), save_embedding_layers=False)
+    # The generator alone, as in every checkpoint; and what leaves for everywhere: a plain adapter.
+    trainer.save_model(str(args.out / "generator"))
+    again = QPAModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(args.model), args.out / "generator"
+    )
+    again.to_peft().save_pretrained(str(args.out))
     print(f"Written to {args.out}")
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qpa_exp.adapters.generated import QPALoraConfig
     from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
     from qpa_exp.errors import InputError
-    from qpa_exp.generator.python_config import QPAConfig
+    from qpa_exp.python_config import QPAConfig
 
 __version__ = "0.1.0"
 
@@ -45,7 +45,7 @@ if _IS_COMMAND:
         sys.exit(2)
 
 _HOMES = {
-    "QPAConfig": "qpa_exp.generator.python_config",
+    "QPAConfig": "qpa_exp.python_config",
     "QPALoraConfig": "qpa_exp.adapters.generated",
     "QPAModel": "qpa_exp.adapters.qpa_model",
     "get_qpa_model": "qpa_exp.adapters.qpa_model",

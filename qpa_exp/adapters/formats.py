@@ -137,7 +137,8 @@ def _of_peft(record: dict[str, Any]) -> dict[str, Any]:
     given = dict(record)
     qpa, generated = given.pop("qpa"), given.pop("generated")
     given["peft_type"] = str(given["peft_type"]).removeprefix("QPA_")
-    given.pop("inference_mode", None)  # PEFT writes that it is on
+    for name in ("inference_mode", "auto_mapping"):  # PEFT's own, of how it was built and saved
+        given.pop(name, None)
     return {"format": format_of(saved_config(qpa)), "qpa_config": qpa, "peft_config": given,
             **generated}  # fmt: skip
 

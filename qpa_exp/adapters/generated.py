@@ -463,8 +463,13 @@ class GeneratedMethod(BaseTuner):
     # --- one forward pass -----------------------------------------------------------------------
 
     def _before_forward(self, *_: Any) -> None:
-        """A forward pre-hook of the language model, so that every way to call it is covered."""
-        self.refresh()
+        """A forward pre-hook of the language model, so that every way to call it is covered.
+
+        Of the untouched language model nothing is read. What the last pass read must then stay, for
+        its backward pass may compute checkpointed layers again.
+        """
+        if "_disabled" not in self.__dict__:
+            self.refresh()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The language model's own output, with the method's tensors as they are now."""
