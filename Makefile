@@ -41,6 +41,7 @@ results: $(READY)  ## every study at SCALE=tiny, their reports into results/, an
 
 pages: $(READY)  ## the pages and figures of docs/results again, from the runs kept there
 	$(BIN)/python -m qpa_exp.report pages=docs/results
+	$(BIN)/python docs/draw_pictures.py
 
 wandb-dashboard: $(READY)  ## a W&B workspace with the paper's panels; ARGS='study=fig2'
 	$(BIN)/python -m qpa_exp.dashboard $(ARGS)

@@ -28,7 +28,6 @@ from qpa_exp.report.page import (
     svg,
     tables_of,
     versions_of,
-    without_place,
     words_of,
 )  # fmt: skip
 from qpa_exp.report.tables import Table, differences
@@ -82,6 +81,11 @@ def write_pages(collected: Collected, docs: Path) -> list[Path]:
     for manifest in collected.manifests:
         runs = collected.runs[collected.runs["scale"] == manifest.scale].reset_index(drop=True)
         if not runs.empty:
+            left_out = [f"Left out: {_of_no_place(item.why)}" for item in collected.skipped]
+            command = _of_no_place(_NOT_SHOWN.sub("", manifest.command))
+            manifest = dataclasses.replace(
+                manifest, notes=[*manifest.notes, *left_out], command=command
+            )
             one = dataclasses.replace(collected, runs=runs, manifests=[manifest])
             saved = _saved(manifest, runs)
             page = _write(one, docs)
@@ -141,13 +145,13 @@ def _lines(collected: Collected, figures: list[str]) -> Iterator[str]:
         yield f"## {heading_of(table)}\n\n{table.caption}\n"
         yield from _table(table, with_time=with_time or table.name != "runs")
         yield ""
-    if found:
+    if (words.finding and found) or found[1:]:
         yield "## QPA beside the method that it generates\n"
         yield from (f"- {sentence}" for sentence in found)
         yield ""
-    if notes := [*manifest.notes, *(f"Left out: {item.why}" for item in collected.skipped)]:
+    if manifest.notes:
         yield "## Notes\n"
-        yield from (f"- {without_place(line)}" for line in notes)
+        yield from (f"- {line}" for line in manifest.notes)
         yield ""
     yield "## How the setting differs from the paper's\n"
     yield from (f"- {line}" for line in [*manifest.differs, *differences(runs)])
@@ -231,7 +235,6 @@ def _by_number(file: Path) -> list[str]:
 def _saved(manifest: Manifest, runs: pd.DataFrame) -> Saved:
     known = {item.name for item in dataclasses.fields(Saved)}
     said = {key: value for key, value in vars(manifest).items() if key in known and key != "runs"}
-    said["command"] = without_place(manifest.command)
     runs = runs.drop(columns=[column for column in _OF_A_PLACE if column in runs])
     rows = [[_plain(value) for value in row] for row in runs.itertuples(index=False, name=None)]
     columns = [str(column) for column in runs.columns]
@@ -244,9 +247,26 @@ def _saved(manifest: Manifest, runs: pd.DataFrame) -> Saved:
     )  # fmt: skip
 
 
+_NOT_SHOWN = re.compile(r" (?:hydra\.sweep\.dir|hydra\.sweeper\.\w+|trainer\.progress_bar)=\S+")
+"""Words of a command that say where it ran, and nothing of what."""
+_PLACE = re.compile(r"(?<![\w.~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
+
+
+def _of_no_place(text: str) -> str:
+    """A text whose absolute paths are cut to their last part: what is passed on names no machine.
+
+    Example:
+        >>> _of_no_place("data.path=/home/me/wikitext-2")
+        'data.path=wikitext-2'
+    """
+    return _PLACE.sub("", text)
+
+
 def _plain(value: Any) -> Any:
     if hasattr(value, "item"):
         value = value.item()
+    if isinstance(value, str):
+        return _of_no_place(value)
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
