@@ -104,10 +104,10 @@ _NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "sta
 
 
 def is_hub_id(path: Any) -> bool:
-    """Whether this may name a dataset of the hub: ``owner/name``, and nothing here."""
+    """Whether this may name a dataset of the hub: ``owner/name``, and no such directory here."""
     if not isinstance(path, str) or not _HUB_ID.fullmatch(path):
         return False
-    return Path(path).suffix.lower() not in KINDS and not typed_path(path).exists()
+    return Path(path).suffix.lower() not in KINDS and not Path(path).parent.exists()
 
 
 def find(config: DataConfig, folder: str | None = None, *, from_hub: bool = True) -> Found:
@@ -374,9 +374,10 @@ def _from_hub(hub: HubDataset) -> dict[str | None, Dataset]:
         RuntimeError,
     ) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")[:200]
+        nowhere = "" if hub.folder else ", and there is no such path here"
         raise InputError(
-            f"The dataset {hub.source} could not be read from the Hugging Face hub ({reason});"
-            " without it, data.path=<directory with its split files> or data=pydoc work."
+            f"The dataset {hub.source} could not be read from the Hugging Face hub ({reason})"
+            f"{nowhere}; without it, data.path=<directory with its split files> or data=pydoc work."
         ) from error
     return dict(loaded)
 

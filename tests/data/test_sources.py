@@ -132,9 +132,12 @@ def test_a_dataset_of_the_hub_is_asked_for_by_its_id(monkeypatch, tmp_path: Path
     _lines(tmp_path / "owner" / "name.jsonl")
     assert not comes_from_the_hub(DataConfig(name="text", path="owner/name.jsonl"))
     monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"owner/no_such .* could not be read .* hub"):
-        load("owner/no_such")
+    with pytest.raises(InputError, match=r"nobody/none .* could not be read .* no such path here"):
+        load("nobody/none")
+    with pytest.raises(InputError, match=r"owner/none does not exist"):
+        load("owner/none")
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,16 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from families import architectures
+from transformers import AutoModelForCausalLM
 
+from qpa_exp.adapters.qpa_model import adapt
 from qpa_exp.cli import compose_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
+from qpa_exp.runs.callbacks import Stopwatch
 from qpa_exp.runs.train import RunParts, build, run
+from qpa_exp.task import TASKS
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + eos_token }}{% endfor %}"
@@ -164,3 +169,18 @@ def test_a_run_measures_the_answers(form, tmp_path: Path) -> None:
 def test_a_method_of_places_is_not_packed(form, more: list[str], says: str) -> None:
     with pytest.raises(InputError, match=says):
         build(form("pairs csv", *more))
+
+
+@pytest.mark.parametrize("family", architectures(48, 16, 32))
+def test_a_model_whose_packed_examples_see_each_other_is_refused(form, family: str) -> None:
+    config = form("pairs", "data.layout=packed", "peft.target_modules=[lm_head]", "peft.r=2")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_config(architectures(48, 16, 32)[family]).eval()
+    task = TASKS["causal_lm"](config, Stopwatch())
+    model = adapt(base, config)
+    if family in ("opt", "mamba"):
+        with pytest.raises(InputError, match=r"see each other: give data\.layout=lines"):
+            task.check_model(model)
+    else:
+        task.check_model(model)
