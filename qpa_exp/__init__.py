@@ -54,6 +54,11 @@ _HOMES = {
 __all__ = ["InputError", "QPAConfig", "QPALoraConfig", "QPAModel", "get_qpa_model"]
 
 
+def __dir__() -> list[str]:
+    """What ``dir(qpa_exp)`` and ``help(qpa_exp)`` show: the public names, imported or not."""
+    return sorted({*globals(), *_HOMES})
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: commands that need no model stay quick."""
     if name in _HOMES:

@@ -1,7 +1,16 @@
-"""``python -m qpa_exp``: train and test a run, or continue one with ``resume=<directory>``.
+"""``qpa-exp train``: train and test a run, or continue one. The same: ``python -m qpa_exp``.
 
-Takes Hydra's overrides and flags: ``qpa.n_mlp=128``, ``-m`` for a sweep (``-m sweep=fig2`` for one
-of ``sweeps/``), ``--cfg job`` to see the config, ``--hydra-help`` for the rest of Hydra's.
+Takes Hydra's overrides and flags; a key that is left out keeps its default.
+
+Examples:
+  qpa-exp train                                    the default: bundled model and text
+  qpa-exp train qpa.n_mlp=128 peft.r=2             another generator, another rank
+  qpa-exp train qpa=off                            LoRA itself, for comparison
+  qpa-exp train peft.target_modules=all-linear     every linear layer but the head
+  qpa-exp train data=text data.path=<file>         your own text
+  qpa-exp train resume=<run>                       go on with the run in this directory
+  qpa-exp train -m qpa.n_mlp=32,64                 a sweep; -m sweep=fig2 for one of sweeps/
+  qpa-exp train --cfg job                          show the config; --hydra-help: more of Hydra's
 """
 
 from __future__ import annotations
@@ -22,9 +31,11 @@ from qpa_exp.cli import (
     compose_config,
     conf_dir,
     known_keys,
+    plain_text,
     quoted,
     refuse_foreign_code,
     refuse_interpolations,
+    refuse_several,
     register_schema,
     run_command,
     to_config,
@@ -56,6 +67,8 @@ def main(arguments: list[str]) -> None:
 
         refuse_interpolations(arguments)
         refuse_foreign_code(arguments)
+        if not flags & MULTIRUN:
+            refuse_several(argument for argument in arguments if argument[0] != "-")
         register_schema()
         name, refused = "multirun" if flags & MULTIRUN else "config", []
 
@@ -76,12 +89,12 @@ def help_page() -> str:
     for file in conf_dir().glob("*/*.yaml"):
         if not file.stem.startswith("_"):
             options.setdefault(file.parent.name, set()).add(file.stem)
-    lines = [f"  {group}={'|'.join(sorted(names))}" for group, names in sorted(options.items())]
+    lines = [f"  {group}={' | '.join(sorted(names))}" for group, names in sorted(options.items())]
     groups = "\n".join(
         fill(line, 100, subsequent_indent="    ", break_on_hyphens=False) for line in lines
     )
     keys = fill(", ".join(known_keys()), 100, initial_indent="  ", subsequent_indent="  ")
-    return f"{__doc__}\nGroups and their options:\n{groups}\n\nKeys:\n{keys}\n"
+    return f"{plain_text(__doc__)}\nGroups and their options:\n{groups}\n\nKeys:\n{keys}\n"
 
 
 def start_run(arguments: list[str]) -> None:
@@ -210,4 +223,4 @@ def _log_to(stream: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, help_page)

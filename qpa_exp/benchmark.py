@@ -1,7 +1,12 @@
-"""``python -m qpa_exp.benchmark``: circuits, training steps, memory and growth, side by side.
+"""``qpa-exp benchmark``: circuits, training steps, memory and growth, side by side.
 
-``--quick`` takes under two minutes, the whole under fifteen. Every figure is measured in this run;
-``--json FILE`` keeps them all.
+The same: ``python -m qpa_exp.benchmark``. The whole takes under fifteen minutes, ``--quick`` under
+two. Every figure is measured in this run.
+
+Examples:
+  qpa-exp benchmark --quick
+  qpa-exp benchmark --json figures.json
+  qpa-exp benchmark --only steps --shapes smollm2
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from rich.console import Console
 
 from qpa_exp.benchmarks.suite import PARTS, Suite, show
 from qpa_exp.benchmarks.workloads import SHAPES
-from qpa_exp.cli import run_command
+from qpa_exp.cli import plain_text, run_command
 from qpa_exp.errors import InputError
 from qpa_exp.files import check_file, write_json
 from qpa_exp.machine import keep_freed_memory
@@ -32,13 +37,12 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}: see python -m qpa_exp.benchmark --help.")
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The options of the command.
-
-    Raises:
-        InputError: an option that does not exist, or a value out of range.
-    """
-    parser = _Parser("qpa_exp.benchmark", description=__doc__, allow_abbrev=False)
+def reader() -> argparse.ArgumentParser:
+    """What reads the options of the command."""
+    parser = _Parser(
+        "qpa-exp benchmark", description=plain_text(__doc__), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--threads", type=int, metavar="N", help="torch's own choice by default")
@@ -46,7 +50,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name, there in _CHOSEN.items():
         every = ",".join(there)
         parser.add_argument(f"--{name}", default=every, metavar="A,B", help=f"of {every}")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options of the command.
+
+    Raises:
+        InputError: an option that does not exist, or a value out of range.
+    """
+    options = reader().parse_args(arguments)
     for name in ("threads", "rounds"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -84,4 +97,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, lambda: reader().format_help())

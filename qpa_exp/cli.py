@@ -16,13 +16,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from qpa_exp import __version__
 from qpa_exp.adapters.catalogue import METHODS, option_nodes, unknown_method
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError, first_line, nearest
@@ -69,7 +70,8 @@ def compose_config(overrides: Sequence[str]) -> Config:
     overrides = as_typed(overrides)
     refuse_interpolations(overrides)
     for override in overrides:
-        _check_key(override)
+        check_key(override)
+    refuse_several(overrides)
     register_schema()
     return compose_by(functools.partial(_from_conf, str(conf_dir())), overrides)
 
@@ -150,17 +152,44 @@ def compose_by(
         raise InputError(_cannot_be_read(overrides, error)) from error
 
 
+def refuse_several(overrides: Iterable[str]) -> None:
+    """Refuse several values of one key, which are several runs.
+
+    Raises:
+        InputError: it says how to start them.
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        parsed = _parsed(override) if re.search(r"[,(]", value) else None
+        if parsed is not None and parsed.is_sweep_override():
+            a_list = f"a list is {key}=[{value}], " if key in _list_keys() else ""
+            a_text = f'a text is "{key}={quoted(value)}", ' if key in _text_keys() else ""
+            raise InputError(
+                f"{override} gives several values, and a run has one: {a_list}{a_text}a sweep "
+                f"needs -m, as in python -m qpa_exp -m {override}"
+            )
+
+
+def _parsed(override: str) -> Any:
+    """What Hydra reads there; None where it cannot."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(override)
+    except (HydraException, ValueError, RecursionError):
+        return None
+
+
 _VALUE = re.compile(r"(?!hydra\.)(\w+(\.\w+)+|seed|task|resume|init_from)=", re.ASCII)
 """The beginning of an override that sets one key, and chooses no group."""
 
 
 @functools.cache
 def _read(value: str) -> Any:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    override = OverridesParser.create().parse_override(f"key={value}")
-    if override.is_sweep_override():
-        raise ValueError(f"{value} is several values")
+    override = _parsed(f"key={value}")
+    if override is None or override.is_sweep_override():
+        raise ValueError(f"{value} is not one value")
     return override.value()
 
 
@@ -303,17 +332,16 @@ def _as_typed(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or _PLAIN.fullmatch(value) or key not in _text_keys():
         return argument
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        OverridesParser.create().parse_override(argument)
-    except (HydraException, ValueError, RecursionError):
+    if key == _PATTERN_KEY and _PATTERN.match(value):
         return f"{key}={quoted(value)}"
-    return argument
+    return argument if _parsed(argument) is not None else f"{key}={quoted(value)}"
 
 
 _PLAIN = re.compile(r"[\w./+-]+", re.ASCII)
+_PATTERN_KEY = "peft.target_modules"
+_TEXT_OR_LIST = ("data.path", _PATTERN_KEY)
+_PATTERN = re.compile(r"(?!['\"]|\[[\w.,\s-]*\](,|$)|(choice|sort|shuffle)\().*[\\()|*+?^$]")
+"""A regular expression: Hydra would take its backslashes away, and read ``(`` as a call."""
 
 
 def quoted(text: str) -> str:
@@ -326,12 +354,17 @@ def quoted(text: str) -> str:
 def _text_keys() -> frozenset[str]:
     """The keys of the schema that hold a text, and Hydra's own that hold a path."""
     texts = {key for key, item in dotted(Config()) if "str" in str(item.type).split("[")[0]}
-    return frozenset(
-        {*texts, "data.path", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.records"}
-    )
+    hydras = {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.records"}
+    return frozenset({*texts, *hydras, *_TEXT_OR_LIST})
 
 
-def _check_key(override: str) -> None:
+@functools.cache
+def _list_keys() -> frozenset[str]:
+    lists = {key for key, item in dotted(Config()) if str(item.type).startswith("list")}
+    return frozenset({*lists, *_TEXT_OR_LIST})
+
+
+def check_key(override: str) -> None:
     """Refuse a misspelt key at once: Hydra would say so, but takes a second to start."""
     if override.startswith("~"):
         raise InputError(f"{override}: nothing can be taken away: give a value instead.")
@@ -342,10 +375,29 @@ def _check_key(override: str) -> None:
         raise InputError(_explain_unknown_key(key))
 
 
-Options = TypeVar("Options")
+Schema = TypeVar("Schema")
 
 
-def parse_options(schema: type[Options], arguments: Sequence[str]) -> Options:
+def option(says: str, default: Any = MISSING) -> Any:
+    """A field of a command's options, and what the command's help says of it."""
+    return field(default=default, metadata={"says": says})
+
+
+def options_page(doc: str | None, schema: type) -> str:
+    """The help of a command that takes no config groups: its module's words, and its options."""
+    lines = []
+    for item in fields(schema):
+        default = "" if item.default in (MISSING, None) else f" [{str(item.default).lower()}]"
+        lines.append(f"  {item.name + '=':<16}{item.metadata['says']}{default}")
+    return plain_text(doc) + "\nOptions [default]:\n" + "\n".join(lines) + "\n"
+
+
+def plain_text(doc: str | None) -> str:
+    """A module's docstring as the terminal shows it."""
+    return (doc or "").replace("``", "")
+
+
+def parse_options(schema: type[Schema], arguments: Sequence[str]) -> Schema:
     """The options of a command that takes no config groups: ``key=value``, typed by a dataclass.
 
     Raises:
@@ -505,21 +557,36 @@ _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory"
 _REPORT = "This is a bug of qpa_exp: please report the lines above to the project's issue tracker."
 
 
-def run_command(main: Callable[[list[str]], None]) -> NoReturn:
+def run_command(
+    main: Callable[[list[str]], None], help_page: Callable[[], str] | None = None
+) -> NoReturn:
     """Run a command on ``sys.argv``, and end the process.
 
+    ``--help`` prints its page instead, or what its module says, and ``--version`` the package's.
     Status 0; 2 and one sentence on stderr for what the user or the machine does not allow; 130
     for Ctrl-C; 141 where nobody reads the output any more; 1 and a traceback for a bug.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack what is to be printed
-    status = _run(main)
+    status = _run(functools.partial(_answer, main, help_page))
     for stream in (sys.stdout, sys.stderr):
         if _fault(stream) is not None:  # Python would complain about it at its very end
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(status)
+
+
+def _answer(
+    main: Callable[[list[str]], None], help_page: Callable[[], str] | None, arguments: list[str]
+) -> None:
+    if {"-h", "--help"} & set(arguments):
+        module = sys.modules[main.__module__]
+        print(help_page() if help_page else module.__doc__, end="")
+    elif arguments == ["--version"]:
+        print(f"qpa_exp {__version__}")
+    else:
+        main(arguments)
 
 
 def _run(main: Callable[[list[str]], None]) -> Any:

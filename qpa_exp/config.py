@@ -133,8 +133,10 @@ class PeftMethodConfig:
     """The update is scaled by ``lora_alpha / r``; the paper takes 2 r."""
     lora_dropout: float | None = None
     """The method's own dropout, from 0 to below 1."""
-    target_modules: list[str] | None = field(default_factory=lambda: ["lm_head"])
-    """Names of linear layers, as PEFT takes them; ``[all-linear]`` is all but the head."""
+    target_modules: Any = field(default_factory=lambda: ["lm_head"])
+    """As PEFT takes them: a list of names of layers or of their last parts, or one regular
+    expression for whole names. ``all-linear``, by itself or in a list, is every linear layer but
+    the head: ``[all-linear,lm_head]`` has it, too."""
     options: dict[str, Any] = field(default_factory=dict)
     """Any other field of the method's config class in PEFT."""
 
@@ -577,9 +579,16 @@ def _peft(config: PeftMethodConfig) -> None:
             f"peft.lora_dropout={config.lora_dropout} is out of range: "
             "give a probability of at least 0 and below 1."
         )
-    if config.target_modules == []:
+    targets = config.target_modules
+    if targets in ([], ""):
         raise InputError(
-            "peft.target_modules=[] targets nothing: name a layer, for example [lm_head]."
+            f"peft.target_modules={targets} targets nothing: name a layer, for example [lm_head]."
+        )
+    listed = targets if isinstance(targets, list) else [targets]
+    if targets is not None and not all(isinstance(name, str) and name for name in listed):
+        raise InputError(
+            f"peft.target_modules={targets!s:.200} has the wrong type: give a list of names, for "
+            "example [q_proj,v_proj], a regular expression, or all-linear."
         )
 
 

@@ -1,6 +1,10 @@
-"""``python -m qpa_exp.dashboard``: the paper's panels as a workspace in W&B.
+"""``qpa-exp dashboard``: the paper's panels as a workspace in W&B.
 
-``python -m qpa_exp.dashboard project=qpa_exp study=fig2`` shows the runs of one sweep.
+The same: ``python -m qpa_exp.dashboard``.
+
+Examples:
+  qpa-exp dashboard project=qpa_exp                every run of the project
+  qpa-exp dashboard project=qpa_exp study=fig2     those of one sweep
 """
 
 from __future__ import annotations
@@ -8,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qpa_exp.cli import parse_options, run_command
+from qpa_exp.cli import option, options_page, parse_options, run_command
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.task import TASKS
 
@@ -115,10 +119,10 @@ def save(entity: str | None, project: str, study: str | None, task: str = "causa
 class DashboardOptions:
     """What the command takes."""
 
-    project: str = "qpa_exp"
-    entity: str | None = None
-    study: str | None = None
-    task: str = "causal_lm"
+    project: str = option("of logger.project", "qpa_exp")
+    entity: str | None = option("a W&B user or team", None)
+    study: str | None = option("the runs of this sweep alone", None)
+    task: str = option("whose metrics the panels show", "causal_lm")
 
 
 def main(arguments: list[str]) -> None:
@@ -128,4 +132,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, lambda: options_page(__doc__, DashboardOptions))

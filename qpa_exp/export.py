@@ -1,35 +1,40 @@
-"""``python -m qpa_exp.export``: turn a run into an adapter, a merged model, or a generator file.
+"""``qpa-exp export``: turn a run into an adapter, a merged model, or a generator file.
 
-``python -m qpa_exp.export run=outputs/... out=adapter format=peft``
+The same: ``python -m qpa_exp.export``. What it writes has a model card, ``README.md``, which says
+how to load it.
+
+Examples:
+  qpa-exp export run=<run> out=adapter                   a plain PEFT adapter
+  qpa-exp export run=<run> out=model format=merged       a plain model of transformers
+  qpa-exp export run=<run> out=generator format=qpa      angles and mapping model, small
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omegaconf import MISSING
-
-from qpa_exp.adapters.formats import FORMATS, export
-from qpa_exp.cli import parse_options, run_command
+from qpa_exp.cli import option, options_page, parse_options, run_command
 from qpa_exp.files import typed_path
 from qpa_exp.files.whole_directory import check_place
-from qpa_exp.lm.loading import load_tokenizer
-from qpa_exp.runs.trained import load_run, model_card
 
 
 @dataclass
 class ExportOptions:
     """What the command takes."""
 
-    run: str = MISSING
-    out: str = MISSING
-    format: str = "peft"
-    overwrite: bool = False
+    run: str = option("the directory of a complete run")
+    out: str = option("the directory to make")
+    format: str = option("peft, merged or qpa", "peft")
+    overwrite: bool = option("replace out where it is an export and nothing else", False)
 
 
 def main(arguments: list[str]) -> None:
     """Export the run that these options name."""
     options = parse_options(ExportOptions, arguments)
+    from qpa_exp.adapters.formats import FORMATS, export
+    from qpa_exp.lm.loading import load_tokenizer
+    from qpa_exp.runs.trained import load_run, model_card
+
     out, form = typed_path(options.out), FORMATS[options.format]
     check_place(out, overwrite=options.overwrite)
     trained = load_run(typed_path(options.run))
@@ -44,4 +49,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, lambda: options_page(__doc__, ExportOptions))

@@ -1,28 +1,31 @@
-"""``python -m qpa_exp.generate``: write text with a trained run, beside its base model.
+"""``qpa-exp generate``: write text with a trained run, beside its base model.
 
-``python -m qpa_exp.generate run=outputs/... prompt="The with statement"``
+The same: ``python -m qpa_exp.generate``.
+
+Examples:
+  qpa-exp generate run=<run> prompt="The with statement"
+  qpa-exp generate run=<run> prompt="The with statement" temperature=0.8 seed=1
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from omegaconf import MISSING
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
-from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from qpa_exp.cli import parse_options, run_command
+from qpa_exp.cli import option, options_page, parse_options, run_command
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.files import typed_path
-from qpa_exp.lm.loading import load_architecture, load_tokenizer, n_positions
-from qpa_exp.runs.directory import read_config
-from qpa_exp.runs.trained import TrainedRun, load_run
 from qpa_exp.task import TASKS
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+    from qpa_exp.runs.trained import TrainedRun
 
 _MOST_TOKENS = 2**20
 _COLDEST, _HOTTEST = 1e-3, 1e2
@@ -32,18 +35,21 @@ _COLDEST, _HOTTEST = 1e-3, 1e2
 class GenerateOptions:
     """What the command takes."""
 
-    run: str = MISSING
-    prompt: str = MISSING
-    max_new_tokens: int = 40
-    temperature: float = 0.0
-    """0 = always the likeliest token."""
-    seed: int = 0
+    run: str = option("the directory of a complete run")
+    prompt: str = option("the text to go on from")
+    max_new_tokens: int = option("how much to write", 40)
+    temperature: float = option("of the sampling; 0 = always the likeliest token", 0.0)
+    seed: int = option("of the sampling", 0)
 
 
 def main(arguments: list[str]) -> None:
     """Write with the run that these options name."""
     options = parse_options(GenerateOptions, arguments)
     check(options)
+    from qpa_exp.lm.loading import load_tokenizer
+    from qpa_exp.runs.directory import read_config
+    from qpa_exp.runs.trained import load_run
+
     run_dir = typed_path(options.run)
     config = read_config(run_dir)
     if not TASKS[config.task].writes_text:
@@ -84,6 +90,8 @@ def check_length(n: int, options: GenerateOptions, config: Config) -> None:
         options: of the command.
         config: of the run.
     """
+    from qpa_exp.lm.loading import load_architecture, n_positions
+
     if n == 0:
         raise InputError(f"prompt={options.prompt!r:.200} has no token: give some text.")
     most = n_positions(load_architecture(config.model))
@@ -101,6 +109,8 @@ def write(
     options: GenerateOptions,
 ) -> dict[str, str]:
     """The prompt continued by the base model and by the adapted one, from the same seed."""
+    import torch
+
     model: Any = trained.model
 
     def go_on() -> str:
@@ -122,4 +132,4 @@ def write(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, lambda: options_page(__doc__, GenerateOptions))

@@ -1,12 +1,14 @@
-"""``python -m qpa_exp.plan``: what a run would train, from its config alone.
+"""``qpa-exp plan``: what a run would train, from its config alone. ``python -m qpa_exp.plan``.
 
-No weights, no network: ``python -m qpa_exp.plan model=gpt2 peft.r=4 qpa.n_mlp=2048``. Add
-``format=json`` for one JSON object on standard output, with the keys of ``metrics.json``, and
-``draw=true`` for the circuit in text after the table, or ``draw=<file>.png|svg|pdf`` for a picture.
-``show=data`` reads the data and the tokenizer, and prints the first example of training as the
-model sees it: its tokens, and which of them carry loss.
-``price=fake_torino`` or ``price=fake_fez`` adds what one run would cost on that device, of
-``steps=<n>`` steps; else of ``trainer.max_steps``, or 1,000.
+Takes the keys of a run, see ``qpa-exp train --help``. No weights and no network are needed;
+``show=data`` reads the data and the tokenizer.
+
+Examples:
+  qpa-exp plan model=gpt2 peft.r=4 qpa.n_mlp=2048
+  qpa-exp plan model=gemma2 format=json            one JSON object, for a program
+  qpa-exp plan qpa.n_mlp=2048 draw=circuit.svg     Qiskit's drawing of the circuit
+  qpa-exp plan data=text data.path=<file> show=data    the first example as the model sees it
+  qpa-exp plan qpa.shots=20x price=fake_torino     shots and hours of one run on a device
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import dataclasses
 import json
 import logging
 import sys
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from qpa_exp.adapters.counts import Counts, describe
-from qpa_exp.cli import compose_config, run_command
+from qpa_exp.cli import compose_config, option, options_page, parse_options, run_command
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.files import typed_path
@@ -34,21 +37,34 @@ if TYPE_CHECKING:
 FORMATS = ("table", "json")
 
 
+@dataclass
+class PlanOptions:
+    """What the command takes beside the keys of a run."""
+
+    format: str = option("table, or json with the keys of metrics.json", "table")
+    draw: str = option("the circuit: true for text, or <file>.png|svg|pdf", "false")
+    show: str = option("data: the first example, its tokens, and which carry loss", "false")
+    price: str | None = option("fake_torino or fake_fez: what one run costs on it", None)
+    steps: str | None = option("of that run [trainer.max_steps, or 1000]", None)
+
+
 def main(arguments: list[str]) -> None:
     """Plan the run that these Hydra overrides describe."""
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
-    overrides, options = _split(arguments)
-    output, drawing = options.get("format", "table"), options.get("draw", "false")
+    names = tuple(f"{item.name}=" for item in fields(PlanOptions))
+    overrides = [argument for argument in arguments if not argument.startswith(names)]
+    options = parse_options(PlanOptions, [a for a in arguments if a.startswith(names)])
+    output, drawing = options.format, options.draw
     if output not in FORMATS:
         raise InputError(f"format={output} is unknown: give one of {', '.join(FORMATS)}.")
     config = compose_config(overrides)
     _check_drawing(config, output, drawing)
-    shown, steps = options.get("show", "false"), _steps(config, options)
+    shown, steps = options.show, _steps(config, options)
     if shown not in ("data", "false"):
         raise InputError(f"show={shown:.100} is unknown: give show=data.")
     counts = plan(config)
     example = first_example(config) if shown == "data" else None
-    priced = _price(config, counts, options["price"]) if "price" in options else None
+    priced = None if options.price is None else _price(config, counts, options.price)
     if output == "json":
         record = as_record(counts) | ({"example": example} if example else {})
         print(json.dumps(record | (price_record(priced, steps) if priced else {})))
@@ -60,14 +76,6 @@ def main(arguments: list[str]) -> None:
             print(as_lines(example))
     if drawing != "false" and counts.n_qubits is not None:
         _draw(config, counts.n_qubits, drawing)
-
-
-def _split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Hydra's overrides, and this command's own options."""
-    own = ("format=", "draw=", "show=", "price=", "steps=")
-    ours = [a for a in arguments if a.startswith(own)]
-    options = {key: value for key, _, value in (a.partition("=") for a in ours)}
-    return [a for a in arguments if a not in ours], options
 
 
 def _check_drawing(config: Config, output: str, drawing: str) -> None:
@@ -99,11 +107,11 @@ _STEPS = 1_000
 """Of the run whose price is asked for, where nothing says how long it is."""
 
 
-def _steps(config: Config, options: dict[str, str]) -> int:
-    given = options.get("steps")
+def _steps(config: Config, options: PlanOptions) -> int:
+    given = options.steps
     if given is None:
         return config.trainer.max_steps if config.trainer.max_steps > 0 else _STEPS
-    if "price" not in options:
+    if options.price is None:
         raise InputError(f"steps={given} has no effect without price=<device>.")
     if not given.isdecimal() or len(given) > 12 or int(given) < 1:
         raise InputError(f"steps={given} is no number of steps: give a whole number from 1 up.")
@@ -223,4 +231,4 @@ def as_table(config: Config, counts: Counts) -> Table:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, lambda: options_page(__doc__, PlanOptions))

@@ -1,10 +1,15 @@
-"""``python -m qpa_exp.reproduce``: run studies and write their figures and tables.
+"""``qpa-exp reproduce``: run studies and write their figures and tables.
 
-``python -m qpa_exp.reproduce studies=fig2,table2 scale=tiny``; ``studies=all`` is every file of
-``sweeps/`` that has points at that scale. ``scale=paper`` is the scales at which the paper has a
-study. It is the sweep ``python -m qpa_exp -m sweep=<studies>``, in which runs that studies share
-are made once, and then a report for each; further Hydra overrides, of the runs or the launcher, are
-passed on. Where the scale says so, runs go side by side, one to a core, unless a launcher is named.
+The same: ``python -m qpa_exp.reproduce``. It is the sweep ``qpa-exp -m sweep=<studies>``, in which
+runs that studies share are made once, and then a report for each. Keys of the runs or the launcher
+are passed on. Where the scale says so, runs go side by side, one to a core, unless a launcher is
+named.
+
+Examples:
+  qpa-exp reproduce studies=fig2,table2                 on the bundled model
+  qpa-exp reproduce studies=all scale=smoke             every study, two steps of a few points
+  qpa-exp reproduce studies=fig2 scale=paper            at the scales at which the paper has it
+  qpa-exp reproduce studies=fig2 hydra.sweeper.only_plan=true    only say what would run
 """
 
 from __future__ import annotations
@@ -13,22 +18,48 @@ import contextlib
 import importlib.util
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from qpa_exp.__main__ import run_sweep
-from qpa_exp.cli import run_command
+from qpa_exp.cli import (
+    check_key,
+    conf_dir,
+    known_keys,
+    option,
+    options_page,
+    parse_options,
+    run_command,
+)
 from qpa_exp.errors import InputError, nearest
 from qpa_exp.files import typed_path
 from qpa_exp.machine import free_memory
-from qpa_exp.sweeps.studies import points_of, record_directory, runs_side_by_side, study_names
-from qpa_exp.sweeps.sweep import StudiesFailed
+from qpa_exp.sweeps.studies import (
+    points_of,
+    record_directory,
+    register_studies,
+    runs_side_by_side,
+    study_names,
+    sweeps_dir,
+)
 
+register_studies(sweeps_dir())
 PAPER = "paper"
-_OPTIONS = ("studies=", "scale=", "out=")
 _BYTES_OF_A_RUN = 3 * 2**29
 """Of memory, with the bundled model."""
+
+
+@dataclass
+class ReproduceOptions:
+    """What the command takes beside the keys of its runs."""
+
+    studies: str | None = option("studies of sweeps/, separated by commas; all for every one", None)
+    scale: str = option("tiny, smoke, paper, or another of sweeps/scale/", "tiny")
+    out: str = option("where runs and reports go", "outputs")
+
 
 ReportTask = tuple[list[str], str, Path]
 """The records of a study, its name, and where its report goes."""
@@ -36,10 +67,17 @@ ReportTask = tuple[list[str], str, Path]
 
 def main(arguments: list[str]) -> None:
     """Reproduce the studies that ``studies=`` names, at ``scale=``."""
-    given = dict(a.split("=", 1) for a in arguments if a.startswith(_OPTIONS))
-    rest = [a for a in arguments if not a.startswith(_OPTIONS)]
-    scale, out = given.get("scale", "tiny"), typed_path(given.get("out", "outputs"))
-    at = {name: scales(name, scale) for name in chosen(given.get("studies", "all"), scale)}
+    names = tuple(f"{item.name}=" for item in fields(ReproduceOptions))
+    rest = [argument for argument in arguments if not argument.startswith(names)]
+    options = parse_options(ReproduceOptions, [a for a in arguments if a.startswith(names)])
+    _check_rest(rest)
+    if options.studies is None:
+        raise InputError(
+            "studies is missing: give studies=<one or several of "
+            f"{', '.join(study_names())}>, or studies=all for every one of them."
+        )
+    scale, out = options.scale, typed_path(options.out)
+    at = {name: scales(name, scale) for name in chosen(options.studies, scale)}
     places = list(dict.fromkeys(place for of_one in at.values() for place in of_one))
     failed: list[str] = []
     for place in places:
@@ -50,6 +88,22 @@ def main(arguments: list[str]) -> None:
     failed += _report_all(at, out, processes)
     if failed:
         raise InputError(f"{len(failed)} did not complete, see above: {', '.join(failed)}.")
+
+
+def _check_rest(overrides: list[str]) -> None:
+    """Refuse what is no key of a run: it would be found out study by study."""
+    own = [item.name for item in fields(ReproduceOptions)]
+    groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals:
+            studies = f": write studies={override}" if override in study_names() else ""
+            raise InputError(f"{override} is no option of reproduce{studies or ', see --help'}.")
+        check_key(override)
+        if re.fullmatch(r"\w+", key) and key not in (*groups, *known_keys()):
+            near = nearest(key, [*own, *groups, *known_keys()], n=1) or own
+            near = own if key == "sweep" else near  # as python -m qpa_exp -m has it
+            raise InputError(f"{key} is no option of reproduce: did you mean {near[0]}=...?")
 
 
 def chosen(studies: str, scale: str) -> list[str]:
@@ -96,6 +150,8 @@ def _sweep(studies: list[str], scale: str, out: Path, rest: list[str]) -> list[s
     more = ["hydra.sweeper.keep_going=true", *places]
     if (processes := side_by_side(scale, rest)) > 1:
         more.append(f"hydra.sweeper.side_by_side={processes}")
+    from qpa_exp.sweeps.sweep import StudiesFailed
+
     try:
         run_sweep([f"sweep={','.join(studies)}", f"scale={scale}", *more, *rest])
     except StudiesFailed as error:
@@ -143,4 +199,4 @@ def _report(task: ReportTask) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, lambda: options_page(__doc__, ReproduceOptions))

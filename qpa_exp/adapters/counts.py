@@ -171,7 +171,8 @@ def _of_built(model: PeftModel) -> _Sizes:
 
 def describe(config: Config, counts: Counts) -> dict[str, str]:
     """One line for each figure: what it is, and its value."""
-    targets = ", ".join(config.peft.target_modules or ["the whole model"])
+    named = config.peft.target_modules or ["the whole model"]
+    targets = named if isinstance(named, str) else ", ".join(named)
     lines = {
         "trainable parameters": f"{counts.trainable_params:,}",
         f"  of {targets} ({counts.target_params:,})": f"{counts.target_percent:.3f} %",

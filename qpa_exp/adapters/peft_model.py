@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any
@@ -17,6 +18,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from qpa_exp.adapters.catalogue import METHODS, Method
 from qpa_exp.config import PeftMethodConfig
@@ -74,8 +76,8 @@ _NO_OPTIONS = {item.name for item in fields(PeftConfig)} | {
     "num_transformer_submodules", "megatron_config", "megatron_core",
 }  # fmt: skip
 
-_ALL_LINEAR = "all-linear"
-"""As the only target: every linear layer but the output head."""
+ALL_LINEAR = "all-linear"
+"""As a target: every linear layer but the output head."""
 
 
 def make_peft_config(config: PeftMethodConfig, task_type: str = "CAUSAL_LM") -> PeftConfig:
@@ -99,8 +101,8 @@ def make_peft_config(config: PeftMethodConfig, task_type: str = "CAUSAL_LM") -> 
             raise InputError(f"peft.{key}={value} is no key of peft={name}: it takes {own}.")
     for option, value in config.options.items():
         _check_option(name, method, option, value)
-    if values.get("target_modules") == [_ALL_LINEAR]:  # PEFT takes this word by itself
-        values["target_modules"] = _ALL_LINEAR
+    if values.get("target_modules") == [ALL_LINEAR]:  # PEFT takes this word by itself
+        values["target_modules"] = ALL_LINEAR
     try:
         return method.config_class()(
             task_type=task_type, **values, **method.fixed, **config.options
@@ -203,8 +205,10 @@ def build_peft_model(
         InputError: a target module that the model does not have, a rank that is larger than its
             layer, a method that trains nothing, or anything else that PEFT refuses.
     """
+    _check_compiles(config)
+    check_rank(model, config)  # of what was named: of all linear layers some are narrow
+    _resolve_targets(model, config)
     check_targets(model, config)
-    check_rank(model, config)
     keep_gradients(model)
     if config.peft_type in _BEFORE_THE_TEXT and getattr(config, "token_dim", None) is None:
         # PEFT would take the layers' width, which is not that of OPT's embeddings.
@@ -239,7 +243,10 @@ def without_remarks() -> Iterator[None]:
     lm_head is tied to the embedding in most models: that concerns merging into the weights alone.
     """
     with warnings.catch_warnings():
-        for remark in ("tie_word_embeddings", "fan_in_fan_out", "is_gradient_checkpointing"):
+        for remark in (
+            "tie_word_embeddings", "fan_in_fan_out", "is_gradient_checkpointing",
+            r"_pattern keys did not match.*gate_up_proj",  # of the experts, which it adds itself
+        ):  # fmt: skip
             warnings.filterwarnings("ignore", message=f".*{remark}.*")
         yield
 
@@ -285,18 +292,76 @@ def build_for_sizes(make_model: Callable[[], PreTrainedModel], config: PeftConfi
     raise AssertionError("the last attempt returns or raises")
 
 
+def _check_compiles(config: PeftConfig) -> None:
+    targets = getattr(config, "target_modules", None)
+    try:
+        re.compile(targets if isinstance(targets, str) else "")
+    except re.error as error:
+        raise InputError(
+            f"peft.target_modules={targets} is no regular expression: {sentence_end(error)}"
+        ) from None
+
+
+def _resolve_targets(model: PreTrainedModel, config: Any) -> None:
+    """Say in PEFT's words what a config targets.
+
+    PEFT knows ``all-linear`` by itself alone, not in a list; and it turns the names of a mixture's
+    experts into those of the parameters that hold them all.
+    """
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    targets = getattr(config, "target_modules", None)
+    if targets is None:
+        return
+    listed = not isinstance(targets, str) and ALL_LINEAR in targets
+    if listed:
+        config.target_modules = ALL_LINEAR
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError as error:
+        raise InputError(f"PEFT refuses this configuration: {sentence_end(error)}") from None
+    more = {*targets} - {ALL_LINEAR} if listed else set()
+    if more:
+        found = config.target_modules
+        config.target_modules = (_linear(model) if isinstance(found, str) else found) | more
+
+
+def _linear(model: PreTrainedModel) -> set[str]:
+    """The names of the linear layers but the output head, as PEFT's ``all-linear`` has them."""
+    head, kinds = model.get_output_embeddings(), (nn.Linear, Conv1D)
+    named = model.named_modules()
+    return {name for name, layer in named if isinstance(layer, kinds) and layer is not head}
+
+
 def check_targets(model: nn.Module, config: PeftConfig) -> None:
     """Refuse a target that names no module, with the nearest that do."""
     targets = getattr(config, "target_modules", None)
-    if targets is None or isinstance(targets, str):  # PEFT's own default, or a pattern
-        return
     names = [name for name, _ in model.named_modules() if name]
-    for target in targets:
+    if isinstance(targets, str):
+        _check_pattern(targets, model, names)
+        return
+    for target in targets or ():  # none: PEFT's own default
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise InputError(
                 f"peft.target_modules: {target} is no module of this model; "
                 f"the nearest are {', '.join(_nearest_layers(model, target))}."
             )
+
+
+def _check_pattern(pattern: str, model: nn.Module, names: Sequence[str]) -> None:
+    if pattern.lower() == ALL_LINEAR:
+        return
+    if not any(re.fullmatch(pattern, name) for name in names):
+        raise InputError(
+            f"peft.target_modules={pattern} is a regular expression for the whole name of a "
+            f"module, such as {_an_example(model)}, and none of this model fits: give another, or "
+            f"the last parts of names as a list, for example "
+            f"[{', '.join(_nearest_layers(model, pattern)[:3])}]."
+        )
+
+
+def _an_example(model: nn.Module) -> str:
+    return next((name for name, module in model.named_modules() if _has_weight(module)), "lm_head")
 
 
 def check_rank(model: nn.Module, config: PeftConfig) -> None:
@@ -315,7 +380,7 @@ def check_rank(model: nn.Module, config: PeftConfig) -> None:
 
 def _targeted(model: nn.Module, config: PeftConfig) -> dict[str, Any]:
     """The layers with a matrix that the config names; none where it leaves them to PEFT."""
-    if getattr(config, "target_modules", None) in (None, "all-linear"):
+    if getattr(config, "target_modules", None) in (None, ALL_LINEAR):
         return {}
     return {
         name: module
@@ -435,12 +500,13 @@ def train_adapter_only(model: PeftModel, mode: bool) -> None:
 
 def target_params(model: PeftModel) -> int:
     """Weights and biases of the targeted layers; of the whole model where none is by name."""
-    layers: list[nn.Module] = [
-        module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)
-    ]
-    return sum(
-        true_shape(weight).numel()
-        for layer in layers or [model.get_base_model()]
-        for name, weight in layer.named_parameters()
-        if not weight.requires_grad and "parametrizations." not in name
-    )
+    tuned = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    weights = {}  # each once: PEFT wraps a module of experts once for each of its parameters
+    for layer in tuned or [model]:
+        base = layer.get_base_layer() if tuned else model.get_base_model()
+        one = getattr(layer, "parameter_name", None)
+        for name, weight in base.named_parameters():
+            frozen = not weight.requires_grad and "parametrizations." not in name
+            if frozen and one in (None, name):
+                weights[id(weight)] = true_shape(weight).numel()
+    return sum(weights.values())

@@ -1,10 +1,13 @@
-"""``python -m qpa_exp.report``: runs as tables, figures and one page for each study.
+"""``qpa-exp report``: runs as tables, figures and one page for each study.
 
-``python -m qpa_exp.report runs=outputs/studies/tiny/fig2`` reads a study, a run, or any directory
-above them; several are separated by commas, and may be patterns. ``study=fig2`` takes that study
-alone. What is read is never run. ``pages=docs/results`` writes each study's page there, too, and
-without ``runs`` draws all pages again from the runs that are kept there. ``counts=true`` prints the
-paper's parameter counts beside ours.
+The same: ``python -m qpa_exp.report``. What is read is never run.
+
+Examples:
+  qpa-exp report runs=outputs/studies/tiny/fig2           a study
+  qpa-exp report runs=outputs/runs                        every run below a directory
+  qpa-exp report "runs=outputs/runs/lora-*,other" out=there   patterns, and several places
+  qpa-exp report pages=docs/results                       every page there, drawn again
+  qpa-exp report counts=true                              the paper's parameter counts and ours
 """
 
 from __future__ import annotations
@@ -13,22 +16,20 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpa_exp.cli import parse_options, run_command
+from qpa_exp.cli import option, options_page, parse_options, run_command
 from qpa_exp.errors import InputError
 from qpa_exp.files import typed_path
-from qpa_exp.report.collect import collect
-from qpa_exp.report.page import write_report
 
 
 @dataclass
 class ReportOptions:
     """What the command takes."""
 
-    runs: str | None = None
-    study: str | None = None
-    out: str = "outputs/reports"
-    pages: str | None = None
-    counts: bool = False
+    runs: str | None = option("a study, a run, or a directory above them; a,b for several", None)
+    study: str | None = option("this study alone", None)
+    out: str = option("where the reports go", "outputs/reports")
+    pages: str | None = option("write each study's page there, too; alone: redraw them all", None)
+    counts: bool = option("print the paper's parameter counts beside ours, and stop", False)
 
 
 def main(arguments: list[str]) -> None:
@@ -66,6 +67,9 @@ def report(places: list[str], study: str | None, out: Path, pages: Path | None =
     Raises:
         InputError: a place that does not exist, or nothing complete in any of them.
     """
+    from qpa_exp.report.collect import collect
+    from qpa_exp.report.page import write_report
+
     options = [f"runs={','.join(places)}", *([f"study={study}"] if study else []), f"out={out}"]
     command = shlex.join(["python", "-m", "qpa_exp.report", *options])
     written = 0
@@ -88,4 +92,4 @@ def report(places: list[str], study: str | None, out: Path, pages: Path | None =
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, lambda: options_page(__doc__, ReportOptions))
