@@ -95,7 +95,7 @@ def with_values(config: Config, overrides: Sequence[str]) -> Config:
     overrides = as_typed(overrides)
     refuse_interpolations(overrides)
     for override in overrides:
-        _check_key(override)
+        check_key(override)
         if not _VALUE.match(override):
             raise InputError(
                 f"{override} cannot change when a run goes on: give single keys that may, "

@@ -500,7 +500,7 @@ def train_adapter_only(model: PeftModel, mode: bool) -> None:
 
 def target_params(model: PeftModel) -> int:
     """Weights and biases of the targeted layers; of the whole model where none is by name."""
-    tuned = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    tuned: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
     weights = {}  # each once: PEFT wraps a module of experts once for each of its parameters
     for layer in tuned or [model]:
         base = layer.get_base_layer() if tuned else model.get_base_model()
