@@ -16,7 +16,7 @@ from qpa_exp.cli import run_command
 from qpa_exp.errors import InputError
 from qpa_exp.script import COMMANDS, module_of
 
-_TAKE_A_CONFIG = ("train", "plan", "reproduce")
+_TAKE_A_CONFIG = ("train", "plan", "score", "reproduce")
 
 
 def main(arguments: list[str]) -> None:

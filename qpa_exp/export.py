@@ -26,6 +26,7 @@ class ExportOptions:
     out: str = option("the directory to make")
     format: str = option("peft, merged or qpa", "peft")
     overwrite: bool = option("replace out where it is an export and nothing else", False)
+    base_model: str | None = option("the hub id of the language model, where it has one", None)
 
 
 def main(arguments: list[str]) -> None:
@@ -33,16 +34,17 @@ def main(arguments: list[str]) -> None:
     options = parse_options(ExportOptions, arguments)
     from qpa_exp.adapters.formats import FORMATS, export
     from qpa_exp.lm.loading import load_tokenizer
-    from qpa_exp.runs.trained import load_run, model_card
+    from qpa_exp.runs.trained import base_of, load_run, model_card
 
     out, form = typed_path(options.out), FORMATS[options.format]
     check_place(out, overwrite=options.overwrite)
     trained = load_run(typed_path(options.run))
-    card = model_card(trained.config, trained.metrics, form)
-    base = trained.config.model.base
+    base = base_of(trained.config.model, trained.metrics, form, options.base_model)
+    card = model_card(trained, form, base)
     tokenizer = load_tokenizer(trained.config.model) if form.complete else None
     export(
-        trained.model, out, options.format, base, card,
+        trained.model, out, options.format, base.name, card,
+        base_files=base.files if not form.complete else None,
         tokenizer=tokenizer, overwrite=options.overwrite,
     )  # fmt: skip
     print(f"Written to {out}")

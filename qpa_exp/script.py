@@ -17,6 +17,7 @@ from qpa_exp.errors import InputError, nearest
 COMMANDS = {
     "train": "train and test a run, continue one with resume=, or sweep with -m",
     "plan": "count what a run would train, without weights and without network",
+    "score": "measure the perplexity of a language model as it is",
     "generate": "write text with a trained run, beside its base model",
     "export": "turn a run into an adapter, a merged model or a generator file",
     "report": "draw figures and write tables of runs",

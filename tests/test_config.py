@@ -269,7 +269,7 @@ def test_the_ends_of_a_range_are_allowed(in_range, key, value):
         ("data.max_length=1e9", "a whole number"),
         ("optim.lr=fast", "a number"),
         ("qpa.anchor=maybe", "bool"),
-        ("peft.target_modules=lm_head", "list"),
+        ("peft.target_modules=3", "list"),
         ("optim.betas=0.9", "list"),
         ("qpa.activation=swish", "none, relu, gelu, tanh"),
         ("qpa.variant=other", "paper, released, tuned, random, off"),

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,9 +202,10 @@ def export(
     model: AdaptedModel,
     out: Path,
     form: str,
-    base: str,
+    base: str | None,
     card: str,
     *,
+    base_files: Path | None = None,
     tokenizer: Any = None,
     overwrite: bool = False,
 ) -> None:
@@ -213,8 +215,10 @@ def export(
         model: the trained model; it must not be used after ``merged``.
         out: the directory to make.
         form: what to write: a name of :data:`FORMATS`.
-        base: the name under which others find the language model.
+        base: the name under which others find the language model; None where it has none.
         card: the text of the model card, its ``README.md``.
+        base_files: a directory of the language model's files, to lie in :data:`BASE_FILES` beside
+            an adapter that no hub has the language model of; None for none.
         tokenizer: of transformers, to lie beside a model that is complete; None for none.
         overwrite: replace ``out`` where it is an export and holds nothing else.
 
@@ -228,6 +232,8 @@ def export(
             written.write(model, part)
             _name_base_model(part, base)
             write_text(part / "README.md", card)
+            if base_files is not None:
+                shutil.copytree(base_files, part / BASE_FILES)
             if tokenizer is not None:
                 tokenizer.save_pretrained(part)
     except (OSError, SafetensorError) as error:
@@ -259,14 +265,19 @@ def _write_merged(model: AdaptedModel, out: Path) -> None:
     merged(plain).save_pretrained(out)
 
 
+BASE_FILES = "base_model"
+"""The directory in an export that holds the language model's own files."""
+
+
 @dataclass(frozen=True)
 class Format:
     """One form that a trained model may leave in.
 
     Attributes:
         library: the library that loads it, as the hub names it.
-        use: Python that loads it; ``{base}`` stands for the language model, ``{auto}`` for
-            transformers' class of it.
+        use: Python that loads it; ``{base}`` stands for the language model, as the arguments of
+            ``from_pretrained``, and ``{auto}`` for transformers' class of it.
+        needs_us: whether it is loaded by this package, which has the bundled model.
         write: writes the files.
         complete: whether it is the whole language model, so that its tokenizer belongs to it.
     """
@@ -275,6 +286,7 @@ class Format:
     use: str
     write: Callable[[AdaptedModel, Path], None]
     complete: bool = False
+    needs_us: bool = False
 
 
 FORMATS: Registry[Format] = Registry(
@@ -308,6 +320,7 @@ from transformers import {auto}
 base = {auto}.from_pretrained({base})
 model = QPAModel.from_pretrained(base, "<this directory>")""",
             _write_generator,
+            needs_us=True,
         ),
     },
 )
@@ -325,11 +338,24 @@ def _is_pefts_own(model: PeftModel) -> bool:
     return method_name(model) in pefts_types()
 
 
-def _name_base_model(out: Path, base: str) -> None:
+def adapted_head(model: PeftModel) -> tuple[Any, bool]:
+    """The output head's own layer where the method adapts it, and whether the embedding shares it.
+
+    None where the head is as it was.
+    """
+    language_model: Any = model.get_base_model()
+    base = getattr(language_model.get_output_embeddings(), "base_layer", None)
+    embedding = language_model.get_input_embeddings()
+    return base, base is not None and base.weight is embedding.weight
+
+
+def _name_base_model(out: Path, base: str | None) -> None:
     """PEFT names the directory that the model was loaded from: it means nothing elsewhere."""
-    path = out / "adapter_config.json"
-    if not path.exists():
-        return
-    record = json.loads(path.read_text(encoding="utf-8"))
-    record["base_model_name_or_path"] = base
-    write_text(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
+    for name, within in (("adapter_config.json", ()), (CONFIG, ("peft_config",))):
+        path = out / name
+        if path.exists():
+            record = whole = json.loads(path.read_text(encoding="utf-8"))
+            for key in within:
+                record = record[key]
+            record["base_model_name_or_path"] = base
+            write_text(path, json.dumps(whole, indent=2, sort_keys=True) + "\n")

@@ -20,9 +20,11 @@ from typing import Any
 
 import pandas as pd
 
+from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.files import fits, typed_path
 from qpa_exp.generator.rules import VARIANTS, fit
+from qpa_exp.registry import dotted
 from qpa_exp.report.comparisons import validation_of
 from qpa_exp.runs.directory import (
     CONFIG,
@@ -109,7 +111,37 @@ def _collected(
     table = pd.DataFrame(rows)
     if rows:
         table = table.drop_duplicates("path").reset_index(drop=True)
+        if name == NO_STUDY:
+            table["label"] = _what_varies(table)
     return Collected(name, table, skipped, manifests)
+
+
+def _what_varies(runs: pd.DataFrame) -> pd.Series:
+    """For runs that no study has named: ``qpa.n_mlp=64``, the keys in which they differ.
+
+    A key whose values follow from those of keys before it is left out, as is the seed. Runs that
+    are all alike keep their own names.
+    """
+    keys = [key for key, _ in dotted(Config()) if key in runs and not key.startswith(_NOT_SETTINGS)]
+    options = sorted(key for key in runs if str(key).startswith("peft.options."))
+    told_apart, chosen = pd.Series("", index=runs.index), list[str]()
+    for key in [*keys, *options]:
+        with_it = told_apart + "\0" + runs[key].map(str)
+        if with_it.nunique() > told_apart.nunique():
+            told_apart, chosen = with_it, [*chosen, key]
+    if not chosen:
+        return runs["label"]
+    words = [f"{key}=" + runs[key].map(_spelled) for key in chosen]
+    return pd.concat(words, axis=1).agg(" ".join, axis=1).str[:_LONGEST]
+
+
+def _spelled(value: Any) -> str:
+    """As a person writes it for the command line."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "null"
+    if isinstance(value, bool | str):
+        return str(value).lower() if isinstance(value, bool) else value
+    return f"{value:g}"
 
 
 def _directories(places: Iterable[str]) -> list[Path]:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from qpa_exp import export, generate
+from qpa_exp.adapters.formats import FORMATS
+from qpa_exp.cli import compose_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
+from qpa_exp.lm.loading import BUNDLED
 from qpa_exp.runs import directory
 from qpa_exp.runs.train import run
-from qpa_exp.runs.trained import load_run
+from qpa_exp.runs.trained import TrainedRun, base_of, load_run
 
 Configure = Callable[..., Config]
 
@@ -33,7 +39,8 @@ def test_a_run_is_exported_and_goes_on_writing(
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert f"{metrics['perplexity']:.3f}" in card
-    assert base in card
+    assert base not in card
+    assert "`model.safetensors` with the sha256 `" in card
 
     export.main([f"run={tmp_path / 'run'}", f"out={tmp_path / 'merged'}", "format=merged"])
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
@@ -111,3 +118,85 @@ def test_what_is_trained_on_a_gguf_file_is_exported_for_its_base_model(
     assert trained.to_peft().peft_config["default"].base_model_name_or_path == "some/model"
     ids = torch.arange(1, 13)[None]
     torch.testing.assert_close(plain(ids).logits, trained(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+# --- the base model, on every kind of it ----------------------------------------------------------
+
+
+@pytest.fixture
+def bases(
+    write_gguf: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> list[str]:
+    """Overrides for one kind of base model."""
+    kind = request.param
+    if kind == "gguf":
+        file = write_gguf(tmp_path / "small.gguf")
+        return [f"model.name_or_path={tmp_path}", f"model.gguf_file={file.name}"]
+    return {"bundled": ["model=tiny"], "directory": []}[kind]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bases", ["bundled", "directory", "gguf"], indirect=True)
+def test_no_export_names_a_place_on_this_machine_and_its_card_loads_it(
+    configure: Configure, tmp_path: Path, bases: list[str]
+) -> None:
+    where = tmp_path / "run"
+    run(configure("trainer.max_steps=2", "trainer.limit_eval_batches=1", *bases), where)
+    trained = load_run(where)
+    ids = torch.arange(1, 9)[None]
+    expected = trained.model(ids).logits.detach()
+    here = [str(tmp_path), str(Path.home()), sys.prefix, str(BUNDLED["qpa_exp/tiny"].parent)]
+    here.append(trained.config.model.name_or_path if "model=tiny" not in bases else str(tmp_path))
+    for form in FORMATS:
+        out = tmp_path / form
+        export.main([f"run={where}", f"out={out}", f"format={form}"])
+        written = [file for file in out.rglob("*") if file.is_file()]
+        for file in written:
+            content = file.read_bytes()
+            found = [place for place in here if len(place) > 5 and place.encode() in content]
+            assert not found, (file, found)
+        loaded = _as_the_card_says(out, trained)
+        torch.testing.assert_close(loaded["model"].eval()(ids).logits, expected)
+        if form == "peft" and "merged" in loaded:
+            torch.testing.assert_close(
+                loaded["merged"].eval()(ids).logits, expected, atol=1e-4, rtol=1e-4
+            )
+
+
+def _as_the_card_says(out: Path, trained: TrainedRun) -> dict[str, Any]:
+    """What the card's own Python makes, with a place of this machine where it leaves one open."""
+    from qpa_exp.lm.loading import load_model
+
+    base = out.with_name("base")
+    if not base.exists():
+        load_model(trained.config.model).save_pretrained(base)
+    card = (out / "README.md").read_text()
+    names: dict[str, Any] = {}
+    for program in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
+        program = program.replace("<this directory>", str(out))
+        exec(program.replace("<the language model>", str(base)), names)
+    return names
+
+
+def test_a_hub_id_is_named_as_it_is_and_one_that_is_given_later_too() -> None:
+    hubs = compose_config(["model=gpt2"]).model
+    revision = {"model_revision": "0" * 40}
+    base = base_of(hubs, revision, FORMATS["peft"])
+    assert base.name == hubs.name_or_path
+    assert f'revision="{"0" * 40}"' in base.arguments
+    given = base_of(compose_config([]).model, {}, FORMATS["peft"], "someone/tiny")
+    assert (given.name, given.arguments) == ("someone/tiny", '"someone/tiny"')
+    with pytest.raises(InputError, match="is no hub id"):
+        base_of(hubs, revision, FORMATS["peft"], "/home/me/model")
+
+
+def test_merged_on_a_tied_head_without_what_the_card_says_the_embedding_changes(
+    make_gpt2: Callable[[], Any], batch: dict[str, Any]
+) -> None:
+    """So the card says it; where PEFT does it by itself one day, it need not."""
+    lora = LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)
+    model = get_peft_model(make_gpt2(), lora).eval()
+    expected = model(batch["input_ids"]).logits.detach()
+    with pytest.warns(UserWarning, match="tie"):
+        merged = model.merge_and_unload()
+    assert not torch.allclose(merged(batch["input_ids"]).logits, expected, atol=1e-2)
