@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from itertools import islice
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -83,13 +84,14 @@ def score(config: Config, split: str = "test") -> dict[str, float]:
     )
     data.setup()
     device = root_device(config)
-    model = task.load_model(data.tokenizer, data.corpus.class_names).to(device)
-    means, examples = Means(task).to(device), data.examples[split]
+    model: Any = task.load_model(data.tokenizer, data.corpus.class_names)
+    model, means = model.to(device), Means(task).to(device)
+    examples = data.examples[split]
     loader = data.test_dataloader() if split == "test" else data.val_dataloader()
     with torch.no_grad():
         for batch in islice(loader, config.trainer.limit_eval_batches):
-            there = {name: tensor.to(device) for name, tensor in batch.items()}
-            means.add(task.measure(model, there))  # type: ignore[arg-type]
+            there: Any = {name: tensor.to(device) for name, tensor in batch.items()}
+            means.add(task.measure(model, there))
     figures = means.take("", examples.size)
     return figures | ({"tokens": examples.size.tokens} if examples.size is not None else {})
 

@@ -123,7 +123,7 @@ def _what_varies(runs: pd.DataFrame) -> pd.Series:
     are all alike keep their own names.
     """
     keys = [key for key, _ in dotted(Config()) if key in runs and not key.startswith(_NOT_SETTINGS)]
-    options = sorted(key for key in runs if str(key).startswith("peft.options."))
+    options = sorted(key for key in map(str, runs) if key.startswith("peft.options."))
     told_apart, chosen = pd.Series("", index=runs.index), list[str]()
     for key in [*keys, *options]:
         with_it = told_apart + "\0" + runs[key].map(str)
