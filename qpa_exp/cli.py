@@ -23,7 +23,6 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from qpa_exp import __version__
 from qpa_exp.adapters.catalogue import METHODS, option_nodes, unknown_method
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError, first_line, nearest
@@ -584,7 +583,7 @@ def _answer(
         module = sys.modules[main.__module__]
         print(help_page() if help_page else module.__doc__, end="")
     elif arguments == ["--version"]:
-        print(f"qpa_exp {__version__}")
+        print(f"qpa_exp {sys.modules['qpa_exp'].__version__}")
     else:
         main(arguments)
 

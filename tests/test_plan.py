@@ -206,7 +206,7 @@ def test_an_oversized_chunk_is_warned_of(caplog):
     [
         (["peft.target_modules=[lm_hed]"], "lm_hed is no module .*lm_head"),
         (["data.max_length=1025"], r"data\.max_length=1025 .*at most 1024"),
-        (["qpa.ansatz=other"], r"qpa\.ansatz=other is unknown: give one of classical, frozen, "),
+        (["qpa.ansatz=other"], r"qpa\.ansatz=other is unknown: give one of classical, "),
     ],
 )
 def test_what_could_not_run_is_refused(overrides, sentence):
