@@ -17,9 +17,11 @@ import psutil
 import pytest
 
 from qpa_exp.__main__ import main
+from qpa_exp.config import Config
 from qpa_exp.report.collect import collect
 from qpa_exp.report.comparisons import aggregate
 from qpa_exp.runs import directory
+from qpa_exp.runs.train import run
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +89,7 @@ def here(arguments: Sequence[str], directory: Path) -> None:
 KILLED = """
 import os, signal, sys
 from qpa_exp.__main__ import main
+from qpa_exp.config import Config
 from qpa_exp.runs.module import AdapterModule
 
 proper, left = AdapterModule.on_train_batch_start, [int(os.environ["KILL_AFTER"])]
@@ -233,3 +236,45 @@ def test_a_run_on_two_devices_is_the_same_whoever_starts_its_processes(
     assert len({result["perplexity"] for result in results}) == 1
     assert {result["steps"] for result in results} == {STEPS}
     assert not list(tmp_path.rglob("failed.json"))
+
+
+PREEMPTED = """
+import os, signal, sys
+from pathlib import Path
+import submitit
+
+class Attempt(submitit.helpers.Checkpointable):
+    def __call__(self, run_dir):
+        from qpa_exp.runs.module import AdapterModule
+        from qpa_exp.sweeps.worker import attempt
+        proper, reached = AdapterModule.training_step, Path("reached")
+
+        def training_step(self, batch, batch_idx):
+            if self.global_step == 3 and not reached.exists():
+                reached.touch()
+                os.kill(os.getpid(), signal.SIGUSR2)  # as SLURM preempts a job of submitit's
+            return proper(self, batch, batch_idx)
+
+        AdapterModule.training_step = training_step
+        attempt(Path(run_dir))
+
+executor = submitit.LocalExecutor("jobs")
+executor.update_parameters(timeout_min=5)
+executor.submit(Attempt(), sys.argv[1]).result()
+"""
+
+
+@pytest.mark.long
+def test_a_job_that_submitit_starts_again_goes_on_with_its_run(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    short = ("trainer.max_steps=4", "trainer.checkpoint_every_n_steps=2", "peft.lora_dropout=0.1")
+    whole = run(configure(*short), tmp_path / "whole")
+    directory.claim(tmp_path / "run", configure(*short))
+    done = finish(start(["run"], tmp_path, ["-c", PREEMPTED]))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "reached").exists()
+    again = directory.read_metrics(tmp_path / "run") or {}
+    assert (again["steps"], again["perplexity"]) == (4, whole["perplexity"])
+    assert len(list((tmp_path / "run" / "csv").iterdir())) == 2
+    assert not (tmp_path / "run" / "failed.json").exists()
