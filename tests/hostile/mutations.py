@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ _VALUES = st.one_of(
 _NO_FILES = [
     b"", b"\0", b"null", b"[]", b"{}", b"1", b'"text"', b"NaN", b"1" * 5000, b"[" * 10_000,
     b'{"a":' * 10_000, b'{"a":1,"a":2}', b"\xff\xfe{\x00}\x00", b"\xef\xbb\xbf{}", b"{" + b" " * 99,
+    b"---\n---\n", b"&a [*a]", b"- " * 5000, b"a: " * 5000, b"x" * 2**20,
 ]  # fmt: skip
 
 
@@ -42,8 +44,8 @@ def places(value: Any) -> list[tuple[Any, ...]]:
     return [(key, *rest) for key, item in inside for rest in [(), *places(item)]]
 
 
-def changed(valid: Any, place: tuple[Any, ...], how: str, value: Any) -> bytes:
-    """The valid file with one node replaced, taken away, or given a companion."""
+def changed(valid: Any, place: tuple[Any, ...], how: str, value: Any) -> Any:
+    """The valid data with one node replaced, taken away, or given a companion."""
     record = copy.deepcopy(valid)
     owner = record
     for key in place[:-1]:
@@ -56,16 +58,26 @@ def changed(valid: Any, place: tuple[Any, ...], how: str, value: Any) -> bytes:
         owner["added"] = value
     else:
         owner.append(value)
-    return json.dumps(record).encode()
+    return record
 
 
-def json_files(valid: Any) -> st.SearchStrategy[bytes]:
-    """What may lie in the place of this JSON file."""
-    whole = json.dumps(valid).encode()
+def in_json(value: Any) -> bytes:
+    """As a JSON file has it."""
+    return json.dumps(value).encode()
+
+
+def files_like(valid: Any, write: Callable[[Any], bytes] = in_json) -> st.SearchStrategy[bytes]:
+    """What a crash, an editor or an enemy may leave in the place of a file of this data."""
+    whole = write(valid)
     how = st.sampled_from(["replace", "replace", "replace", "remove", "add"])
+    spoilt = st.builds(changed, st.just(valid), st.sampled_from(places(valid)), how, _VALUES)
     return st.one_of(
         st.sampled_from(_NO_FILES),
         st.binary(max_size=64),
         st.integers(0, len(whole) - 1).map(lambda length: whole[:length]),
-        *[st.builds(changed, st.just(valid), st.sampled_from(places(valid)), how, _VALUES)] * 5,
-    )
+        st.builds(
+            lambda at, more: whole[:at] + more + whole[at + 3 :],
+            st.integers(0, len(whole)), st.binary(min_size=1, max_size=9),
+        ),
+        *[spoilt.map(write)] * 5,
+    )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -10,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mutations import files_like
 
 from qpa_exp import export, generate
 from qpa_exp.__main__ import main as train
@@ -20,38 +21,10 @@ from qpa_exp.report import __main__ as report
 from qpa_exp.report.collect import collect
 from qpa_exp.runs import directory
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)  # fmt: skip
-EXTREME = [
-    b"", b"\0", b"\xff\xfe\0", b"null", b"[]", b"{}", b"1", b'""', b"[" * 10_000, b'{"a":' * 10_000,
-    b"9" * 10_000, b"NaN", b"Infinity", b"---\n---\n", b"&a [*a]", b"- " * 5000, b"a: " * 5000,
-    b"x" * 2**20,
-]  # fmt: skip
 
-
-@st.composite
-def spoilt(draw: st.DrawFn, whole: bytes) -> bytes:
-    """The content of a file as a crash, an editor or an enemy may leave it."""
-    kind = draw(st.sampled_from(["extreme", "cut", "bytes", "value", "key"]))
-    if kind == "extreme":
-        return draw(st.sampled_from(EXTREME))
-    if kind == "cut":
-        return whole[: draw(st.integers(0, len(whole)))]
-    if kind == "bytes":
-        at = draw(st.integers(0, len(whole)))
-        return whole[:at] + draw(st.binary(min_size=1, max_size=9)) + whole[at + 3 :]
-    lines = whole.decode().splitlines()
-    at = draw(st.integers(0, len(lines) - 1))
-    key, colon, _ = lines[at].partition(":")
-    new = json.dumps(draw(JSON))
-    lines[at] = f"{key}: {new}," if kind == "value" and colon else f'"{new[:9]}": 1,'
-    if not whole.startswith(b"{"):
-        lines[at] = lines[at].rstrip(",")
-    return "\n".join(lines).encode()
+def in_yaml(value: Any) -> bytes:
+    """As a run writes its config."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode(errors="replace")
 
 
 def with_spoilt_config(home: Path, whole_run: Path, data: st.DataObject) -> Path:
@@ -59,7 +32,8 @@ def with_spoilt_config(home: Path, whole_run: Path, data: st.DataObject) -> Path
     run = home / "desk" / "out" / "run"
     if not run.exists():
         shutil.copytree(whole_run, run)
-    (run / "config.yaml").write_bytes(data.draw(spoilt((whole_run / "config.yaml").read_bytes())))
+    valid = yaml.safe_load((whole_run / "config.yaml").read_text())
+    (run / "config.yaml").write_bytes(data.draw(files_like(valid, in_yaml)))
     return run
 
 

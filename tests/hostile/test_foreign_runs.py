@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -12,23 +11,19 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mutations import files_like, in_json
 
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.runs import directory, train
 
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=6,
+RECORD = {
+    "status": "complete", "error": "x", "cache": "disk", "perplexity": 1.0, "train_seconds": 1.0,
+    "job": "1",
+}  # fmt: skip
+garbage = files_like(RECORD) | st.builds(
+    lambda status: in_json({**RECORD, "status": status}), st.sampled_from(["diverged", "new", ""])
 )
-words = st.sampled_from(["complete", "diverged", "new", "", "disk"])
-records = st.dictionaries(
-    st.sampled_from(["status", "error", "cache", "perplexity", "train_seconds", "job"]),
-    words | values,
-).map(lambda value: json.dumps(value).encode())
-nested = st.integers(1, 100_000).map(lambda depth: b"[" * depth)
-garbage = records | values.map(lambda v: json.dumps(v).encode()) | st.binary(max_size=60) | nested
 cells = st.text(max_size=8) | st.integers().map(str) | st.floats().map(str) | st.just("9" * 5000)
 curves = (
     st.lists(st.lists(cells, max_size=4).map(",".join), max_size=5).map(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutations import SECRET, json_files
+from mutations import SECRET, files_like
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -98,14 +98,14 @@ def test_what_is_valid_is_loaded(lay):
 @EXAMPLES
 @given(data=st.data())
 def test_a_generators_config(lay, data):
-    content = data.draw(json_files(json.loads(SAVED["generator"][CONFIG])))
+    content = data.draw(files_like(json.loads(SAVED["generator"][CONFIG])))
     attempt(lambda: load_generator(lay("generator", CONFIG, content)))
 
 
 @EXAMPLES
 @given(data=st.data())
 def test_an_adapters_config(lay, data):
-    content = data.draw(json_files(json.loads(SAVED["adapter"][ADAPTER])))
+    content = data.draw(files_like(json.loads(SAVED["adapter"][ADAPTER])))
     attempt(lambda: load_adapter(lay("adapter", ADAPTER, content)))
 
 

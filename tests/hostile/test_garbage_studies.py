@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutations import SECRET, json_files
+from mutations import SECRET, files_like
 
 from qpa_exp.cli import compose_config
 from qpa_exp.errors import InputError
@@ -90,7 +90,7 @@ def attempt(call: Callable[[], Any]) -> Any:
 @given(data=st.data())
 def test_a_studys_record(home, data):
     path = home / "study" / MANIFEST
-    path.write_bytes(data.draw(json_files(STUDY)))
+    path.write_bytes(data.draw(files_like(STUDY)))
     if manifest := attempt(lambda: read_manifest(path.parent)):
         assert "/" not in manifest.study + manifest.scale
         attempt(lambda: collect([str(path.parent)]))
@@ -99,7 +99,7 @@ def test_a_studys_record(home, data):
 @EXAMPLES
 @given(data=st.data())
 def test_a_runs_figures(home, data):
-    (home / "bad" / METRICS).write_bytes(data.draw(json_files(FIGURES)))
+    (home / "bad" / METRICS).write_bytes(data.draw(files_like(FIGURES)))
     (collected,) = collect([str(home / "bad")])
     assert len(collected.runs) + len(collected.skipped) == 1
     assert SECRET not in str(collected)
