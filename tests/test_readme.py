@@ -30,6 +30,7 @@ TINY = str(BUNDLED["qpa_exp/tiny"])
 # What a reader fills in, and what stands for it here. A place in <> that is not named is a
 # directory with a text file for each split.
 FILLED_IN = {
+    "<run> trainer.max_epochs=8": "run trainer.max_steps=3",
     "<run>": "run",
     "run=outputs/notes": "run=run",
     "runs=outputs/notes": "runs=run",
@@ -58,6 +59,8 @@ ELSEWHERE = {
     "python -m qpa_exp.benchmark": "tests/benchmarks",
     "python -m qpa_exp.dashboard": "needs a W&B account",
     "python -P -m qpa_exp": "the same with a flag of Python's",
+    "python -m qpa_exp trainer=ddp": "tests/runs/test_command.py",
+    "python -m qpa_exp -m seed=1,2,3 trainer=ddp": "tests/sweeps/test_processes.py",
     ". .venv/bin/activate": "the shell's",
     "wandb ": "W&B's", "tensorboard ": "TensorBoard's",
 }  # fmt: skip
