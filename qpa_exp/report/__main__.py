@@ -67,15 +67,15 @@ def report(places: list[str], study: str | None, out: Path, pages: Path | None =
     Raises:
         InputError: a place that does not exist, or nothing complete in any of them.
     """
-    from qpa_exp.report.collect import collect
+    from qpa_exp.report.collect import collect, left_out
     from qpa_exp.report.page import write_report
 
     options = [f"runs={','.join(places)}", *([f"study={study}"] if study else []), f"out={out}"]
     command = shlex.join(["python", "-m", "qpa_exp.report", *options])
     written = 0
     for collected in collect(places, study):
-        for item in collected.skipped:
-            print(f"left out: {item.why}")
+        for why in left_out(collected.skipped):
+            print(f"left out: {why}")
         if collected.runs.empty:
             print(f"{collected.study}: no complete run: nothing is written.")
             continue

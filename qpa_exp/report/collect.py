@@ -48,10 +48,25 @@ _NOT_SETTINGS = ("logger.", "trainer.progress_bar", "resume", *SEEDS)
 
 @dataclass(frozen=True)
 class Skipped:
-    """A directory that is left out, and why, as the end of a sentence."""
+    """A directory that is left out, and why, as the end of a sentence.
+
+    Attributes:
+        pending: whether it is a run of a study that is not complete yet.
+    """
 
     path: Path
     why: str
+    pending: bool = False
+
+
+def left_out(skipped: Sequence[Skipped]) -> list[str]:
+    """A sentence for each; one for all runs of a study that are not complete yet."""
+    pending = sum(item.pending for item in skipped)
+    words = [item.why for item in skipped if not item.pending]
+    if pending:
+        many = f"{pending} planned run is" if pending == 1 else f"{pending} planned runs are"
+        words.append(f"{many} not complete yet.")
+    return words
 
 
 @dataclass(frozen=True)
@@ -93,7 +108,12 @@ def collect(places: Iterable[str], study: str | None = None) -> list[Collected]:
                 try:
                     rows.append(_row(run, manifest))
                 except InputError as error:
-                    skipped.append(Skipped(run["path"], str(error)))
+                    path: Path = run["path"]
+                    waits = not (path / METRICS).exists() and (
+                        not path.exists() or state_of(path) is State.interrupted
+                    )
+                    pending = manifest is not None and waits
+                    skipped.append(Skipped(path, str(error), pending))
                 except OSError as error:
                     why = f"{str(run['path'])[:200]} cannot be read: {error.strerror}."
                     skipped.append(Skipped(run["path"], why))

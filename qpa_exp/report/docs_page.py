@@ -20,7 +20,7 @@ import pandas as pd
 
 from qpa_exp.errors import InputError
 from qpa_exp.files import MIB, plain_name, read_plain, typed, whole_file, write_text
-from qpa_exp.report.collect import Collected
+from qpa_exp.report.collect import Collected, left_out
 from qpa_exp.report.comparisons import comparisons
 from qpa_exp.report.page import (
     figures_of,
@@ -81,10 +81,10 @@ def write_pages(collected: Collected, docs: Path) -> list[Path]:
     for manifest in collected.manifests:
         runs = collected.runs[collected.runs["scale"] == manifest.scale].reset_index(drop=True)
         if not runs.empty:
-            left_out = [f"Left out: {_of_no_place(item.why)}" for item in collected.skipped]
+            missing = [f"Left out: {_of_no_place(why)}" for why in left_out(collected.skipped)]
             command = _of_no_place(_NOT_SHOWN.sub("", manifest.command))
             manifest = dataclasses.replace(
-                manifest, notes=[*manifest.notes, *left_out], command=command
+                manifest, notes=[*manifest.notes, *missing], command=command
             )
             one = dataclasses.replace(collected, runs=runs, manifests=[manifest])
             saved = _saved(manifest, runs)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qpa_exp.errors import InputError
-from qpa_exp.report.collect import collect
+from qpa_exp.report.collect import collect, left_out
 from qpa_exp.runs import directory
 
 MakeRun = Callable[..., Path]
@@ -139,3 +139,18 @@ def test_damaged_curves_do_not_cost_the_run(make_run: MakeRun, tmp_path: Path) -
     (collected,) = collect([str(tmp_path)])
     assert collected.runs["validation_perplexity"].isna().all()
     assert json.loads((run / directory.METRICS).read_text())["perplexity"] == 100.0
+
+
+def test_runs_of_a_study_that_are_not_complete_yet_are_one_sentence(
+    make_run: Callable[..., Path], make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    done, damaged, begun = (make_run(tmp_path / name) for name in ("done", "damaged", "begun"))
+    (damaged / "metrics.json").write_text("no figures")
+    (begun / "metrics.json").unlink()
+    planned = [tmp_path / "planned" / str(n) for n in range(3)]
+    make_study(tmp_path / "study", [done, damaged, begun, *planned])
+    (collected,) = collect([str(tmp_path / "study")])
+    assert len(collected.runs) == 1
+    damage, waiting = left_out(collected.skipped)
+    assert "damaged" in damage
+    assert waiting == "4 planned runs are not complete yet."
