@@ -330,7 +330,7 @@ model = QPAModel.from_pretrained(base, "<this directory>")""",
 def _as_pefts(model: PeftModel) -> PeftModel:
     """The same update as a method that PEFT has, where one of our own knows of one."""
     name = method_name(model).removeprefix("qpa_")
-    own = METHODS.own[name] if name in METHODS.own else None
+    own = METHODS.own[name] if name in METHODS.own else None  # noqa: SIM401
     return model if own is None or own.as_pefts is None else own.as_pefts(model)
 
 
