@@ -110,7 +110,7 @@ def collect(places: Iterable[str], study: str | None = None) -> list[Collected]:
                 except InputError as error:
                     path: Path = run["path"]
                     waits = not (path / METRICS).exists() and (
-                        not path.exists() or state_of(path) is State.interrupted
+                        not (path / CONFIG).exists() or state_of(path) is State.interrupted
                     )
                     pending = manifest is not None and waits
                     skipped.append(Skipped(path, str(error), pending))
