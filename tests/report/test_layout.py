@@ -34,7 +34,7 @@ def rows(
     for name, overrides in made.items():
         write_a_run(place / name, *overrides, validation=150.0)
     (collected,) = collect([str(place)])
-    return {row["label"]: row for row in collected.runs.to_dict("records")}
+    return {Path(row["path"]).name: row for row in collected.runs.to_dict("records")}
 
 
 @st.composite
