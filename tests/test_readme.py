@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from qpa_exp.cli import compose_config
 from qpa_exp.lm.loading import BUNDLED
@@ -51,6 +52,12 @@ SHORTER = {
 NEEDS_A_DOWNLOAD = re.compile(
     r"model=(gpt2|gemma)|model\.gguf_file|experiment=|data=(wikitext2|ptb)(?!.*data\.path)"
 )
+# The data sets that a page's Python takes as the reader's own.
+ROWS = [list(range(first, first + 8)) for first in range(4, 12)]
+BROUGHT = {
+    "data": Dataset.from_dict({"input_ids": ROWS, "labels": ROWS}),
+    "pairs": Dataset.from_list([{"prompt": "a", "completion": " b c"}] * 8),
+}
 HUB = r"(?:HuggingFaceTB|openai-community)/[\w.-]+"
 # What is tried elsewhere, or is another program's.
 ELSEWHERE = {
@@ -191,7 +198,8 @@ def test_the_python_of_a_page_runs(page: Path, desk: Path, monkeypatch: pytest.M
     monkeypatch.chdir(desk)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        exec(compile(re.sub(HUB, TINY, program), name_of(page), "exec"), {"__name__": "page"})
+        space = {"__name__": "page", **BROUGHT}
+        exec(compile(re.sub(HUB, TINY, program), name_of(page), "exec"), space)
 
 
 @pytest.mark.slow

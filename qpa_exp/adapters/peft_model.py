@@ -337,6 +337,8 @@ def check_targets(model: nn.Module, config: PeftConfig) -> None:
     """Refuse a target that names no module, with the nearest that do."""
     targets = getattr(config, "target_modules", None)
     names = [name for name, _ in model.named_modules() if name]
+    if config.peft_type == PeftType.ADAPTION_PROMPT and isinstance(targets, str):
+        targets = [targets]  # the last part of names, which PEFT itself fills in
     if isinstance(targets, str):
         _check_pattern(targets, model, names)
         return

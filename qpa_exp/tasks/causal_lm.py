@@ -10,7 +10,6 @@ from qpa_exp.adapters.catalogue import virtual_tokens
 from qpa_exp.config import Config
 from qpa_exp.data.corpus import CORPORA
 from qpa_exp.errors import InputError
-from qpa_exp.lm.losses import IGNORED, token_losses
 from qpa_exp.task import Measured, Metric, Task
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ class CausalLM(Task):
 
     def token_losses(self, model: AdaptedModel, batch: Batch) -> TokenLosses:
         """The loss of every prediction of a batch."""
+        from qpa_exp.lm.losses import token_losses
+
         ids = batch["input_ids"]
         with self.stopwatch.section("backbone", ids.device):
             logits = model(input_ids=ids, use_cache=False, **attended(batch)).logits
@@ -61,6 +62,8 @@ class CausalLM(Task):
 
     def scored(self, batch: Batch) -> Tensor:
         """Which tokens the loss predicts, (b, t) bool."""
+        from qpa_exp.lm.losses import IGNORED
+
         found = (batch["labels"] != IGNORED) | self.padded
         found[:, 0] = False  # nothing comes before it to predict it from
         return found

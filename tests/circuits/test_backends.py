@@ -15,7 +15,7 @@ from qpa_exp.circuits.recorded_devices import NOISES, noise_model, restrict
 from qpa_exp.circuits.simulator import make_simulator
 from qpa_exp.errors import InputError
 
-ANSATZ = ["ry", "rx", "rx_rz", "ry_rz", "product", "of_a_user"]
+ANSATZ = ["ry", "rx", "rx_rz", "ry_rz", "product", "distributed", "of_a_user"]
 TOLERANCE = {"torchquantum": 1e-6}  # complex64
 EXACT = [name for name in BACKENDS if not BACKENDS[name].samples]
 NOISE = {name: device for name, device in NOISES.items() if device is not None}
