@@ -23,6 +23,7 @@ from datasets import Dataset
 
 from qpa_exp.cli import compose_config
 from qpa_exp.lm.loading import BUNDLED
+from qpa_exp.script import main as qpa_exp_script
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -40,6 +41,12 @@ FILLED_IN = {
     "<a text file or a directory>": "notes.txt",
     "<a CSV, JSON-lines or parquet file>": "labelled.csv",
     "<a hub id or directory>": TINY,
+    "<model>": TINY,
+    "<file>": "notes.txt",
+    "<hub id>": "owner/name",
+    "data/wikitext-2": "texts",
+    "data/ptb": "texts",
+    'eval "$(qpa-exp -sc install=bash)"': "qpa-exp -sc install=bash",
 }
 # A run is cut short like this.
 SHORT = ["trainer.max_steps=2", "trainer.limit_eval_batches=1", "trainer.progress_bar=false"]
@@ -47,6 +54,7 @@ SHORTER = {
     "optim=cobyla": "optim.max_evaluations=50",
     "sweep=": "hydra.sweeper.only_plan=true",  # make reproduce-all SCALE=smoke runs them all
     "qpa_exp.reproduce": "hydra.sweeper.only_plan=true",
+    "data.path=chats.jsonl show=data": "data.chat_template=chat.jinja",  # the tiny model has none
 }
 # Of a command that needs a download the config is composed, and a Python block takes this model.
 NEEDS_A_DOWNLOAD = re.compile(
@@ -69,6 +77,8 @@ ELSEWHERE = {
     "python -P -m qpa_exp": "the same with a flag of Python's",
     "python -m qpa_exp trainer=ddp": "tests/runs/test_command.py",
     "python -m qpa_exp -m seed=1,2,3 trainer=ddp": "tests/sweeps/test_processes.py",
+    "python -m qpa_exp.report runs=outputs/studies/tiny pages=": "tests/report/test_docs_page.py",
+    "python -m qpa_exp.report pages=": "tests/report/test_docs_page.py",
     ". .venv/bin/activate": "the shell's",
     "wandb ": "W&B's", "tensorboard ": "TensorBoard's",
 }  # fmt: skip
@@ -116,7 +126,8 @@ def test_the_page_of_the_config_is_that_of_the_code() -> None:
 
 
 def test_every_command_is_one_that_is_tried() -> None:
-    assert [c for c in HERE if not c.startswith("python -m qpa_exp")] == []
+    ours = ("python -m qpa_exp", "qpa-exp ")
+    assert [c for c in HERE if not filled_in(c).startswith(ours)] == []
     assert MAKE
     assert HERE
 
@@ -141,6 +152,19 @@ def python(arguments: list[str], cwd: Path) -> None:
             assert not ended.code  # noqa: PT017
 
 
+def started(command: str) -> list[str]:
+    """The module and the arguments that a command starts; none where qpa-exp answers itself."""
+    words = shlex.split(command)
+    if words[0] == "qpa-exp":
+        becomes: list[list[str]] = [[]]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", words)
+            patch.setattr("os.execv", lambda _, arguments: becomes.append(arguments[1:]))
+            qpa_exp_script()
+        words = becomes[-1]
+    return words[words.index("-m") + 1 :] if words else []
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with what stands for a reader's own things: a run, texts, labelled texts."""
@@ -149,6 +173,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [f"line {i} of two classes,{'odd' if i % 2 else 'even'}" for i in range(80)]
     (place / "labelled.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
     shutil.copy(ROOT / "LICENSE", place / "notes.txt")
+    turns = [{"role": "user", "content": "Odd?"}, {"role": "assistant", "content": "It is."}]
+    chats = 40 * (json.dumps({"messages": turns}) + "\n")
+    (place / "chats.jsonl").write_text(chats, encoding="utf-8")
+    template = blocks(ROOT / "docs" / "how-to" / "your_data.md", "jinja")[0]
+    (place / "chat.jinja").write_text(template, encoding="utf-8")
     (place / "texts").mkdir()
     for split in ("train", "validation", "test"):
         text = (ROOT / "LICENSE").read_text(encoding="utf-8")
@@ -173,7 +202,9 @@ def filled_in(text: str) -> str:
 @pytest.mark.parametrize("command", HERE)
 def test_the_command_runs(command: str, desk: Path) -> None:
     command = filled_in(command)
-    _, _, module, *arguments = shlex.split(command)
+    if not (words := started(command)):
+        return
+    module, *arguments = words
     if module == "qpa_exp" and NEEDS_A_DOWNLOAD.search(command) and "sweep=" not in command:
         compose_config([a for a in arguments if a != "-m"])
         return
