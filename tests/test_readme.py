@@ -46,6 +46,7 @@ FILLED_IN = {
     "<hub id>": "owner/name",
     "data/wikitext-2": "texts",
     "data/ptb": "texts",
+    "data.path=wikitext-2": "data.path=texts",
     'eval "$(qpa-exp -sc install=bash)"': "qpa-exp -sc install=bash",
 }
 # A run is cut short like this.
