@@ -54,6 +54,8 @@ SHORT = ["trainer.max_steps=2", "trainer.limit_eval_batches=1", "trainer.progres
 SHORTER = {
     "optim=cobyla": "optim.max_evaluations=50",
     "sweep=": "hydra.sweeper.only_plan=true",  # make reproduce-all SCALE=smoke runs them all
+    "seed=1,2,3": "hydra.sweeper.only_plan=true",  # tests/sweeps runs some
+    "optim.lr=0.01,0.03,0.1": "hydra.sweeper.only_plan=true",
     "qpa_exp.reproduce": "hydra.sweeper.only_plan=true",
     "data.path=chats.jsonl show=data": "data.chat_template=chat.jinja",  # the tiny model has none
 }
@@ -210,8 +212,8 @@ def test_the_command_runs(command: str, desk: Path) -> None:
         compose_config([a for a in arguments if a != "-m"])
         return
     trains = module in ("qpa_exp", "qpa_exp.reproduce") and "resume=" not in command
-    more = [given for word, given in SHORTER.items() if word in command]
-    python([module, *arguments, *(SHORT + more if trains else more)], desk)
+    more = {given for word, given in SHORTER.items() if word in command and given not in command}
+    python([module, *arguments, *(SHORT if trains else []), *more], desk)
 
 
 @pytest.mark.slow
