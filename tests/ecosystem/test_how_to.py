@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from outputs import logits
+from model_logits import logits
 
 from qpa_exp.lm.loading import BUNDLED
 

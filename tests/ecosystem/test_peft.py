@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import HfApi
-from outputs import logits
+from model_logits import logits
 from peft import PeftModel, get_peft_model
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import AutoModelForCausalLM, pipeline

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from outputs import logits
+from model_logits import logits
 from peft import PeftModel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -108,7 +108,7 @@ _TWO = """
 import sys, torch
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from outputs import logits
+from model_logits import logits
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments

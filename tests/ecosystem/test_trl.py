@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from outputs import logits
+from model_logits import logits
 from peft import PeftModel
 
 from qpa_exp import QPAConfig, QPALoraConfig, QPAModel
