@@ -19,7 +19,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
 
 from qpa_exp.cli import compose_config
 from qpa_exp.lm.loading import BUNDLED
@@ -63,12 +62,6 @@ SHORTER = {
 NEEDS_A_DOWNLOAD = re.compile(
     r"model=(gpt2|gemma)|model\.gguf_file|experiment=|data=(wikitext2|ptb)(?!.*data\.path)"
 )
-# The data sets that a page's Python takes as the reader's own.
-ROWS = [list(range(first, first + 8)) for first in range(4, 12)]
-BROUGHT = {
-    "data": Dataset.from_dict({"input_ids": ROWS, "labels": ROWS}),
-    "pairs": Dataset.from_list([{"prompt": "a", "completion": " b c"}] * 8),
-}
 HUB = r"(?:HuggingFaceTB|openai-community)/[\w.-]+"
 # What is tried elsewhere, or is another program's.
 ELSEWHERE = {
@@ -102,9 +95,10 @@ def commands(page: Path) -> list[str]:
 EVERY = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 MAKE = [c for c in EVERY if c.startswith("make ")]
 HERE = [c for c in EVERY if c not in MAKE and not c.startswith(tuple(ELSEWHERE))]
-WITH_PYTHON = [  # CONTRIBUTING's blocks are files, which tests/test_contributing.py writes
-    page for page in PAGES if blocks(page, "python") and page.name != "CONTRIBUTING.md"
-]
+# CONTRIBUTING's blocks are files, which tests/test_contributing.py writes; the other page's are run
+# by tests/ecosystem/test_how_to.py, which brings data and looks at what they leave.
+OWN_TEST = ("CONTRIBUTING.md", "hugging_face.md")
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page.name not in OWN_TEST]
 
 
 def name_of(page: Path) -> str:
@@ -232,7 +226,7 @@ def test_the_python_of_a_page_runs(page: Path, desk: Path, monkeypatch: pytest.M
     monkeypatch.chdir(desk)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        space = {"__name__": "page", **BROUGHT}
+        space = {"__name__": "page"}
         exec(compile(re.sub(HUB, TINY, program), name_of(page), "exec"), space)
 
 

@@ -216,13 +216,14 @@ def compare(runs: pd.DataFrame, first: pd.Series, second: pd.Series, metric: Met
         second,
         metric,
         share=float(second["trainable_params"] / first["trainable_params"]),
-        change=_percent(change),
-        low=_percent(change - half),
-        high=_percent(change + half),
+        change=percent(change),
+        low=percent(change - half),
+        high=percent(change + half),
         n=(len(one), len(two)),
         paired=paired,
     )
 
 
-def _percent(logarithm: float) -> float:
+def percent(logarithm: float) -> float:
+    """The change in percent of which this is the logarithm."""
     return 100 * math.expm1(min(logarithm, 700.0))  # a double ends soon after

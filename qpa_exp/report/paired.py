@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from qpa_exp.report.comparisons import has_trained_circuit, is_generated, ranked_by
+from qpa_exp.report.comparisons import has_trained_circuit, is_generated, percent, ranked_by
 
 CIRCUIT = ("qpa.ansatz", "qpa.n_layers", "qpa.variant")
 """The keys in which a trained circuit and its control may differ; all others are equal."""
@@ -77,13 +77,13 @@ def paired_test(trained: pd.Series, control: pd.Series) -> PairedTest | None:
     statistic = abs(mean) / error if error else math.inf
     return PairedTest(
         n=n,
-        change=_percent(mean),
-        low=_percent(mean - half),
-        high=_percent(mean + half),
+        change=percent(mean),
+        low=percent(mean - half),
+        high=percent(mean + half),
         p=float(2 * stats.t.sf(statistic, n - 1)) if mean else 1.0,
         effect=mean / sd * (1 - 3 / (4 * n - 5)) if sd else math.nan,
-        equal_within=max(_percent(mean + one_sided), -_percent(mean - one_sided)),
-        detectable=_percent(sd * smallest_effect(n)),
+        equal_within=max(percent(mean + one_sided), -percent(mean - one_sided)),
+        detectable=percent(sd * smallest_effect(n)),
     )
 
 
@@ -155,7 +155,3 @@ def verdict(test: PairedTest, p: float, *, smaller_is_better: bool = True) -> st
         return f"no difference seen; equal within {test.equal_within:.2g} %"
     worse = (test.change > 0) == smaller_is_better
     return f"the control is {'worse' if worse else 'better'} by {abs(test.change):.2g} %"
-
-
-def _percent(logarithm: float) -> float:
-    return 100 * math.expm1(min(logarithm, 700.0))

@@ -15,7 +15,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from saved_weights import same
 
 from qpa_exp.cli import compose_config
 from qpa_exp.config import Config
@@ -49,16 +49,6 @@ def rising(
         "trainer.checkpoint_every_n_steps=3", "trainer.validate_every_n_steps=2",
         "peft.lora_dropout=0.2", "qpa=off", "qpa.n_mlp=null", *more,
     )  # fmt: skip
-
-
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    (file,) = run_dir.glob("*/*.safetensors")
-    return load_file(file)
-
-
-def same(one: Path, other: Path) -> bool:
-    a, b = weights(one), weights(other)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("qpa", ["off", pytest.param("tuned", marks=pytest.mark.long)])

@@ -8,8 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from saved_weights import same, weights
 
 from qpa_exp.__main__ import main, planned_directory
 from qpa_exp.config import Config
@@ -26,16 +25,6 @@ BRIEF = (
     "optim.schedule=constant", "peft.lora_dropout=0.2", "trainer.limit_eval_batches=1",
     "data.batch_size=16",
 )  # fmt: skip
-
-
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    (file,) = run_dir.glob("*/*.safetensors")
-    return load_file(file)
-
-
-def same(one: Path, other: Path) -> bool:
-    a, b = weights(one), weights(other)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def with_trainer(config: Config, **changed: object) -> Config:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from saved_weights import weights
 
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
@@ -47,10 +47,6 @@ def whole(configure: Configure, _made: Path) -> Path:
     if not (_made / "metrics.json").exists():
         run(configure(*SHORT), _made)
     return _made
-
-
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return load_file(run_dir / "generator" / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize(
