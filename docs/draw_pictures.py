@@ -272,13 +272,13 @@ def _vector_and_tensors(chunks: np.ndarray) -> list[str]:
 def qpa() -> str:
     """What is trained, what is frozen, and where the gradient goes."""
     boxes = [
-        (12, 128, "tint", "qpa", "circuit", ("N qubits, L layers", "soft"), ("angles θ", "qpa")),
-        (174, 138, "box", "soft", "a code a chunk", ("bits of state i,", "soft"),
+        (8, 128, "tint", "qpa", "circuit", ("N qubits, L layers", "soft"), ("angles θ", "qpa")),
+        (166, 138, "box", "soft", "a code a chunk", ("bits of state i,", "soft"),
          ("probabilities from i", "soft")),
-        (346, 132, "tint", "qpa", "mapping model", ("code → n_mlp", "soft"), ("weights", "qpa")),
-        (512, 132, "box", "soft", "m numbers", ("cut into the", "soft"),
+        (334, 132, "tint", "qpa", "mapping model", ("code → n_mlp", "soft"), ("weights", "qpa")),
+        (496, 132, "box", "soft", "m numbers", ("cut into the", "soft"),
          ("tensors of LoRA", "soft")),
-        (674, 118, "box", "soft", "language model", ("frozen", "soft"), ("", "soft")),
+        (658, 134, "box", "soft", "language model", ("frozen", "soft"), ("", "soft")),
     ]  # fmt: skip
     parts = []
     for x, wide, fill, line, head, one, two in boxes:
@@ -293,11 +293,11 @@ def qpa() -> str:
     back = 'class="l-qpa" fill="none" stroke-width="1.5" stroke-dasharray="6 4"'
     gradient = "the gradient of the loss: only θ and the mapping model are trained"
     parts += [
-        f'<path d="M733 132V168H76V138M412 168V138" {back}/>',
-        '<path d="M71 141L76 132L81 141z" class="qpa"/>',
-        '<path d="M407 141L412 132L417 141z" class="qpa"/>',
-        text(412, 190, gradient, "qpa", "middle"),
-        text(578, 26, "after training: a plain PEFT adapter, no circuit", "soft", "middle"),
+        f'<path d="M725 132V168H72V138M400 168V138" {back}/>',
+        '<path d="M67 141L72 132L77 141z" class="qpa"/>',
+        '<path d="M395 141L400 132L405 141z" class="qpa"/>',
+        text(400, 190, gradient, "qpa", "middle"),
+        text(562, 26, "after training: a plain PEFT adapter, no circuit", "soft", "middle"),
     ]
     return picture(800, 206, "A circuit and a mapping model generate LoRA's tensors", parts)
 
