@@ -18,15 +18,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-from rich.console import Console
-
-from qpa_exp.benchmarks.suite import PARTS, Suite, show
-from qpa_exp.benchmarks.workloads import SHAPES
+from qpa_exp.benchmarks.shapes import PARTS, SHAPES
 from qpa_exp.cli import plain_text, run_command
 from qpa_exp.errors import InputError
 from qpa_exp.files import check_file, write_json
-from qpa_exp.machine import keep_freed_memory
 
 _CHOSEN = {"only": PARTS, "shapes": tuple(SHAPES)}
 """Options that choose some of what there is: parts of the benchmark, and shapes of the steps."""
@@ -81,6 +76,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     """Measure, print, and write the record."""
     options = parse(arguments)
+    import torch
+    from rich.console import Console
+
+    from qpa_exp.benchmarks.suite import Suite, show  # imports torch and PEFT: not for --help
+    from qpa_exp.machine import keep_freed_memory
+
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("qpa_exp").setLevel(logging.INFO)
     logging.getLogger("transformers").setLevel(logging.ERROR)

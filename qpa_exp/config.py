@@ -248,7 +248,7 @@ class DataConfig:
     splits there are."""
     column: str | None = None
     """The column of a table that is read: a text, or under ``data=instruct`` a chat; null =
-    ``text``, ``sentence``, or the only one that holds text; ``messages``."""
+    ``text``, ``sentence``, or the only one that holds text; ``messages``, or ``conversations``."""
     prompt_column: str = "prompt"
     """The column of the prompts, for ``data=instruct``."""
     completion_column: str = "completion"

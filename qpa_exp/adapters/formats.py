@@ -102,6 +102,36 @@ def peft_names(whole: Mapping[str, T]) -> dict[str, T]:
     return {name.replace(".modules_to_save.default", ""): p for name, p in whole.items()}
 
 
+def local_copy(model_id: str | Path, subfolder: str | None = None, **hub: Any) -> Path:
+    """The directory of a saved generator: one of this machine, or a copy of what the hub has.
+
+    Args:
+        model_id: a directory, or an id of the hub: ``owner/name``.
+        subfolder: of either, where the generator lies in one.
+        hub: what ``huggingface_hub.snapshot_download`` takes: ``revision``, ``token``,
+            ``cache_dir``, ``local_files_only`` and the like.
+
+    Raises:
+        InputError: the hub has no such repository, or cannot be reached.
+    """
+    place = Path(model_id)
+    if "/" in str(model_id) and _is_hub_id(str(model_id)) and not place.parent.exists():
+        from huggingface_hub import snapshot_download
+
+        inside = f"{subfolder}/" if subfolder else ""
+        names = (CONFIG, CONFIG_NAME, WEIGHTS, OLD_WEIGHTS, OLD_WHOLE)
+        try:
+            place = Path(
+                snapshot_download(str(model_id), allow_patterns=[inside + n for n in names], **hub)
+            )
+        except (OSError, ValueError) as error:  # the hub's own errors are among them
+            raise InputError(
+                f"{model_id} is no directory here, and cannot be had from the hub: "
+                f"{first_line(error)[:300]}"
+            ) from error
+    return place / subfolder if subfolder else place
+
+
 def read(directory: str | Path) -> SavedGenerator:
     """Read the files. Nothing that they name is imported or run.
 

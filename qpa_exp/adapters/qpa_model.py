@@ -151,15 +151,21 @@ class QPAModel(PeftModel, AdaptedModel):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, model: PreTrainedModel, directory: str | Path
+        cls, model: PreTrainedModel, model_id: str | Path, **where: Any
     ) -> QPAModel:
         """The model that :meth:`save_pretrained` saved, on the same language model; evaluating.
 
+        Args:
+            model: the language model, which is changed in place.
+            model_id: the directory, or the id of a repository of the hub: ``owner/name``.
+            where: ``subfolder`` of it, and for the hub ``revision``, ``token``, ``cache_dir`` and
+                what else ``huggingface_hub.snapshot_download`` takes.
+
         Raises:
-            InputError: the directory holds no such model, a file is damaged, or it was saved for
-                another language model.
+            InputError: there is no such model, a file is damaged, or it was saved for another
+                language model.
         """
-        saved = files.read(directory)
+        saved = files.read(files.local_copy(model_id, **where))
         saved.check_base(model)
         loaded = cls(model, generated_config(saved.peft_config, saved.qpa_config, saved.start))
         saved.load_into(loaded.generator, dict(whole_modules(loaded.peft_model)))

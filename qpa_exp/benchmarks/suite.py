@@ -18,10 +18,9 @@ from qpa_exp.benchmarks.measuring import (
     measure_circuits,
     side_by_side,
 )
+from qpa_exp.benchmarks.shapes import PARTS, SHAPES, Shape
 from qpa_exp.benchmarks.workloads import (
-    SHAPES,
     Growth,
-    Shape,
     Workload,
     can_measure,
     measure_growth,
@@ -30,8 +29,6 @@ from qpa_exp.benchmarks.workloads import (
 from qpa_exp.machine import free_memory, release_freed_memory
 
 log = logging.getLogger(__name__)
-
-PARTS = ("circuits", "memory", "steps", "growth")
 
 _QUICK_VOCAB = 16384
 _ROUNDS = {

@@ -22,6 +22,7 @@ from qpa_exp.adapters.adapted import ClassicalModel
 from qpa_exp.adapters.peft_model import build_peft_model, make_peft_config
 from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.benchmarks.measuring import Seconds, fit_exponent, side_by_side
+from qpa_exp.benchmarks.shapes import Shape
 from qpa_exp.cli import compose_config
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
@@ -41,56 +42,6 @@ _RELATIVES: dict[str, dict[str, Any]] = {
     "blend": {"blend": "0.5", "shots": "20x"},
 }
 """What is measured as ``qpa_fast_<name>`` beside ``tuned``, whose keys hold otherwise."""
-_LOGITS_HELD_NAIVELY = 7
-"""Tensors of the size of the logits that a step holds which makes them all at once."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model's output head, and what comes before it.
-
-    Attributes:
-        layers: of the backbone; 0 measures the head alone, on given hidden states.
-        relatives: whether every relative of the generator is measured, too.
-        n_mlp: of the generator.
-        reduced_from: the vocabulary that the model has, where a smaller one is measured.
-    """
-
-    name: str
-    family: str
-    vocab: int
-    width: int
-    tokens: int
-    n_mlp: int
-    layers: int = 0
-    soft_cap: float | None = None
-    reduced_from: int | None = None
-    relatives: bool = False
-
-    @property
-    def bytes_needed(self) -> int:
-        """Of the weights in float32 and of a step that holds all logits."""
-        return 4 * self.vocab * (self.width + _LOGITS_HELD_NAIVELY * self.tokens)
-
-    def fitting(self, free: int) -> Shape:
-        """This shape with a vocabulary that leaves a quarter of the free memory."""
-        room = 0.75 * free / self.bytes_needed
-        return self if room >= 1 else self.with_vocab(max(1024, int(self.vocab * room)))
-
-    def with_vocab(self, vocab: int) -> Shape:
-        """This shape with a smaller vocabulary, which it remembers."""
-        if vocab == self.vocab:
-            return self
-        return replace(self, vocab=vocab, reduced_from=self.reduced_from or self.vocab)
-
-
-SHAPES = {
-    "tiny": Shape("tiny", "gpt2", 16384, 128, 512, 64),
-    "smollm2": Shape("smollm2", "llama", 49152, 576, 1024, 64, relatives=True),
-    "gpt2": Shape("gpt2", "gpt2", 50257, 768, 512, 2048, layers=12),
-    "gemma": Shape("gemma", "gemma", 256000, 2048, 512, 8192),
-    "gemma2": Shape("gemma2", "gemma2", 256000, 2304, 512, 8192, soft_cap=30.0),
-}
 
 
 def make_model(shape: Shape) -> PreTrainedModel:

@@ -505,7 +505,7 @@ def text_column(table: Dataset, asked: str | None, source: str, key: str = "data
     for column in ("text", "sentence"):
         if column in names:
             return column
-    if {"prompt", "completion"} <= set(names) or "messages" in names:
+    if {"prompt", "completion"} <= set(names) or {"messages", "conversations"} & set(names):
         raise InputError(
             f"{source} holds instructions ({', '.join(map(repr, names))}): give data=instruct, or "
             f"{key}=<one of them> to train it as text."

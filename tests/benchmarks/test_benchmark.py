@@ -17,8 +17,9 @@ from rich.console import Console
 from qpa_exp.benchmark import parse
 from qpa_exp.benchmarks import suite as suite_module
 from qpa_exp.benchmarks.measuring import N_LAYERS, SIMULATORS, Seconds, fit_exponent, side_by_side
+from qpa_exp.benchmarks.shapes import SHAPES, Shape
 from qpa_exp.benchmarks.suite import Suite, show
-from qpa_exp.benchmarks.workloads import SHAPES, Growth, Shape, Workload, can_measure, peak_mib
+from qpa_exp.benchmarks.workloads import Growth, Workload, can_measure, peak_mib
 from qpa_exp.errors import InputError
 from qpa_exp.files import write_json
 

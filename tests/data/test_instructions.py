@@ -45,7 +45,16 @@ CHAT_PAIRS = [
     {"prompt": chat("What is it?"), "completion": [{"role": "assistant", "content": f"A map {i}."}]}
     for i in range(12)
 ]
-FORMS = {"pairs": PAIRS, "chats": CHATS, "chat pairs": CHAT_PAIRS}
+SHAREGPT = [
+    {
+        "conversations": [
+            {"from": {"user": "human", "assistant": "gpt"}[each["role"]], "value": each["content"]}
+            for each in row["messages"]
+        ]
+    }
+    for row in CHATS
+]
+FORMS = {"pairs": PAIRS, "chats": CHATS, "chat pairs": CHAT_PAIRS, "ShareGPT": SHAREGPT}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +85,7 @@ def answered(data: TextDataModule, row: int = 0, role: str = "train") -> str:
         ("pairs", None, " a state of 0 levels<|endoftext|>"),
         ("chats", PLAIN, "A map 0.\nA state.\n"),
         ("chats", MARKED, "A map 0.\nA state.\n"),
+        ("ShareGPT", PLAIN, "A map 0.\nA state.\n"),
         ("chat pairs", PLAIN, "A map 0.\n"),
     ],
 )
@@ -207,7 +217,7 @@ def test_packed_rows_hold_the_examples_with_positions_of_their_own(tmp_path, tin
         ),
         ([{"messages": []}] * 9, {}, "has no chat in 'messages'|holds no chats"),
         ([{"messages": [{"role": "user"}]}] * 9, {}, "Row 1 .* has no chat"),
-        ([{"messages": [{"from": "human", "value": "a"}]}] * 9, {}, "Row 1 .* has no chat"),
+        ([{"messages": [{"from": "human", "content": "a"}]}] * 9, {}, "Row 1 .* has no chat"),
         ([{"messages": [{"role": "user", "content": ["a"]}]}] * 9, {}, "Row 1 .* has no chat"),
         ([{"messages": "a chat"}] * 9, {}, "holds no chats"),
         ([{"prompt": "a", "completion": ""}] * 9, {}, "Column 'completion' .* empty|Row 1"),

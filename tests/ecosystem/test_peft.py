@@ -178,3 +178,21 @@ def test_it_is_pushed_to_the_hub(make_qpa: Any, monkeypatch: pytest.MonkeyPatch)
         sent.clear()
         pushed.push_to_hub("me/adapter")
         assert {"adapter_model.safetensors", "adapter_config.json"} <= sent["me/adapter"]
+
+
+def test_it_is_loaded_by_its_id_on_the_hub(
+    make_base: Any, make_qpa: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the hub's own cache on this machine, which needs no network."""
+    repository = tmp_path / "models--me--adapter"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    model = make_qpa().eval()
+    for inside in ("", "second"):
+        model.save_pretrained(repository / "snapshots" / ("0" * 40) / inside)
+    cached = {"cache_dir": tmp_path, "local_files_only": True}
+    for where in (cached, cached | {"subfolder": "second"}):
+        again = QPAModel.from_pretrained(make_base(), "me/adapter", **where)
+        assert torch.equal(logits(again), logits(model))
+    with pytest.raises(InputError, match="you/adapter is no directory here, and cannot be had"):
+        QPAModel.from_pretrained(make_base(), "you/adapter", **cached)

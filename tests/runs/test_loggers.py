@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from qpa_exp.config import Config
 from qpa_exp.runs import directory
+from qpa_exp.runs.loggers import LOGGERS
 from qpa_exp.runs.module import Divergence
 from qpa_exp.runs.train import run
 
@@ -78,3 +79,28 @@ def test_wandb_knows_a_run_and_how_it_ended_offline_where_there_is_no_key(
     assert (crashed.name, crashed.summary["status"]) == ("mine", "failed")
     assert (diverged.summary["status"], good.status) == ("diverged", 0)
     assert crashed.status == diverged.status == 1
+
+
+def test_wandb_goes_on_with_the_run_that_was_resumed(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    class Online:
+        experiment = None
+
+        def __init__(self, **given: object) -> None:
+            asked.append(given)
+
+    monkeypatch.setattr("pytorch_lightning.loggers.WandbLogger", Online)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    config = configure("logger=wandb")
+    LOGGERS["wandb"].make(config, tmp_path)
+    for start, name in [("20260102_000000", "second"), ("20260101_000000", "first")]:
+        (tmp_path / "wandb" / f"run-{start}-{name}").mkdir(parents=True)
+        (tmp_path / "wandb" / f"run-{start}-{name}" / f"run-{name}.wandb").touch()
+    LOGGERS["wandb"].make(config, tmp_path)
+    assert [(each.get("id"), each.get("resume")) for each in asked] == [
+        (None, None), ("second", "allow"),
+    ]  # fmt: skip

@@ -1,7 +1,8 @@
 """The user's own instructions: rows with a prompt and its completion, or with a chat.
 
 A row is kept as a record in JSON: ``{"prompt": ..., "completion": ...}``, both texts or both lists
-of messages, or ``{"messages": [...]}``. ``data/instructions`` makes tokens of it.
+of messages, or ``{"messages": [...]}``. ``data/instructions`` makes tokens of it. Chats may have
+ShareGPT's form, too: a column ``conversations`` of ``{"from": "human", "value": ...}``.
 """
 
 from __future__ import annotations
@@ -17,16 +18,22 @@ from qpa_exp.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_CHATS = ("messages", "conversations")
+"""Columns of chats, unless ``data.column`` names one."""
+
+_ROLES = {"human": "user", "gpt": "assistant"}
+"""What ShareGPT calls a role, and what chat templates call it."""
+
 
 def records(table: Dataset, config: DataConfig, source: str, kind: str) -> list[str]:
     """The rows of a table as records."""
     names, pair = set(table.column_names), (config.prompt_column, config.completion_column)
     paired = config.column is None and set(pair) <= names
-    column = config.column or "messages"
-    if paired and "messages" in names:
+    column = config.column or next((n for n in _CHATS if n in names), _CHATS[0])
+    if paired and column in names:
         raise InputError(
-            f"{source} has both {pair[0]!r} with {pair[1]!r}, and 'messages': give "
-            "data.column=messages, or a table without that column."
+            f"{source} has both {pair[0]!r} with {pair[1]!r}, and {column!r}: give "
+            f"data.column={column}, or a table without that column."
         )
     if not paired and column not in names:
         raise InputError(
@@ -72,6 +79,9 @@ def _message(given: Any) -> dict[str, str] | None:
     if not isinstance(given, dict):
         return None
     message = {key: value for key, value in given.items() if value is not None}
+    if {"from", "value"} <= set(message) and not {"role", "content"} & set(message):
+        role = message.pop("from")
+        message = {"role": _ROLES.get(role, role), "content": message.pop("value")} | message
     texts = all(isinstance(value, str) for value in message.values())
     return message if texts and {"role", "content"} <= set(message) else None
 

@@ -42,6 +42,7 @@ def _new_logger(config: Config, run_dir: Path, offline: bool) -> WandbLogger:
     from wandb import Settings
 
     return WandbLogger(
+        **({} if offline else _earlier(run_dir)),
         settings=Settings(init_timeout=_SECONDS),
         project=config.logger.project,
         entity=config.logger.entity,
@@ -52,6 +53,12 @@ def _new_logger(config: Config, run_dir: Path, offline: bool) -> WandbLogger:
         offline=offline,
         mode="offline" if offline else "online",  # W&B has read the environment by now
     )
+
+
+def _earlier(run_dir: Path) -> dict[str, str]:
+    """What has W&B go on with the run that this directory had there before it was resumed."""
+    known = sorted((run_dir / "wandb").glob("run-*/run-*.wandb"))  # by the time of their start
+    return {"id": known[-1].stem.removeprefix("run-"), "resume": "allow"} if known else {}
 
 
 def _name(config: Config, run_dir: Path) -> str:
