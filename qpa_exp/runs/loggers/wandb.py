@@ -42,7 +42,7 @@ def _new_logger(config: Config, run_dir: Path, offline: bool) -> WandbLogger:
     from wandb import Settings
 
     return WandbLogger(
-        **({} if offline else _earlier(run_dir)),
+        id=None if offline else _earlier(run_dir),
         settings=Settings(init_timeout=_SECONDS),
         project=config.logger.project,
         entity=config.logger.entity,
@@ -55,10 +55,10 @@ def _new_logger(config: Config, run_dir: Path, offline: bool) -> WandbLogger:
     )
 
 
-def _earlier(run_dir: Path) -> dict[str, str]:
-    """What has W&B go on with the run that this directory had there before it was resumed."""
+def _earlier(run_dir: Path) -> str | None:
+    """The id that this run had in W&B before it was resumed: there it goes on."""
     known = sorted((run_dir / "wandb").glob("run-*/run-*.wandb"))  # by the time of their start
-    return {"id": known[-1].stem.removeprefix("run-"), "resume": "allow"} if known else {}
+    return known[-1].stem.removeprefix("run-") if known else None
 
 
 def _name(config: Config, run_dir: Path) -> str:
