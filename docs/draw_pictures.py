@@ -25,7 +25,7 @@ _COLOURS = {
 
 
 def style(more: str = "") -> str:
-    """The colours as classes, light and dark: ``.qpa`` fills, ``.l-qpa`` draws lines."""
+    """Return the colours as classes, light and dark: ``.qpa`` fills, ``.l-qpa`` draws lines."""
 
     def rules(place: int) -> str:
         return "".join(
@@ -39,7 +39,7 @@ def style(more: str = "") -> str:
 
 
 def picture(width: int, height: int, title: str, parts: list[str], more: str = "") -> str:
-    """A whole SVG."""
+    """Return a whole SVG."""
     font = "system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',Arial,sans-serif"
     return "\n".join(
         [
@@ -66,14 +66,14 @@ def text(
 
 
 def arrow(path: str) -> str:
-    """A line with a tip."""
+    """Return a line with a tip."""
     return (
         f'<path d="{path}" class="l-soft" fill="none" stroke-width="1.5" marker-end="url(#tip)"/>'
     )
 
 
 def box(x: float, y: float, wide: float, high: float, colour: str, line: str) -> str:
-    """A rounded box."""
+    """Return a rounded box."""
     return (
         f'<rect x="{x:g}" y="{y:g}" width="{wide:g}" height="{high:g}" rx="6" '
         f'class="{colour} l-{line}" stroke-width="1.3"/>'
@@ -103,7 +103,7 @@ def probabilities(theta: np.ndarray) -> np.ndarray:
 
 
 def vector(p: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The chunks of the generated vector, (states, chunk): a linear map of window and bits."""
+    """Give the chunks of the generated vector, (states, chunk): a linear map of window and bits."""
     codes = [
         np.concatenate([
             [float(bit) for bit in f"{i:0{QUBITS}b}"],
@@ -186,7 +186,7 @@ def generator() -> str:
 
 
 def _circuit(x: int, y: int) -> list[str]:
-    """The wires, R_Y and CNOTs of the layers."""
+    """Return the wires, R_Y and CNOTs of the layers."""
     gap, parts, step = 40, [], 100
     for qubit in range(QUBITS):
         line = y + 14 + gap * qubit
@@ -270,7 +270,7 @@ def _vector_and_tensors(chunks: np.ndarray) -> list[str]:
 
 
 def qpa() -> str:
-    """What is trained, what is frozen, and where the gradient goes."""
+    """Return what is trained, what is frozen, and where the gradient goes."""
     boxes = [
         (8, 128, "tint", "qpa", "circuit", ("N qubits, L layers", "soft"), ("angles θ", "qpa")),
         (166, 138, "box", "soft", "a code a chunk", ("bits of state i,", "soft"),

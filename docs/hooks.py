@@ -75,13 +75,13 @@ def site_path(path: str) -> str:
 
 
 def target_of(source: str, link: str) -> str | None:
-    """The file or folder of the repository that a link means; None where there is none."""
+    """Return the file or folder of the repository that a link means; None where there is none."""
     path = os.path.normpath(Path(source).parent / link)
     return path if not path.startswith("..") and (ROOT / path).exists() else None
 
 
 def as_markdown(notebook: dict[str, Any]) -> str:
-    """The cells of a notebook and what they printed and drew."""
+    """Return the cells of a notebook and what they printed and drew."""
     parts = []
     for cell in notebook["cells"]:
         source = "".join(cell["source"])

@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     config = compose_config([])
     names = {registry.key: list(registry) for registry in REGISTRIES}
     rows: dict[str, list[str]] = {}
@@ -75,7 +75,7 @@ def kind(item: Field[Any]) -> str:
 
 
 def allowed(item: Field[Any], names: list[str] | None) -> str:
-    """What the key may hold."""
+    """Return what the key may hold."""
     least, most = item.metadata.get("least"), item.metadata.get("most")
     choices = names or item.metadata.get("choices")
     if choices:
@@ -98,7 +98,7 @@ def number(value: float) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as it is typed."""
+    """Return a value as it is typed."""
     if value == MISSING:
         return ""
     if value is None or isinstance(value, bool):
@@ -109,7 +109,7 @@ def shown(value: Any) -> str:
 
 
 def meanings(owner: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass."""
+    """Return the docstring below each field of a dataclass."""
     (body,) = (
         node.body for node in ast.walk(ast.parse(inspect.getsource(schema)))
         if isinstance(node, ast.ClassDef) and node.name == owner.__name__

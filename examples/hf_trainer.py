@@ -39,7 +39,7 @@ def arguments() -> argparse.Namespace:
 
 
 def blocks(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
-    """The text as examples of ``length`` tokens, the last incomplete one left out."""
+    """Return the text as examples of ``length`` tokens, the last incomplete one left out."""
     ids = tokenizer(text).input_ids
     rows = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
     return Dataset.from_dict({"input_ids": rows})

@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
 
 
 def pairs(file: str | None) -> Dataset:
-    """A prompt and its answer in each row."""
+    """Return a prompt and its answer in each row."""
     if file is not None:
         return Dataset.from_json(file)
     rows = [{"prompt": f"{name}\n", "completion": text[:400]} for name, text in topics.items()]

@@ -106,7 +106,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _number(kind: type[int] | type[float], least: int) -> Callable[[str], int | float]:
-    """A reader of finite numbers of this kind that are not too small."""
+    """Return a reader of finite numbers of this kind that are not too small."""
 
     def read(text: str) -> int | float:
         try:

@@ -38,7 +38,7 @@ MIN_SHARED_LINE = 50  # characters of a whitespace-normalised line that count as
 
 
 def installed_roots() -> dict[str, Path]:
-    """The folder of each source; looking for a package does not import it.
+    """Return the folder of each source; looking for a package does not import it.
 
     Raises:
         InputError: a source is not installed.
@@ -54,7 +54,7 @@ def installed_roots() -> dict[str, Path]:
 
 
 def evaluation_texts() -> list[str]:
-    """The evaluation corpus, read for decontamination only.
+    """Return the evaluation corpus, read for decontamination only.
 
     Raises:
         InputError: this Python lacks it.

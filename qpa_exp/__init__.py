@@ -55,7 +55,7 @@ __all__ = ["InputError", "QPAConfig", "QPALoraConfig", "QPAModel", "get_qpa_mode
 
 
 def __dir__() -> list[str]:
-    """What ``dir(qpa_exp)`` and ``help(qpa_exp)`` show: the public names, imported or not."""
+    """List what ``dir(qpa_exp)`` and ``help(qpa_exp)`` show: the public names, imported or not."""
     return sorted({*globals(), *_HOMES})
 
 

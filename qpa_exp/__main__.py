@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
 
 
 def help_page() -> str:
-    """What the command takes: this file's own words, and every group with its options.
+    """Return what the command takes: this file's own words, and every group with its options.
 
     Hydra would compose a config for its page, which takes two seconds.
     """
@@ -98,7 +98,7 @@ def help_page() -> str:
 
 
 def start_run(arguments: list[str]) -> None:
-    """A new run. Whatever can be refused is, before Hydra makes the run's directory.
+    """Begin a new run. Whatever can be refused is, before Hydra makes the run's directory.
 
     A job of SLURM that has been started again goes on with the run that it began.
     """
@@ -127,7 +127,7 @@ def start_run(arguments: list[str]) -> None:
 
 
 def place_as_typed(argument: str) -> str:
-    """An override of the run's directory with the path as it was typed; ``~`` is the home.
+    """Return an override of the run's directory with the path as it was typed; ``~`` is the home.
 
     Quotes around it are Hydra's.
     """
@@ -153,7 +153,7 @@ def planned_directory(arguments: list[str]) -> Path:
 
 
 def one_run(composed: DictConfig) -> Exception | None:
-    """What Hydra calls for a single run that was asked for with a flag of Hydra's own."""
+    """Make the single run for which Hydra calls this, where a flag of Hydra's own was given."""
     from hydra.core.hydra_config import HydraConfig
 
     from qpa_exp.runs.train import run
@@ -163,7 +163,7 @@ def one_run(composed: DictConfig) -> Exception | None:
 
 
 def refusal_of(make: Callable[[], Any]) -> Exception | None:
-    """The refusal, where there is one: if it were raised, Hydra would print a line about it."""
+    """Return the refusal, if any: if it were raised, Hydra would print a line about it."""
     try:
         make()
     except Exception as error:
@@ -195,7 +195,7 @@ def hydra_of(directory: Path) -> Iterator[Any]:
 
 
 def refuse_sweeps(arguments: list[str]) -> None:
-    """A study is many runs: it needs Hydra's ``-m``."""
+    """Refuse a study, which is many runs: it needs Hydra's ``-m``."""
     for argument in arguments:
         if argument.startswith(("sweep=", "scale=")):
             raise InputError(

@@ -33,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def reader() -> argparse.ArgumentParser:
-    """What reads the options of the command."""
+    """Return what reads the options of the command."""
     parser = _Parser(
         "qpa-exp benchmark", description=plain_text(__doc__), allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,7 +49,7 @@ def reader() -> argparse.ArgumentParser:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The options of the command.
+    """Return the options of the command.
 
     Raises:
         InputError: an option that does not exist, or a value out of range.

@@ -36,7 +36,7 @@ USAGE_ERROR = 2
 
 
 def conf_dir() -> Path:
-    """The config tree: inside the installed package, or beside it in a checkout."""
+    """Return the config tree: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
@@ -61,7 +61,7 @@ def register_schema() -> None:
 
 
 def compose_config(overrides: Sequence[str]) -> Config:
-    """The config that these command-line overrides describe, typed and within range.
+    """Return the config that these command-line overrides describe, typed and within range.
 
     Raises:
         InputError: a key, an option or a value that is not allowed.
@@ -86,7 +86,7 @@ def _from_conf(directory: str, overrides: tuple[str, ...]) -> DictConfig:
 
 
 def with_values(config: Config, overrides: Sequence[str]) -> Config:
-    """A config that was read back, with other values of single keys.
+    """Return a config that was read back, with other values of single keys.
 
     Raises:
         InputError: a key that does not exist, a value that is not allowed, or a group's choice.
@@ -115,7 +115,7 @@ def with_values(config: Config, overrides: Sequence[str]) -> Config:
 def compose_by(
     load: Callable[[tuple[str, ...]], DictConfig], overrides: Sequence[str], *, saved: bool = False
 ) -> Config:
-    """A config, typed and within range.
+    """Return a config, typed and within range.
 
     Hydra takes a quarter of a second for one, so it composes the groups once for all that choose
     the same, and single values are set on a copy.
@@ -170,7 +170,7 @@ def refuse_several(overrides: Iterable[str]) -> None:
 
 
 def _parsed(override: str) -> Any:
-    """What Hydra reads there; None where it cannot."""
+    """Return what Hydra reads there; None where it cannot."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -240,7 +240,7 @@ def _mul(a: Any, b: Any) -> int | float:
 
 
 def _from(init_from: str | None) -> str:
-    """In the name of a run's directory, what it starts from."""
+    """Say, in the name of a run's directory, what it starts from."""
     return "" if init_from is None else f"-from-{source_name(str(init_from))}"
 
 
@@ -259,7 +259,7 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _refuse_foreign_references(composed: DictConfig) -> None:
-    """Of the files of conf/, wherever they lie: before any is followed."""
+    """Refuse foreign references in the files of conf/, before any is followed."""
     for key, text in _texts(OmegaConf.to_container(composed, resolve=False)):
         if _holds_reference(_without_our_own(text)):
             raise InputError(f"{key} {_NOT_RUN}")
@@ -309,14 +309,14 @@ _RUNS_CODE = re.compile(r"^(_target_|_partial_|class|factory|\(\)|searchpath)$|\
 
 
 def _refuse_left_references(config: Config) -> None:
-    """What is written to a run's directory is read back as plain text."""
+    """Refuse references: what is written to a run's directory is read back as plain text."""
     for key, text in _texts(dataclasses.asdict(config)):
         if _holds_reference(text):
             raise InputError(f"{key} holds ${{, which begins a reference: it cannot be in a text.")
 
 
 def as_typed(arguments: Sequence[str]) -> list[str]:
-    r"""Overrides that Hydra's grammar can read: a text that it cannot is quoted for it.
+    r"""Return overrides that Hydra's grammar can read: a text that it cannot is quoted for it.
 
     So ``data.path=~/my texts/a.txt`` means what it says, with blanks, umlauts, ``'`` and ``=``.
 
@@ -344,14 +344,14 @@ _PATTERN = re.compile(r"(?!['\"]|\[[\w.,\s-]*\](,|$)|(choice|sort|shuffle)\().*[
 
 
 def quoted(text: str) -> str:
-    """A text as Hydra's grammar for overrides writes it, whatever is in it."""
+    """Return a text as Hydra's grammar for overrides writes it, whatever is in it."""
     escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")
     return f"'{escaped}'"
 
 
 @functools.cache
 def _text_keys() -> frozenset[str]:
-    """The keys of the schema that hold a text, and Hydra's own that hold a path."""
+    """Return the keys of the schema that hold a text, and Hydra's own that hold a path."""
     texts = {key for key, item in dotted(Config()) if "str" in str(item.type).split("[")[0]}
     hydras = {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.records"}
     return frozenset({*texts, *hydras, *_TEXT_OR_LIST})
@@ -378,12 +378,14 @@ Schema = TypeVar("Schema")
 
 
 def option(says: str, default: Any = MISSING) -> Any:
-    """A field of a command's options, and what the command's help says of it."""
+    """Return a field of a command's options, and what the command's help says of it."""
     return field(default=default, metadata={"says": says})
 
 
 def options_page(doc: str | None, schema: type) -> str:
-    """The help of a command that takes no config groups: its module's words, and its options."""
+    """Return the help of a command that takes no config groups: its module's words, and its
+    options.
+    """
     lines = []
     for item in fields(schema):
         default = "" if item.default in (MISSING, None) else f" [{str(item.default).lower()}]"
@@ -392,12 +394,13 @@ def options_page(doc: str | None, schema: type) -> str:
 
 
 def plain_text(doc: str | None) -> str:
-    """A module's docstring as the terminal shows it."""
+    """Return a module's docstring as the terminal shows it."""
     return (doc or "").replace("``", "")
 
 
 def parse_options(schema: type[Schema], arguments: Sequence[str]) -> Schema:
-    """The options of a command that takes no config groups: ``key=value``, typed by a dataclass.
+    """Return the options of a command that takes no config groups: ``key=value``, typed by a
+    dataclass.
 
     Raises:
         InputError: an option that does not exist, has the wrong type, or is missing.
@@ -589,7 +592,7 @@ def _answer(
 
 
 def _run(main: Callable[[list[str]], None]) -> Any:
-    """The exit status."""
+    """Return the exit status."""
     try:
         status: Any = 0
         try:

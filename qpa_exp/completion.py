@@ -37,14 +37,14 @@ def main(arguments: list[str]) -> None:
 
 
 def _split(line: str) -> tuple[str, str]:
-    """A command line so far: its command, ``train`` where none is named, and what follows."""
+    """Give a command line so far: its command, ``train`` where none is named, and what follows."""
     _, _, rest = line.lstrip().partition(" ")
     name, blank, after = rest.lstrip().partition(" ")
     return (name, after) if blank and name in COMMANDS else ("train", rest)
 
 
 def _own(command: str, line: str) -> list[str]:
-    """What Hydra does not know: the commands, and the options of each."""
+    """Return what Hydra does not know: the commands, and the options of each."""
     if command == "train":
         return list(COMMANDS) if re.fullmatch(r"\w*", line) else []
     if command == "benchmark":

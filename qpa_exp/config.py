@@ -30,22 +30,25 @@ MOST_SEED = 2**63 - 1
 
 
 def ranged(default: Any = MISSING, *, least: int | float, most: int | float, says: str = "") -> Any:
-    """A field with the numbers that it may hold, both ends included; ``says`` as :func:`worded`."""
+    """Return a field with the numbers that it may hold, both ends included.
+
+    ``says`` as :func:`worded`.
+    """
     return field(default=default, metadata={"least": least, "most": most, "says": says})
 
 
 def positive(default: Any = MISSING, *, most: int | float = 1e6, says: str = "") -> Any:
-    """A field that holds a number above 0; ``says`` as :func:`worded`."""
+    """Return a field that holds a number above 0; ``says`` as :func:`worded`."""
     return field(default=default, metadata={"positive": True, "most": most, "says": says})
 
 
 def worded(default: Any, says: str) -> Any:
-    """A field that figures and tables name in words of its own: ``{}`` stands for its value."""
+    """Return a field that figures and tables name in other words: ``{}`` is its value."""
     return field(default=default, metadata={"says": says})
 
 
 def one_of(*choices: str, default: str | None = None) -> Any:
-    """A field that holds one of these words; the first is its default where none is named."""
+    """Give a field that holds one of these words; the first is its default where none is named."""
     return field(default=default or choices[0], metadata={"choices": choices})
 
 

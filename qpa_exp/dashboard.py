@@ -24,7 +24,7 @@ _SIZE = "trainable_params"
 
 
 def build(entity: str, project: str, study: str | None, task: str = "causal_lm") -> Workspace:
-    """The workspace, not saved anywhere yet.
+    """Return the workspace, not saved anywhere yet.
 
     Its sections are Figures 2 to 9 (each metric, the qubits and the time against the size), the
     settings (Figure 4: rank and depth; the ansatz, shots and noise of Figures 7 to 9), and curves.

@@ -23,20 +23,20 @@ _MOST = 500
 
 
 def nearest(word: str, choices: Iterable[str], n: int = 3) -> list[str]:
-    """The at most ``n`` choices that look like ``word``, best first; none where none does."""
+    """Give the at most ``n`` choices that look like ``word``, best first; none where none does."""
     return difflib.get_close_matches(word, sorted(set(choices)), n=n, cutoff=0.5)
 
 
 def one_line(error: BaseException | str) -> str:
-    """What another library's error says, folded into one line."""
+    """Return what another library's error says, folded into one line."""
     return " ".join(str(error).split())
 
 
 def first_line(error: BaseException | str) -> str:
-    """The first line of what another library's error says, where the rest is detail."""
+    """Return the first line of what another library's error says, where the rest is detail."""
     return one_line(str(error).strip().split("\n")[0])
 
 
 def sentence_end(error: BaseException) -> str:
-    """What another library's error says, as the end of a sentence: one full stop."""
+    """Return what another library's error says, as the end of a sentence: one full stop."""
     return one_line(error).rstrip(".") + "."

@@ -108,7 +108,7 @@ def write(
     prompt: BatchEncoding,
     options: GenerateOptions,
 ) -> dict[str, str]:
-    """The prompt continued by the base model and by the adapted one, from the same seed."""
+    """Return the prompt continued by the base model and by the adapted one, from the same seed."""
     import torch
 
     model: Any = trained.model

@@ -24,7 +24,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def compiled_in_order(function: Callable[..., Any]) -> Any:
-    """The same for arithmetic that is to be done as it is written."""
+    """Return the same for arithmetic that is to be done as it is written."""
     return _njit(function, fastmath={"contract"})
 
 
@@ -88,7 +88,7 @@ def keep_freed_memory() -> bool:
 
 
 def _set(settings: dict[int, int]) -> bool:
-    """Of the C library, in MiB."""
+    """Set a limit of the C library, in MiB."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
@@ -98,7 +98,7 @@ def _set(settings: dict[int, int]) -> bool:
 
 @contextmanager
 def stock_memory() -> Iterator[None]:
-    """What freed memory costs in a process that has not called :func:`keep_freed_memory`.
+    """Yield what freed memory costs in a process that has not called :func:`keep_freed_memory`.
 
     glibc's own thresholds move, up to 32 MiB and twice that, as blocks are freed; here they stand
     where a process with large blocks ends up.

@@ -127,13 +127,13 @@ def _price(config: Config, counts: Counts, device: str) -> DevicePrice:
 
 
 def price_record(priced: DevicePrice, steps: int) -> dict[str, Any]:
-    """What it costs, under ``device``: the price's own fields, and seconds by gradient rule."""
+    """Return the price under ``device``: its own fields, and seconds by gradient rule."""
     seconds = {rule: priced.seconds(rule, steps) for rule in priced.circuits}
     return {"device": dataclasses.asdict(priced) | {"steps": steps, "seconds": seconds}}
 
 
 def price_table(priced: DevicePrice, steps: int) -> Table:
-    """The same for a person, with the formula."""
+    """Return the same for a person, with the formula."""
     table = Table(
         title=f"One run on {priced.device} ({priced.record})",
         show_header=False,
@@ -160,12 +160,12 @@ def price_table(priced: DevicePrice, steps: int) -> Table:
 
 
 def as_record(counts: Counts) -> dict[str, Any]:
-    """The counts under the names of ``metrics.json``, and ``target_percent``."""
+    """Return the counts under the names of ``metrics.json``, and ``target_percent``."""
     return dataclasses.asdict(counts) | {"target_percent": counts.target_percent}
 
 
 def first_example(config: Config) -> dict[str, Any]:
-    """The first example of the training split, token by token.
+    """Return the first example of the training split, token by token.
 
     Returns:
         ``source``, ``split``, the number of ``examples``; ``input_ids``, ``tokens`` and ``loss``,
@@ -203,7 +203,7 @@ def first_example(config: Config) -> dict[str, Any]:
 
 
 def as_lines(example: dict[str, Any]) -> str:
-    """The example for a person: runs of tokens that carry loss, and of those that do not."""
+    """Return the example for a person: runs of tokens that carry loss, and of those that do not."""
     tokens, loss = example["tokens"], example["loss"]
     starts = [position == 0 for position in example.get("position_ids", [])] or [False] * len(loss)
     lines = [
@@ -220,7 +220,7 @@ def as_lines(example: dict[str, Any]) -> str:
 
 
 def as_table(config: Config, counts: Counts) -> Table:
-    """The counts for a person."""
+    """Return the counts for a person."""
     title = f"model={config.model.name} peft={config.peft.method} qpa={config.qpa.variant}"
     table = Table(title=title, show_header=False)
     table.add_column("what")

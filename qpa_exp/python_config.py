@@ -63,7 +63,7 @@ class QPAConfig(schema.QPAConfig):
 
     @classmethod
     def paper(cls, n_mlp: int = 2048, **changed: Any) -> QPAConfig:
-        """The paper's equations, as ``qpa=paper``.
+        """Return the paper's equations, as ``qpa=paper``.
 
         Args:
             n_mlp: parameters of a chunk; the paper takes 2,048 for GPT-2, and 8,192 for Gemma.
@@ -73,7 +73,7 @@ class QPAConfig(schema.QPAConfig):
 
     @classmethod
     def released(cls, n_mlp: int = 2048, **changed: Any) -> QPAConfig:
-        """What the authors' code computes, as ``qpa=released``; see :meth:`paper`."""
+        """Return what the authors' code computes, as ``qpa=released``; see :meth:`paper`."""
         return cls(**{**VARIANTS["released"].fixed, **changed}, variant="released", n_mlp=n_mlp)
 
     @classmethod

@@ -44,7 +44,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries = entries
 
     def __eq__(self, other: object) -> bool:
-        """A registry is itself alone: a comparison of the entries would import every one."""
+        """Compare by identity: a comparison of the entries would import every one."""
         return self is other
 
     __hash__ = object.__hash__
@@ -66,7 +66,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return find_spec(f"{self._entries}.{name}") is not None  # much faster than a list of them
 
     def __getitem__(self, name: str) -> T:
-        """The entry of that name.
+        """Return the entry of that name.
 
         Raises:
             InputError: there is none.
@@ -84,7 +84,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 def read_key(config: Any, key: str) -> Any:
-    """The value of a dotted key, such as ``qpa.n_mlp``."""
+    """Return the value of a dotted key, such as ``qpa.n_mlp``."""
     for part in key.split("."):
         config = getattr(config, part)
     return config

@@ -107,7 +107,9 @@ def _check_rest(overrides: list[str]) -> None:
 
 
 def chosen(studies: str, scale: str) -> list[str]:
-    """The names in ``studies``, separated by commas; for ``all`` each that exists at the scale.
+    """Return the names in ``studies``, separated by commas.
+
+    For ``all`` each that exists at the scale.
 
     Raises:
         InputError: one of them has no file in ``sweeps/``.
@@ -124,7 +126,7 @@ def chosen(studies: str, scale: str) -> list[str]:
 
 
 def scales(study: str, scale: str) -> list[str]:
-    """The scale itself; for ``paper`` those at which the paper has the study."""
+    """Return the scale itself; for ``paper`` those at which the paper has the study."""
     if scale != PAPER:
         return [scale]
     return [place for place, points in points_of(study).items() if points.get("paper")]
@@ -187,7 +189,7 @@ def _side_by_side(tasks: list[ReportTask], processes: int) -> Iterator[tuple[str
 
 
 def _report(task: ReportTask) -> tuple[str, str]:
-    """What the report of one study says, and what is wrong, if anything."""
+    """Return what the report of one study says, and what is wrong, if anything."""
     from qpa_exp.report.__main__ import report
 
     with contextlib.redirect_stdout(io.StringIO()) as said:

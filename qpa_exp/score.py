@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
 
 
 def score(config: Config, split: str = "test") -> dict[str, float]:
-    """The task's figures of the language model alone, under the names of ``metrics.json``.
+    """Return the task's figures of the language model alone, under the names of ``metrics.json``.
 
     Args:
         config: of a run; ``trainer.limit_eval_batches`` and ``trainer.accelerator`` hold.

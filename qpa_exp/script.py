@@ -67,12 +67,12 @@ def main() -> None:
 
 
 def module_of(command: str) -> str:
-    """The module that ``python -m`` starts for this command."""
+    """Return the module that ``python -m`` starts for this command."""
     return "qpa_exp" if command == "train" else f"qpa_exp.{command}"
 
 
 def program(arguments: Sequence[str]) -> list[str]:
-    """What Python is started with.
+    """Return what Python is started with.
 
     Raises:
         InputError: there is no such command.

@@ -92,7 +92,7 @@ class Task(ABC):
 
     @classmethod
     def ranked_by(cls) -> Metric:
-        """The metric by which runs are compared where there is one alone."""
+        """Return the metric by which runs are compared where there is one alone."""
         return cls.metrics[0]
 
     @classmethod  # noqa: B027
@@ -102,7 +102,7 @@ class Task(ABC):
     def load_model(
         self, tokenizer: PreTrainedTokenizerBase, class_names: list[str]
     ) -> PreTrainedModel:
-        """The frozen model, in evaluation mode, on the CPU."""
+        """Return the frozen model, in evaluation mode, on the CPU."""
         from qpa_exp.lm.loading import load_model
 
         return load_model(self.config.model, self.auto_class)
@@ -123,11 +123,11 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
-        """The scalar that training minimises, in nats."""
+        """Return the scalar that training minimises, in nats."""
 
     @abstractmethod
     def measure(self, model: AdaptedModel, batch: Batch) -> Measured:
-        """For each name in ``measures`` a sum over the batch, and how many things it sums."""
+        """Sum over the batch for each name in ``measures``, and count what each sums."""
 
     @abstractmethod
     def figures(self, means: Mapping[str, float]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def load(model: str, adapter: str | None) -> Any:
-    """The model, and the adapter on it.
+    """Return the model, and the adapter on it.
 
     lm-eval's own ``peft=`` ties the head to the embedding again once the adapter is there, which
     ends in an error where the adapter is on a tied head. So the head is not tied by then.

@@ -42,7 +42,7 @@ TRAINING = {"optimizer_kwargs": {"lr": 1e-2, "weight_decay": 0.01}}
 
 
 def write_experiment(directory: Path, budget: int) -> None:
-    """The two files of an experiment with about ``budget`` trained parameters."""
+    """Write the two files of an experiment with about ``budget`` trained parameters."""
     adapter = QPALoraConfig(
         r=4,
         lora_alpha=8,
@@ -81,7 +81,7 @@ PROBLEMS = [
 
 
 def answer(text: str) -> str | None:
-    """The last number that a response names."""
+    """Return the last number that a response names."""
     found = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
     return found[-1] if found else None
 

@@ -62,7 +62,7 @@ class AdaptedModel(nn.Module):
         return [p for p in self.peft_model.parameters() if p.requires_grad]
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """What an optimizer trains, by the names that checkpoints have."""
+        """Return what an optimizer trains, by the names that checkpoints have."""
         named = self.peft_model.named_parameters()
         return {f"peft_model.{name}": p for name, p in named if p.requires_grad}
 
@@ -84,7 +84,7 @@ class AdaptedModel(nn.Module):
     # --- what is inside, and what is left of it -------------------------------------------------
 
     def language_model(self) -> Any:
-        """The language model as transformers has it, with the method's layers in it."""
+        """Return the language model as transformers has it, with the method's layers in it."""
         return self.peft_model.get_base_model()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -96,7 +96,7 @@ class AdaptedModel(nn.Module):
         raise NotImplementedError
 
     def to_peft(self) -> PeftModel:
-        """A plain PEFT model of the same tensors."""
+        """Return a plain PEFT model of the same tensors."""
         raise NotImplementedError
 
 
@@ -111,7 +111,7 @@ class ClassicalModel(AdaptedModel):
         self.train(peft_model.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The language model's own output."""
+        """Return the language model's own output."""
         return self.peft_model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -144,7 +144,9 @@ class ClassicalModel(AdaptedModel):
 
     @classmethod
     def from_pretrained(cls, model: PreTrainedModel, directory: str | Path) -> ClassicalModel:
-        """The model that :meth:`save_pretrained` saved, on the same language model; evaluating.
+        """Return the model that :meth:`save_pretrained` saved, on the same language model.
+
+        Evaluating.
 
         Raises:
             InputError: the directory is missing, or holds no adapter for this model.
@@ -163,7 +165,7 @@ class ClassicalModel(AdaptedModel):
 
 
 def read_adapter(source: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
-    """A saved adapter's config and tensors; nothing that they name is imported or run.
+    """Return a saved adapter's config and tensors; nothing that they name is imported or run.
 
     Raises:
         InputError: it is missing or damaged.
@@ -236,7 +238,7 @@ def save_generator(
 
 
 def format_of(config: QPAConfig) -> int:
-    """The format of a saved generator's files."""
+    """Return the format of a saved generator's files."""
     return _LOWEST_FIRST if VARIANTS[config.variant].lowest_first else _FORMAT
 
 

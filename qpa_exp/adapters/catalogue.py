@@ -77,7 +77,7 @@ _LABELS = {
 
 @functools.cache
 def pefts_types() -> tuple[str, ...]:
-    """The names of PEFT's registry, in lower case.
+    """Return the names of PEFT's registry, in lower case.
 
     PEFT has them in a file that imports nothing, which is run apart from the package.
     """
@@ -141,7 +141,7 @@ class _Methods(Registry[Method]):
         return iter([*own, *sorted({*pefts_types(), *_WITH_MORE} - {*_REFUSED, *own})])
 
     def __getitem__(self, name: str) -> Method:
-        """The method of that name.
+        """Return the method of that name.
 
         Raises:
             InputError: there is none, or it is one of PEFT's that cannot work here.
@@ -160,7 +160,7 @@ METHODS = _Methods()
 
 
 def option_nodes() -> dict[str, dict[str, Any]]:
-    """For Hydra's config store: what ``peft=<name>`` means where conf/ has no file of that name."""
+    """List what ``peft=<name>`` means to Hydra where conf/ has no file of that name."""
     return {name: {"method": name} for name in METHODS}
 
 

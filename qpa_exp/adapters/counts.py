@@ -45,7 +45,7 @@ class Counts:
 def plan_counts(
     config: Config, *, auto_class: str = "AutoModelForCausalLM", task_type: str = "CAUSAL_LM"
 ) -> Counts:
-    """The sizes that the configured model will have, from its shapes alone.
+    """Return the sizes that the configured model will have, from its shapes alone.
 
     For a method that states a formula, on the head of a model whose shape conf/ names, that is
     all; any other is built without storage, by the code that builds it for real.
@@ -74,7 +74,7 @@ def plan_counts(
 
 
 def count(model: AdaptedModel) -> Counts:
-    """The sizes of a model that has been built."""
+    """Return the sizes of a model that has been built."""
     sizes = _of_built(model.peft_model)
     if model.generator is None:
         return sizes.counts(sizes.m)

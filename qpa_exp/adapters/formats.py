@@ -187,7 +187,7 @@ class _Record:
 
 
 def _parsed(source: Path, record: Any) -> tuple[SavedGenerator, list[str] | None]:
-    """What the config file says, and the names of the weights that are trained whole.
+    """Return what the config file says, and the names of the weights that are trained whole.
 
     None where it does not say: earlier versions, and PEFT, do not.
     """
@@ -358,7 +358,7 @@ model = QPAModel.from_pretrained(base, "<this directory>")""",
 
 
 def _as_pefts(model: PeftModel) -> PeftModel:
-    """The same update as a method that PEFT has, where one of our own knows of one."""
+    """Return the same update as a method that PEFT has, where one of our own knows of one."""
     name = method_name(model).removeprefix("qpa_")
     own = METHODS.own[name] if name in METHODS.own else None  # noqa: SIM401
     return model if own is None or own.as_pefts is None else own.as_pefts(model)
@@ -370,7 +370,8 @@ def _is_pefts_own(model: PeftModel) -> bool:
 
 
 def adapted_head(model: PeftModel) -> tuple[Any, bool]:
-    """The output head's own layer where the method adapts it, and whether the embedding shares it.
+    """Return the output head's own layer where the method adapts it, and whether the embedding
+    shares it.
 
     None where the head is as it was.
     """

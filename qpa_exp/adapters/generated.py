@@ -102,12 +102,12 @@ class GeneratedConfig(PeftConfig):
 
 
 def plain_config(config: QPAConfig) -> QPAConfig:
-    """The fields of a generator's config, as the schema has them."""
+    """Return the fields of a generator's config, as the schema has them."""
     return QPAConfig(**{item.name: getattr(config, item.name) for item in fields(QPAConfig)})
 
 
 def saved_config(record: dict[str, Any]) -> QPAConfig:
-    """A generator's config out of a file that somebody else may have written.
+    """Return a generator's config out of a file that somebody else may have written.
 
     Raises:
         ValueError: a key is not known, or has another type.
@@ -123,7 +123,7 @@ def saved_config(record: dict[str, Any]) -> QPAConfig:
 
 @functools.cache
 def _config_class(kind: PeftType) -> type[GeneratedConfig]:
-    """The config of ``kind``, generated; made known to PEFT."""
+    """Return the config of ``kind``, generated; made known to PEFT."""
     of = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
     made = dataclasses.make_dataclass(
         f"QPA{of.__name__}",
@@ -143,7 +143,7 @@ def _config_class(kind: PeftType) -> type[GeneratedConfig]:
 def generated_config(
     method: PeftConfig, qpa: QPAConfig, generated: dict[str, Any] | None = None
 ) -> GeneratedConfig:
-    """The config of a method whose tensors are generated.
+    """Return the config of a method whose tensors are generated.
 
     Args:
         method: PEFT's config of the method.
@@ -190,7 +190,7 @@ class GeneratedVector:
         self.settle()
 
     def __getstate__(self) -> dict[str, Any]:
-        """The generator and the sizes: a tensor within a graph cannot be copied."""
+        """Leave out the generator and the sizes: a tensor within a graph cannot be copied."""
         return {"generator": self.generator, "sizes": self.sizes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -277,7 +277,7 @@ class Slice(nn.Module):
         self.vector, self.place, self.shape = vector, place, shape
 
     def forward(self, initial: Tensor) -> Tensor:
-        """``initial`` is PEFT's own tensor; the result has its shape and type."""
+        """Return what replaces ``initial``, PEFT's own tensor, in the same shape and type."""
         piece = self.vector.pieces[self.place].view(self.shape)
         if self.vector.generator.config.anchor:
             return initial + piece.to(initial.dtype)
@@ -396,7 +396,7 @@ class GeneratedMethod(BaseTuner):
         config.generated = {"shapes": shapes, "start_norm": norm}
 
     def tensor_shapes(self, name: str) -> dict[str, list[int]]:
-        """Of the tensors that an adapter generates, by the names that those of ``default`` have."""
+        """Return the shapes of an adapter's tensors, by the names of those of ``default``."""
         own = re.compile(rf"\.{re.escape(name)}(?=\.|$)")
         return {
             own.sub(".default", path): list(module.parametrizations[leaf].original.shape)  # type: ignore[union-attr, index]
@@ -463,7 +463,7 @@ class GeneratedMethod(BaseTuner):
     # --- one forward pass -----------------------------------------------------------------------
 
     def _before_forward(self, *_: Any) -> None:
-        """A forward pre-hook of the language model, so that every way to call it is covered.
+        """Refresh before every way to call the language model: this is its forward pre-hook.
 
         Of the untouched language model nothing is read. What the last pass read must then stay, for
         its backward pass may compute checkpointed layers again.
@@ -472,7 +472,7 @@ class GeneratedMethod(BaseTuner):
             self.refresh()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The language model's own output, with the method's tensors as they are now."""
+        """Return the language model's own output, with the method's tensors as they are now."""
         return self.peft_model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -509,11 +509,11 @@ class GeneratedMethod(BaseTuner):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """The older name of :meth:`activation_checkpointing_enable`."""
+        """Call :meth:`activation_checkpointing_enable`, of which this is the older name."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def gradient_checkpointing_disable(self) -> None:
-        """The older name of :meth:`activation_checkpointing_disable`."""
+        """Call :meth:`activation_checkpointing_disable`, of which this is the older name."""
         self.activation_checkpointing_disable()
 
     # --- what is generated ----------------------------------------------------------------------
@@ -551,7 +551,9 @@ class GeneratedMethod(BaseTuner):
         self._vector.refresh()
 
     def trained_tensors(self) -> list[Tensor]:
-        """The vector, from where gradients go through the generator, and what is trained whole."""
+        """Return the vector, from where gradients go through the generator, and what is trained
+        whole.
+        """
         return [self.vector, *(p for p in self.peft_model.parameters() if p.requires_grad)]
 
     def compile_generator(self) -> None:
@@ -569,7 +571,7 @@ class GeneratedMethod(BaseTuner):
             ) from error
 
     def generated_tensors(self) -> dict[str, Tensor]:
-        """The method's tensors by PEFT's names, as they are now; detached."""
+        """Return the method's tensors by PEFT's names, as they are now; detached."""
         name = self.active_adapters[0]
         self._vectors[name].settle()
         with torch.no_grad():
@@ -592,7 +594,7 @@ class GeneratedMethod(BaseTuner):
         )
 
     def to_peft(self) -> PeftModel:
-        """A plain PEFT model with the generated tensors; no circuit, and no link back here.
+        """Return a plain PEFT model with the generated tensors; no circuit, and no link back here.
 
         The language model's own weights are shared, not copied. Saved, it is the adapter alone:
         PEFT by itself would add a copy of the head to an adapter on the head.
@@ -620,7 +622,7 @@ class GeneratedMethod(BaseTuner):
         return plain
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> Any:
-        """A plain language model with the adapter in its weights; this one stays as it is.
+        """Return a plain language model with the adapter in its weights; this one stays as it is.
 
         The weights of the adapted layers are copied first. So an adapted head that is tied to the
         embedding is no longer tied to it, and the embedding stays as it was.
@@ -631,7 +633,10 @@ class GeneratedMethod(BaseTuner):
         return merged(self.to_peft(), *args, **kwargs)
 
     def unload(self) -> Any:
-        """The language model itself, without the adapter; this model must not be used after."""
+        """Return the language model itself, without the adapter.
+
+        This model must not be used after.
+        """
         self._hook.remove()
         for adapter in self._slots:
             self._take_off(adapter)
@@ -648,7 +653,7 @@ class GeneratedMethod(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        """The generator's parameters, which are all that an adapter consists of.
+        """Return the generator's parameters, which are all that an adapter consists of.
 
         PEFT would add a copy of a head that is adapted, which it reads from ``state_dict``.
         """
@@ -696,7 +701,9 @@ def method_name(model: PeftModel) -> str:
 
 
 def merged(plain: PeftModel, *args: Any, **kwargs: Any) -> Any:
-    """A plain language model with the adapter in its weights; ``plain`` must not be used after.
+    """Return a plain language model with the adapter in its weights.
+
+    ``plain`` must not be used after.
 
     The weights of the adapted layers are copied first, so no other model that has them changes.
 

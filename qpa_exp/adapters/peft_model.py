@@ -51,7 +51,9 @@ def _checkpointed(model: nn.Module) -> Iterator[Any]:
 
 
 def _in_evaluation(layer: Any) -> Callable[..., Any]:
-    """The layer's checkpointing function, with the mark of training taken off while it computes."""
+    """Return the layer's checkpointing function, with the mark of training taken off while it
+    computes.
+    """
     checkpoint = layer._gradient_checkpointing_func
 
     def checkpoint_in_evaluation(compute: Callable[..., Any], *inputs: Any) -> Any:
@@ -114,7 +116,7 @@ def make_peft_config(config: PeftMethodConfig, task_type: str = "CAUSAL_LM") -> 
 
 
 def options_of(method: Method) -> dict[str, Any]:
-    """What ``peft.options`` may hold, with the types that PEFT states."""
+    """Return what ``peft.options`` may hold, with the types that PEFT states."""
     config_class = method.config_class()
     hints = typing.get_type_hints(config_class)
     taken = {*_NO_OPTIONS, *_KEYS, *method.fixed}
@@ -144,7 +146,7 @@ _WORDS = {
 
 
 def _choices(hint: Any) -> list[Any]:
-    """The types that a hint allows, or the values."""
+    """Return the types that a hint allows, or the values."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return [choice for part in typing.get_args(hint) for choice in _choices(part)]
@@ -196,7 +198,7 @@ _REFUSALS = (
 def build_peft_model(
     model: PreTrainedModel, config: PeftConfig, seed: int, *, adapter_name: str = "default"
 ) -> PeftModel:
-    """The language model with the method's layers in place; only their tensors are trainable.
+    """Give the language model with the method's layers in place; only their tensors are trainable.
 
     ``model`` is changed in place, as PEFT does. The method's own initial tensors depend on
     ``seed`` alone, and the caller's random stream is left as it was.
@@ -327,7 +329,7 @@ def _resolve_targets(model: PreTrainedModel, config: Any) -> None:
 
 
 def _linear(model: PreTrainedModel) -> set[str]:
-    """The names of the linear layers but the output head, as PEFT's ``all-linear`` has them."""
+    """Name the linear layers but the output head, as PEFT's ``all-linear`` does."""
     head, kinds = model.get_output_embeddings(), (nn.Linear, Conv1D)
     named = model.named_modules()
     return {name for name, layer in named if isinstance(layer, kinds) and layer is not head}
@@ -381,7 +383,7 @@ def check_rank(model: nn.Module, config: PeftConfig) -> None:
 
 
 def _targeted(model: nn.Module, config: PeftConfig) -> dict[str, Any]:
-    """The layers with a matrix that the config names; none where it leaves them to PEFT."""
+    """Return the layers with a matrix that the config names; none where it leaves them to PEFT."""
     if getattr(config, "target_modules", None) in (None, ALL_LINEAR):
         return {}
     return {
@@ -433,13 +435,13 @@ def _has_weight(module: nn.Module) -> bool:
 
 
 def true_shape(weight: torch.Tensor) -> torch.Size:
-    """A weight's shape; that of four bits is packed, and keeps its own beside it."""
+    """Return a weight's shape; that of four bits is packed, and keeps its own beside it."""
     quantized = getattr(weight, "quant_state", None)
     return weight.shape if quantized is None else torch.Size(quantized.shape)
 
 
 def whole_modules(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters of modules that are trained whole beside the method, by name.
+    """Return the parameters of modules that are trained whole beside the method, by name.
 
     PEFT has a classifier's new head among them, ``modules_to_save``. They are trained as they
     are, never generated: a head starts at random, and is small.
@@ -452,7 +454,7 @@ def whole_modules(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def trainable_tensors(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """What the method trains, by name, in the order of the generated vector."""
+    """Return what the method trains, by name, in the order of the generated vector."""
     whole = {name for name, _ in whole_modules(model)}
     named = [
         (name, p) for name, p in model.named_parameters() if p.requires_grad and name not in whole

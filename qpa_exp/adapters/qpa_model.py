@@ -57,7 +57,7 @@ class QPAModel(PeftModel, AdaptedModel):
         return self.base_model.generator
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The language model's own output, with the method's tensors as they are now."""
+        """Return the language model's own output, with the method's tensors as they are now."""
         return self.base_model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -90,11 +90,13 @@ class QPAModel(PeftModel, AdaptedModel):
         self.base_model.compile_generator()
 
     def trained_tensors(self) -> list[Tensor]:
-        """The vector, from where gradients go through the generator, and what is trained whole."""
+        """Return the vector, from where gradients go through the generator, and what is trained
+        whole.
+        """
         return self.base_model.trained_tensors()
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """What an optimizer trains, by the names that checkpoints have."""
+        """Return what an optimizer trains, by the names that checkpoints have."""
         own = {f"generator.{name}": p for name, p in self.generator.named_parameters()}
         return super().trained_parameters() | own
 
@@ -112,7 +114,7 @@ class QPAModel(PeftModel, AdaptedModel):
         self.base_model.print_trainable_parameters()
 
     def to_peft(self) -> PeftModel:
-        """A plain PEFT model with the generated tensors; see the base model's."""
+        """Return a plain PEFT model with the generated tensors; see the base model's."""
         return self.base_model.to_peft()
 
     def save_pretrained(
@@ -153,7 +155,9 @@ class QPAModel(PeftModel, AdaptedModel):
     def from_pretrained(  # type: ignore[override]
         cls, model: PreTrainedModel, model_id: str | Path, **where: Any
     ) -> QPAModel:
-        """The model that :meth:`save_pretrained` saved, on the same language model; evaluating.
+        """Return the model that :meth:`save_pretrained` saved, on the same language model.
+
+        Evaluating.
 
         Args:
             model: the language model, which is changed in place.
@@ -206,7 +210,7 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
 def adapt(
     base_model: PreTrainedModel, config: Config, task_type: str = "CAUSAL_LM"
 ) -> AdaptedModel:
-    """The method on the language model: generated, or under ``qpa=off`` trained itself.
+    """Return the method on the language model: generated, or under ``qpa=off`` trained itself.
 
     Args:
         base_model: it is changed in place.
@@ -231,7 +235,9 @@ def adapt(
 def load_adapted(
     base_model: PreTrainedModel, directory: str | Path, config: Config
 ) -> AdaptedModel:
-    """What a run's :meth:`~AdaptedModel.save_pretrained` wrote, on its language model; evaluating.
+    """Return what a run's :meth:`~AdaptedModel.save_pretrained` wrote, on its language model.
+
+    Evaluating.
 
     Raises:
         InputError: files that are missing, damaged, or were saved for another model.

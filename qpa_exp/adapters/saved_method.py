@@ -78,7 +78,7 @@ def _is_slow(pattern: str) -> bool:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+    """Return the tensors of a safetensors file.
 
     Raises:
         InputError: it is missing, damaged or cut short, or a number in it is not finite.

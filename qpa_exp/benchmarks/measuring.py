@@ -49,14 +49,14 @@ class Seconds:
         return low, high
 
     def over(self, other: Seconds) -> float:
-        """The median ratio of what was measured in the same round.
+        """Return the median ratio of what was measured in the same round.
 
         A load on the machine that comes and goes meets both sides of such a ratio alike.
         """
         return statistics.median(a / b for a, b in zip(self.runs, other.runs, strict=True))
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it as plain data, for JSON."""
         low, high = self.spread
         return {"median": self.median, "quartiles": [low, high], "runs": list(self.runs)}
 
@@ -89,7 +89,7 @@ def _synchronize(device: torch.device | None) -> None:
 
 
 def fit_exponent(sizes: Sequence[float | int], seconds: Sequence[float | int]) -> float:
-    """The e of seconds = c * size^e, by least squares of the logarithms.
+    """Return the e of seconds = c * size^e, by least squares of the logarithms.
 
     Raises:
         ValueError: fewer than two different sizes, or a number that is not above zero.
@@ -114,7 +114,7 @@ class Machine:
 
     @staticmethod
     def this() -> Machine:
-        """The machine that this runs on."""
+        """Return the machine that this runs on."""
         return Machine(
             processor=_processor(),
             cores=os.cpu_count() or 1,
@@ -126,7 +126,7 @@ class Machine:
         )
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it as plain data, for JSON."""
         return asdict(self)
 
 
@@ -154,7 +154,7 @@ Probabilities = Callable[[Tensor], Tensor]
 
 
 def own(backend: str) -> Callable[[int], Probabilities]:
-    """A back end of this package.
+    """Return a back end of this package.
 
     Raises:
         InputError: what it needs is not installed.
@@ -167,13 +167,13 @@ def _config(backend: str) -> QPAConfig:
 
 
 def _most(backend: str, budget: int) -> int:
-    """The most qubits that it takes with so many bytes, which are about as its time."""
+    """Return the most qubits that it takes with so many bytes, which are about as its time."""
     needed, config = BACKENDS[backend].bytes_needed, _config(backend)
     return max(n for n in range(1, _MOST + 1) if n == 1 or needed(config, n) <= budget)
 
 
 def pennylane(device: str, diff_method: str) -> Callable[[int], Probabilities]:
-    """A device of PennyLane."""
+    """Return a device of PennyLane."""
 
     def make(n_qubits: int) -> Probabilities:
         qml = _library("pennylane")
@@ -247,7 +247,7 @@ class CircuitTimes:
     times: dict[str, Seconds]
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it as plain data, for JSON."""
         seconds = {name: time.record() for name, time in self.times.items()}
         return {"n_qubits": self.n_qubits, "n_layers": N_LAYERS, "seconds": seconds}
 

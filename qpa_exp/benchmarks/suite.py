@@ -125,7 +125,7 @@ class Suite:
         self.growth = measure_growth(self._rounds("growth"), self.quick)
 
     def ratios(self) -> dict[str, Any]:
-        """The figures that others are compared by; what was not measured is left out."""
+        """Return the figures that others are compared by; what was not measured is left out."""
         found: dict[str, Any] = {}
         over = {
             str(c.n_qubits): c.times["torchquantum"].over(c.times["statevector"])
@@ -141,7 +141,7 @@ class Suite:
         return found
 
     def _over(self, kinds: Mapping[str, tuple[str, str]]) -> dict[str, float]:
-        """For each shape, and each kind of the two steps that it has both of, their ratio."""
+        """Compare the two steps of each kind that a shape has both of, shape by shape."""
         return {
             f"{name}{kind}": times[one].over(times[other])
             for name, times in self.steps.items()
@@ -187,7 +187,7 @@ def show(suite: Suite, console: Console) -> None:
 
 
 def tables(suite: Suite) -> Iterator[Table]:
-    """A table for each part that was measured."""
+    """Yield a table for each part that was measured."""
     if suite.circuits:
         names = list(dict.fromkeys(name for c in suite.circuits for name in c.times))
         rows = [[str(c.n_qubits), *(_ms(c.times.get(n)) for n in names)] for c in suite.circuits]

@@ -105,13 +105,13 @@ class InBlocks:
     size: int | None = None
 
     def __call__(self, n_qubits: int) -> list[tuple[int, ...]]:
-        """The pairs of neighbours, none of which lies across two blocks."""
+        """Return the pairs of neighbours, none of which lies across two blocks."""
         size = self.size or -(-n_qubits // 2)
         return [pair for pair in neighbours(n_qubits) if pair[1] % size]
 
 
 def ring(n_qubits: int) -> list[tuple[int, ...]]:
-    """The neighbours, and then (N, 1); none where there is one qubit alone."""
+    """Return the neighbours, and then (N, 1); none where there is one qubit alone."""
     closing = [(n_qubits - 1, 0)] if n_qubits > 1 else []
     return neighbours(n_qubits) + closing
 
@@ -174,7 +174,7 @@ class Ansatz:
     more_keys: tuple[str, ...] = ()
 
     def under(self, config: QPAConfig) -> Ansatz:
-        """The ansatz as the keys of ``config`` have it."""
+        """Return the ansatz as the keys of ``config`` have it."""
         if self.moments_under is None:
             return self
         return replace(self, moments=self.moments_under(config))
@@ -207,7 +207,7 @@ class Ansatz:
         return [name for name, kind in kinds.items() if kind.has_angle and not kind.shifts]
 
     def theta_shape(self, n_qubits: int, n_layers: int) -> tuple[int, int, int]:
-        """The shape of the circuit's angles: (n_layers, rotations in a layer, n_qubits)."""
+        """Return the shape of the circuit's angles: (n_layers, rotations in a layer, n_qubits)."""
         return n_layers, sum(moment.has_angles for moment in self.moments), n_qubits
 
     def gates(self, n_qubits: int, n_layers: int) -> Iterator[Gate]:
@@ -221,7 +221,7 @@ class Ansatz:
                 rotation += moment.has_angles
 
     def reads(self, config: Any) -> list[str]:
-        """The keys that have an effect beside it."""
+        """Return the keys that have an effect beside it."""
         keys = ["qpa.squash"] if self.reads_feature else []
         keys += self.more_keys
         if self.has_circuit:
@@ -244,7 +244,7 @@ class Ansatz:
         return copies * math.prod(self.theta_shape(n_qubits, config.n_layers))
 
     def make(self, config: QPAConfig, n_qubits: int, n_chunks: int) -> nn.Module:
-        """A control's module: it gives at least ``n_chunks`` numbers for each circuit.
+        """Return a control's module: it gives at least ``n_chunks`` numbers for each circuit.
 
         Draws its start from torch's global stream.
         """
@@ -280,7 +280,7 @@ def order_of(gates: Iterable[Gate], n_qubits: int) -> Int32[np.ndarray, " states
 
 
 def inverse_of(order: Int32[np.ndarray, " states"]) -> Int32[np.ndarray, " states"]:
-    """The order that undoes this one."""
+    """Return the order that undoes this one."""
     import numpy as np
 
     inverse = np.empty_like(order)

@@ -23,7 +23,8 @@ from qpa_exp.errors import InputError
 def sample_frequencies(
     probabilities: Float[Tensor, "*batch states"], shots: int, stream: torch.Generator | None = None
 ) -> Float[Tensor, "*batch states"]:
-    """The frequencies of the basis states in ``shots`` measurements: multinomial counts / shots.
+    """Return the frequencies of the basis states in ``shots`` measurements: multinomial counts /
+    shots.
 
     The counts are drawn by halving: how many of a half's shots fall into its own upper half is
     binomial, so all 2^N counts take N draws, however many shots there are. Drawn on the CPU, so
@@ -49,7 +50,7 @@ def sample_frequencies(
 def pass_through(
     probabilities: Float[Tensor, "*batch states"], frequencies: Float[Tensor, "*batch states"]
 ) -> Float[Tensor, "*batch states"]:
-    """The sampled frequencies, with the slope of the exact probabilities.
+    """Return the sampled frequencies, with the slope of the exact probabilities.
 
     A sample has no slope. Its expectation is the exact distribution, so what arrives at the
     frequencies is handed on to the probabilities unchanged (a straight-through estimator): the
@@ -120,7 +121,7 @@ class Amplitudes(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, ansatz: Ansatz) -> Tensor:
-        """The state at the end of each circuit."""
+        """Return the state at the end of each circuit."""
         states = _engine(theta, ansatz).amplitudes(theta, ansatz)
         ctx.save_for_backward(theta, states)
         ctx.ansatz = ansatz
@@ -129,7 +130,7 @@ class Amplitudes(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, towards: Tensor) -> tuple[Tensor, None]:
-        """By the adjoint method, as for probabilities."""
+        """Compute the slopes by the adjoint method, as for probabilities."""
         theta, states = ctx.saved_tensors
         return _engine(theta, ctx.ansatz).slopes(theta, ctx.ansatz, states, towards), None
 
@@ -208,7 +209,7 @@ class Circuit(nn.Module):
         return count_shots(shots, self.n_qubits)
 
     def forward(self) -> Float[Tensor, "*circuits states"]:
-        """The 2^N basis states' probabilities in each circuit, or their frequencies."""
+        """Return the 2^N basis states' probabilities in each circuit, or their frequencies."""
         if not self.simulator.ansatz.trained and self.n_shots is None:
             return self._once()
         angles = self.theta if self.turned is None else self.theta + self.turned
@@ -218,7 +219,9 @@ class Circuit(nn.Module):
         return estimated
 
     def _once(self) -> Float[Tensor, "*circuits states"]:
-        """The exact probabilities of angles that are never trained, kept after the first call."""
+        """Return the exact probabilities of angles that are never trained, kept after the first
+        call.
+        """
         kind = (self.theta.device, self.theta.dtype)
         if self._kept is None or (self._kept.device, self._kept.dtype) != kind:
             with torch.no_grad():
@@ -253,7 +256,7 @@ class Circuit(nn.Module):
         return torch.Generator("cpu").manual_seed(self.config.seed)
 
     def _sample_seed(self) -> int:
-        """A seed for what draws by itself: from torch's stream, or the fixed one."""
+        """Return a seed for what draws by itself: from torch's stream, or the fixed one."""
         return int(torch.randint(2**31, (), device="cpu")) if self.training else self.config.seed
 
 

@@ -141,7 +141,7 @@ def _turn(states: Any, axes: Any, turn: Any, first: Any, last: Any) -> None:
 
 @compiled
 def _turn_pairs(a: Any, b: Any, c: Any, s: Any) -> None:
-    """(a, b) -> (c a - s b, s a + c b)."""
+    """Turn each pair (a, b) into (c a - s b, s a + c b)."""
     for i in range(a.shape[0]):
         u, v = a[i], b[i]
         a[i] = c * u - s * v
@@ -214,7 +214,7 @@ def _compiles(gate: str) -> bool:
 
 
 def amplitudes(theta: Angles, ansatz: Ansatz) -> Shaped[Tensor, "batch states"]:
-    """The amplitudes at the end."""
+    """Return the amplitudes at the end."""
     states = torch.empty(
         len(theta),
         2 ** theta.shape[-1],
@@ -261,7 +261,7 @@ def _by_layer(theta: Angles) -> Float[np.ndarray, "batch layers angles"]:
 
 
 def _in_planes(states: Shaped[Tensor, "batch states"]) -> Float[np.ndarray, "batch states planes"]:
-    """The same memory, real and imaginary part side by side."""
+    """Return the same memory, real and imaginary part side by side."""
     found = states.detach()
     found = torch.view_as_real(found) if found.is_complex() else found.unsqueeze(-1)
     return found.numpy()

@@ -17,7 +17,7 @@ class FixedNumbers(nn.Module):
         self.register_buffer("numbers", numbers, persistent=False)
 
     def forward(self) -> Float[Tensor, "*circuits numbers"]:
-        """Always the same."""
+        """Return always the same."""
         return self.numbers
 
 
@@ -31,5 +31,5 @@ class FreeLogits(nn.Module):
         self.logits = nn.Parameter(logits)
 
     def forward(self) -> Float[Tensor, "*circuits chunks"]:
-        """The chunks' probabilities."""
+        """Return the chunks' probabilities."""
         return self.logits.softmax(-1)

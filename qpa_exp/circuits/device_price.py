@@ -56,12 +56,12 @@ class DevicePrice:
     circuits: dict[str, int]
 
     def seconds(self, rule: str, steps: int) -> float:
-        """Of device time for so many steps under a gradient rule."""
+        """Count the seconds of device time for so many steps under a gradient rule."""
         return steps * self.circuits[rule] * self.shots * (self.duration + self.delay)
 
 
 def price(config: QPAConfig, n_qubits: int, device: str) -> DevicePrice:
-    """The price of a circuit of ``n_qubits`` qubits on a recorded device.
+    """Return the price of a circuit of ``n_qubits`` qubits on a recorded device.
 
     Args:
         config: of a generator with a circuit.
@@ -105,7 +105,10 @@ def price(config: QPAConfig, n_qubits: int, device: str) -> DevicePrice:
 
 
 def _circuits(config: QPAConfig, n_angles: int) -> dict[str, int]:
-    """The step's own circuits, and those of its slopes; one without trained angles has none."""
+    """Return the step's own circuits, and those of its slopes.
+
+    One without trained angles has none.
+    """
     if n_angles == 0:
         return {"not trained": config.n_circuits}
     rules = {name: GRADIENTS[name].circuits for name in GRADIENTS}

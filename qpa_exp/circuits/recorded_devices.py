@@ -27,14 +27,17 @@ NOISES: Registry[str | None] = Registry(
 
 @cache
 def snapshot(name: str) -> Any:
-    """The recorded device of that name in :data:`RECORDED`, a Qiskit backend."""
+    """Return the recorded device of that name in :data:`RECORDED`, a Qiskit backend."""
     from qiskit_ibm_runtime import fake_provider
 
     return getattr(fake_provider, RECORDED[name])()
 
 
 def record_of(name: str | None) -> dict[str, str]:
-    """The device's version and the day of its record, by its name; {} where it is none of them."""
+    """Return the device's version and the day of its record, by its name.
+
+    {} where it is none of them.
+    """
     if name not in RECORDED:
         return {}
     device = snapshot(name)
@@ -44,14 +47,14 @@ def record_of(name: str | None) -> dict[str, str]:
 
 @cache
 def noise_model(name: str) -> NoiseModel:
-    """Of a recorded device: seconds, once."""
+    """Build the noise model of a recorded device: it takes seconds, once."""
     from qiskit_aer.noise import NoiseModel
 
     return NoiseModel.from_backend(snapshot(name))
 
 
 def restrict(model: NoiseModel, qubits: Collection[int]) -> NoiseModel:
-    """The model's errors on these qubits alone: Aer copies a whole device's at every run."""
+    """Return the model's errors on these qubits alone: Aer copies a whole device's at every run."""
     from qiskit_aer.noise import NoiseModel
 
     small = NoiseModel(basis_gates=model.basis_gates)
@@ -78,7 +81,7 @@ class NoiseOfGates:
         self._readout, self._any_readout = model._local_readout_errors, model._default_readout_error
 
     def after(self, gate: str, qubits: tuple[int, ...]) -> Float[Tensor, "strings strings"] | None:
-        """The channel that follows a gate, over Pauli strings; None where the gate is ideal.
+        """Return the channel that follows a gate, over Pauli strings; None where the gate is ideal.
 
         Raises:
             InputError: it acts on other qubits than the gate, or on more than two.
@@ -100,7 +103,7 @@ class NoiseOfGates:
         return channel
 
     def confusion(self, qubit: int) -> Float[Tensor, "2 2"]:
-        """The probability of reading n (row) where the qubit is in m (column)."""
+        """Return the probability of reading n (row) where the qubit is in m (column)."""
         import torch
 
         error = self._readout.get((qubit,), self._any_readout)

@@ -42,12 +42,12 @@ class Packages:
                 raise self.missing(what, error) from error
 
     def missing(self, what: str, error: ImportError) -> InputError:
-        """The sentence that says what is missing, and how to install it."""
+        """Return the sentence that says what is missing, and how to install it."""
         names = ", ".join(self.names)
         return InputError(f"{what} needs {names} ({first_line(error)}): {self.install}.")
 
     def versions(self) -> dict[str, str]:
-        """Of each package."""
+        """Return the version of each package."""
         return {name: version(name) for name in self.names}
 
 
@@ -81,7 +81,7 @@ class Simulator(ABC):
 
     @classmethod
     def packages(cls, config: QPAConfig) -> Packages | None:
-        """What has to be installed for this config, if anything."""
+        """Return what has to be installed for this config, if anything."""
         return None
 
     @classmethod  # noqa: B027
@@ -94,30 +94,34 @@ class Simulator(ABC):
 
     @classmethod
     def record_versions(cls, config: QPAConfig) -> dict[str, str]:
-        """The versions that its numbers depend on, besides torch's: of what it needs installed."""
+        """Return the versions that its numbers depend on, besides torch's: of what it needs
+        installed.
+        """
         packages = cls.packages(config)
         return {} if packages is None else packages.versions()
 
     @classmethod
     @abstractmethod
     def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:
-        """Of memory to evaluate one circuit and its slopes."""
+        """Estimate the memory that one circuit and its slopes take."""
 
     @abstractmethod
     def __call__(
         self, theta: Float[Tensor, "*batch layers rotations qubits"]
     ) -> Float[Tensor, "*batch states"]:
-        """The probabilities of the 2^N basis states, the first qubit the most significant bit."""
+        """Return the probabilities of the 2^N basis states, the first qubit the most significant
+        bit.
+        """
 
     def sample(
         self, theta: Float[Tensor, "*batch layers rotations qubits"], shots: int, seed: int
     ) -> Float[Tensor, "*batch states"]:
-        """The basis states' frequencies in ``shots`` measurements of each circuit."""
+        """Return the basis states' frequencies in ``shots`` measurements of each circuit."""
         raise NotImplementedError
 
 
 def make_simulator(config: QPAConfig, n_qubits: int) -> Simulator:
-    """The simulator that ``config.backend`` names, of circuits of ``config.ansatz``.
+    """Return the simulator that ``config.backend`` names, of circuits of ``config.ansatz``.
 
     Raises:
         InputError: too many qubits for it or for this machine's memory; a package is missing.
@@ -173,7 +177,7 @@ def check_size(config: QPAConfig, n_qubits: int) -> None:
 
 
 def record_versions(config: QPAConfig) -> dict[str, str]:
-    """What the circuit's numbers depend on besides torch: packages, and a device's record.
+    """Return what the circuit's numbers depend on besides torch: packages, and a device's record.
 
     Args:
         config: as it has been checked; without a circuit there is nothing to record.

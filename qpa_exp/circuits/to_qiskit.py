@@ -21,7 +21,9 @@ _TRANSPILER_SEED = 2025
 
 
 def quantum_circuit(ansatz: Ansatz, n_qubits: int, n_layers: int) -> QuantumCircuit:
-    """The circuit without measurements; qubit i of Qiskit's is our qubit i, drawn from the top.
+    """Return the circuit without measurements.
+
+    Qubit i of Qiskit's is our qubit i, drawn from the top.
 
     Its parameters are named theta[layer,rotation,qubit].
     """
@@ -36,7 +38,9 @@ def quantum_circuit(ansatz: Ansatz, n_qubits: int, n_layers: int) -> QuantumCirc
 
 
 def measured_circuit(ansatz: Ansatz, n_qubits: int, n_layers: int) -> QuantumCircuit:
-    """The circuit and a measurement of every qubit, the first into the highest classical bit."""
+    """Return the circuit and a measurement of every qubit, the first into the highest classical
+    bit.
+    """
     from qiskit import ClassicalRegister
 
     circuit = quantum_circuit(ansatz, n_qubits, n_layers)
@@ -46,7 +50,7 @@ def measured_circuit(ansatz: Ansatz, n_qubits: int, n_layers: int) -> QuantumCir
 
 
 def angle_places(ansatz: Ansatz, n_qubits: int, n_layers: int) -> dict[str, int]:
-    """From the name of a parameter to its place in theta, flattened."""
+    """Map the name of a parameter to its place in theta, flattened."""
     _, rotations, _ = ansatz.theta_shape(n_qubits, n_layers)
     turned = [gate.angle for gate in ansatz.gates(n_qubits, n_layers) if gate.angle is not None]
     return {_name((x, y, z)): (x * rotations + y) * n_qubits + z for x, y, z in turned}
@@ -57,7 +61,7 @@ def _name(angle: tuple[int, int, int]) -> str:
 
 
 def transpile_for(circuit: QuantumCircuit, device: Any) -> QuantumCircuit:
-    """The circuit in the device's own gates and on its own qubits; the same at every call."""
+    """Give the circuit in the device's own gates and on its own qubits; the same at every call."""
     from qiskit import transpile
 
     if device.num_qubits is not None and device.num_qubits < circuit.num_qubits:
@@ -88,14 +92,14 @@ def check_picture(path: Path) -> None:
 
 
 def draw_text(config: QPAConfig, n_qubits: int, width: int = 100) -> str:
-    """The circuit in text, qubit 1 at the top, folded into lines of ``width`` characters."""
+    """Return the circuit in text, qubit 1 at the top, folded into lines of ``width`` characters."""
     circuit, drawn = _circuit(config, n_qubits)
     text = circuit.draw("text", fold=width, cregbundle=False)
     return f"{_title(config, n_qubits, drawn)}\n{text}"
 
 
 def draw_picture(config: QPAConfig, n_qubits: int, path: Path) -> None:
-    """The circuit as a picture, folded after 25 columns of gates."""
+    """Write the circuit as a picture, folded after 25 columns of gates."""
     check_picture(path)
     circuit, drawn = _circuit(config, n_qubits)
     figure = circuit.draw("mpl", fold=25)

@@ -26,7 +26,7 @@ _PAULIS: dict[str, list[list[complex]]] = {
 
 
 def pauli_matrix(letters: str) -> Complex[Tensor, "_ _"]:
-    """The Kronecker product of Pauli matrices, one letter of ``IXYZ`` a qubit, complex128."""
+    """Give the Kronecker product of Pauli matrices, one letter of ``IXYZ`` a qubit, complex128."""
     each = [
         torch.tensor(_PAULIS[letter], dtype=torch.complex128, device="cpu") for letter in letters
     ]
@@ -34,7 +34,7 @@ def pauli_matrix(letters: str) -> Complex[Tensor, "_ _"]:
 
 
 def gate_matrix(name: str, angle: Float[Tensor, "*batch"]) -> Complex[Tensor, "*batch _ _"]:
-    """The matrices of a gate, differentiable in ``angle``.
+    """Return the matrices of a gate, differentiable in ``angle``.
 
     Args:
         name: in :data:`GATES`.
@@ -83,7 +83,7 @@ class _Permutation:
 
 
 def amplitudes(theta: Angles, ansatz: Ansatz) -> States:
-    """The amplitudes at the end."""
+    """Return the amplitudes at the end."""
     batch, layers, _, n_qubits = theta.shape
     steps = _steps(ansatz, n_qubits, theta.device)
     matrices = _matrices(steps, theta, ansatz)
@@ -152,7 +152,7 @@ def _steps(ansatz: Ansatz, n_qubits: int, device: torch.device) -> list[Gate | _
 def _matrices(
     steps: list[Gate | _Permutation], theta: Angles, ansatz: Ansatz
 ) -> dict[int, Shaped[Tensor, "layers batch d d"]]:
-    """Of each step that is a gate, by its place: its matrices in all layers."""
+    """Return the matrices of each step that is a gate, in all layers, by its place."""
     found = {}
     for place, gate in enumerate(steps):
         if isinstance(gate, Gate):
@@ -176,7 +176,7 @@ def _dtype(theta: Tensor, ansatz: Ansatz) -> torch.dtype:
 def lead(
     states: Shaped[Tensor, "batch states"], qubits: tuple[int, ...], base: int = 2
 ) -> Shaped[Tensor, "batch d rest"]:
-    """The states with these qubits, of ``base`` levels each, as their first axis."""
+    """Return the states with these qubits, of ``base`` levels each, as their first axis."""
     tensor = _apart(states, base).movedim([1 + q for q in qubits], _first(qubits))
     return tensor.reshape(len(states), base ** len(qubits), -1)
 
@@ -184,13 +184,13 @@ def lead(
 def follow(
     leading: Shaped[Tensor, "batch d rest"], qubits: tuple[int, ...], base: int = 2
 ) -> States:
-    """The inverse of :func:`lead`."""
+    """Return the inverse of :func:`lead`."""
     tensor = _apart(leading.flatten(1), base).movedim(_first(qubits), [1 + q for q in qubits])
     return tensor.reshape(len(leading), -1)
 
 
 def _apart(states: States, base: int) -> Tensor:
-    """An axis for each qubit."""
+    """Return an axis for each qubit."""
     n_qubits = (states.shape[1].bit_length() - 1) // (base.bit_length() - 1)
     return states.unflatten(1, [base] * n_qubits)
 

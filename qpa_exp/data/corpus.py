@@ -69,7 +69,9 @@ Documents = dict[str, list[str]]
 
 
 def table_texts(table: Dataset, config: DataConfig, source: str, kind: str) -> list[str]:
-    """The texts of a table's rows, each a document. An empty cell of CSV ends its row too soon."""
+    """Return the texts of a table's rows, each a document. An empty cell of CSV ends its row too
+    soon.
+    """
     column = text_column(table, config.column, source)
     return texts_in(table, column, source, blank=kind != "csv")
 
@@ -252,7 +254,7 @@ def load_corpus(config: DataConfig) -> CorpusText:
 def _read(
     config: DataConfig, corpus: Corpus, needed: list[str]
 ) -> tuple[dict[str | None, list[Any]], str, bool]:
-    """The rows of each split that is needed, their source, and whether a row stays whole.
+    """Return the rows of each split that is needed, their source, and whether a row stays whole.
 
     What has no splits is under None.
     """
@@ -294,7 +296,7 @@ def _read(
 def _divide(
     read: dict[str | None, list[Any]], config: DataConfig, source: str, *, whole: bool
 ) -> dict[str, list[Any]]:
-    """By split. What has no splits is divided, and so is ``data.split``."""
+    """Return the rows by split. What has no splits is divided, and so is ``data.split``."""
     named = {name or "train": rows for name, rows in read.items()}
     if config.split is None and None not in read:
         return named
@@ -307,7 +309,8 @@ def _divide(
 
 
 def split_name(name: str) -> str:
-    """The canonical name of a split or slice: ``valid``, ``val`` and ``dev`` are ``validation``.
+    """Return the canonical name of a split or slice: ``valid``, ``val`` and ``dev`` are
+    ``validation``.
 
     Example:
         >>> split_name("dev[:90%]")
@@ -318,12 +321,12 @@ def split_name(name: str) -> str:
 
 
 def splits_within(name: str) -> list[str]:
-    """The splits that a slice is cut from; of a split, itself."""
+    """Return the splits that a slice is cut from; of a split, itself."""
     return [part.partition("[")[0] for part in split_name(name).split("+")]
 
 
 def parse_slice(name: str, key: str = "a split") -> ReadInstruction | None:
-    """A slice as ``datasets`` understands it; None of a split's plain name.
+    """Return a slice as ``datasets`` understands it; None of a split's plain name.
 
     Args:
         name: ``validation[90%:]``, ``test[:500]``, or several with ``+`` between them.
@@ -348,7 +351,9 @@ def parse_slice(name: str, key: str = "a split") -> ReadInstruction | None:
 def take(
     splits: Mapping[str, list[Any]], name: str, source: str, *, whole: bool = True
 ) -> list[Any]:
-    """The rows of a split or slice; unless they are taken whole, they are texts cut into lines.
+    """Return the rows of a split or slice.
+
+    Unless they are taken whole, they are texts cut into lines.
 
     Raises:
         InputError: the slice is empty, or cannot be cut from so few rows.

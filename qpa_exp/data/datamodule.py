@@ -82,7 +82,7 @@ class Examples:
 
 
 def labels(examples: Examples, rows: list[int]) -> Int[Tensor, ...]:
-    """What some examples are trained towards.
+    """Return what some examples are trained towards.
 
     Returns:
         Their classes, (rows,); or their own tokens, (rows, t), ``IGNORED`` where they are padding
@@ -156,7 +156,7 @@ def _require_eos(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def added_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The BOS that the tokenizer puts before every text by default; nothing where it has none.
+    """Give the BOS that the tokenizer puts before every text by default; nothing where it has none.
 
     Example:
         >>> from qpa_exp.lm.loading import BUNDLED
@@ -217,7 +217,7 @@ def _blocks(
 
 
 def _after(bos: list[int], rows: Int[Tensor, "n width"]) -> Int[Tensor, "n t"]:
-    """The rows, each after BOS where there is one."""
+    """Return the rows, each after BOS where there is one."""
     return torch.cat([rows.new_tensor(bos).expand(len(rows), 1), rows], 1) if bos else rows
 
 
@@ -298,7 +298,7 @@ def lay_out_records(
 
 
 def _rows(rows: Sequence[Sequence[_Row]], width: int, eos: int, size: TextSize) -> Examples:
-    """In each row the examples that it holds, one after another."""
+    """List the examples that each row holds, one after another."""
     lengths = torch.tensor([sum(len(ids) for ids, _ in row) for row in rows])
     real = mask(lengths, width).bool()
     input_ids = torch.full((len(rows), width), eos)
@@ -313,7 +313,7 @@ Batch = dict[str, Tensor]
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Int[Tensor, " {n}"]:
-    """The order in which an epoch visits ``n`` examples: a permutation, the same every time.
+    """Return the order in which an epoch visits ``n`` examples: a permutation, the same every time.
 
     Seed and epoch are hashed together, since their sum would give seed 1 the epochs of seed 0.
     """
@@ -536,11 +536,11 @@ class TextDataModule(LightningDataModule):
         return ResumableLoader(rows, sampler=sampler, batch_size=None, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """In order; this rank's share, without repeats."""
+        """Load the examples in order; this rank's share, without repeats."""
         return self._evaluation_loader("validation")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """In order; this rank's share, without repeats."""
+        """Load the examples in order; this rank's share, without repeats."""
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, role: str) -> DataLoader[Batch]:

@@ -1,4 +1,4 @@
-"""From records of instructions to token ids, of which the answers alone carry loss.
+"""Makes token ids of records of instructions; the answers alone carry loss.
 
 A prompt and a completion that are texts are put together as they are, and EOS ends them, as TRL's
 SFTTrainer does it. Chats are written by a chat template: the tokenizer's own, or
@@ -29,7 +29,7 @@ Message = dict[str, str]
 
 
 def template_text(given: str | None) -> str | None:
-    """The chat template that ``data.chat_template`` gives: a file's text, or the text itself.
+    """Read the chat template that ``data.chat_template`` gives: a file's text, or the text itself.
 
     Raises:
         InputError: there is no such file, and it is no template.
@@ -81,7 +81,7 @@ def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
 def tokenise_records(
     documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: str | None
 ) -> Iterator[tuple[str, list[int], list[bool]]]:
-    """For each record the text of its answers, its ids, and which of those carry loss.
+    """Return each record's answers as text, its ids, and which of those carry loss.
 
     Args:
         documents: records as JSON.
@@ -142,7 +142,7 @@ class Written:
         return [self.text, *(part for answer in self.answers for part in answer)]
 
     def tokens(self, ids: Mapping[str, list[int]]) -> tuple[list[int], list[bool]]:
-        """The ids, and which of them carry loss.
+        """Return the ids, and which of them carry loss.
 
         An answer begins where the ids of the whole and of the text before it part, as in TRL's
         SFTTrainer: tokens that reach across the border belong to the answer.
@@ -223,11 +223,11 @@ class _Chat:
         return self.tokenizer.get_chat_template(self.template)
 
     def write(self, messages: Sequence[Message], *, goes_on: bool = False) -> str:
-        """As text; with what begins the assistant's turn, where it ``goes_on``."""
+        """Write the chat as text; with what begins the assistant's turn, where it ``goes_on``."""
         return str(self._apply(messages, tokenize=False, add_generation_prompt=goes_on))
 
     def marked(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """As ids, and which of them the template marks."""
+        """Return the chat as ids, and which of them the template marks."""
         found = self._apply(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )

@@ -86,7 +86,7 @@ class Found:
         return self.kind == TEXT
 
     def name_of(self, split: str | None) -> str:
-        """What a sentence calls one of its splits."""
+        """Return what a sentence calls one of its splits."""
         files = self.splits.get(split, [])
         if len(files) == 1:
             return str(files[0])
@@ -111,7 +111,7 @@ def is_hub_id(path: Any) -> bool:
 
 
 def find(config: DataConfig, folder: str | None = None, *, from_hub: bool = True) -> Found:
-    """What ``data.path`` leads to; nothing is read yet.
+    """Return what ``data.path`` leads to; nothing is read yet.
 
     Args:
         config: with a path.
@@ -148,7 +148,7 @@ def _is_there(text: str) -> bool:
 
 
 def _existing(text: str) -> Path:
-    """A path that somebody typed, which is there.
+    """Return a path that somebody typed, which is there.
 
     Raises:
         InputError: it is not, or it is no path.
@@ -183,7 +183,10 @@ def _files(files: Sequence[Path], source: str) -> Found:
 
 
 def _in_folder(root: Path, folder: str | None) -> Found:
-    """A directory: of split files, there or in its ``data`` or ``folder``; else of documents."""
+    """Return a directory: of split files, there or in its ``data`` or ``folder``.
+
+    Else of documents.
+    """
     for place in (root, root / "data", *([root / folder] if folder else [])):
         there = _readable(place)
         matches = {
@@ -207,7 +210,7 @@ def _in_folder(root: Path, folder: str | None) -> Found:
 
 
 def _readable(root: Path) -> list[Path]:
-    """The files below that can be data, in sorted order; hidden ones are passed over."""
+    """Return the files below that can be data, in sorted order; hidden ones are passed over."""
     files = [
         file
         for file in sorted(root.rglob("*"))
@@ -271,7 +274,7 @@ def lines_in(text: str) -> io.StringIO:
 
 
 def read_text(file: Path) -> str:
-    """A UTF-8 file that is not empty, with its newlines made plain."""
+    """Return a UTF-8 file that is not empty, with its newlines made plain."""
     data = read_bytes(file, _MOST_BYTES)
     if not data:
         raise InputError(f"{file} is empty (0 bytes).")
@@ -299,7 +302,7 @@ def check_lines(documents: Iterable[str], source: object) -> None:
 
 
 def read_documents(rows: Callable[[str], list[str]], files: Iterable[Path]) -> list[str]:
-    """The documents of some text files, each as ``rows`` finds them in a file's text."""
+    """Return the documents of some text files, each as ``rows`` finds them in a file's text."""
     documents: list[str] = []
     for file in files:
         text = read_text(file)
@@ -309,7 +312,7 @@ def read_documents(rows: Callable[[str], list[str]], files: Iterable[Path]) -> l
 
 
 def _refuse_json(text: str, file: Path) -> None:
-    """A table under the name of a text would be trained with its braces."""
+    """Refuse a table under the name of a text: it would be trained with its braces."""
     if text.lstrip()[:1] in ("{", "[") and (_are_rows(_first_lines(text)) or _are_rows([text])):
         raise InputError(
             f"{file} holds JSON, not plain text: give it a name that ends in .jsonl or .json, and "
@@ -342,7 +345,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def read_tables(found: Found, splits: Iterable[str | None] | None) -> dict[str | None, Dataset]:
-    """The rows of these splits, or of all that there are; of ``None`` what has no splits.
+    """Return the rows of these splits, or of all that there are; of ``None`` what has no splits.
 
     Raises:
         InputError: it is no such table, it is damaged, or the hub does not give it.
@@ -383,7 +386,7 @@ def _from_hub(hub: HubDataset) -> dict[str | None, Dataset]:
 
 
 def _saved(place: Path) -> dict[str | None, Dataset]:
-    """What ``save_to_disk`` wrote: a dataset, or one for each split."""
+    """Return what ``save_to_disk`` wrote: a dataset, or one for each split."""
     import datasets
 
     for file in place.rglob("*"):
@@ -402,7 +405,9 @@ def _saved(place: Path) -> dict[str | None, Dataset]:
 
 
 def _read(kind: str, files: Sequence[Path]) -> Dataset:
-    """Some files as one table. ``datasets`` converts them within a directory of ours, then gone."""
+    """Return some files as one table. ``datasets`` converts them within a directory of ours, then
+    gone.
+    """
     import datasets
     import pandas as pd
 
@@ -484,7 +489,7 @@ _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 
 
 def text_column(table: Dataset, asked: str | None, source: str, key: str = "data.column") -> str:
-    """The column of a table that holds its text.
+    """Return the column of a table that holds its text.
 
     Args:
         table: its rows.
@@ -522,7 +527,7 @@ def _is_string(feature: Any) -> bool:
 
 
 def texts_in(table: Dataset, column: str, source: str, *, blank: bool = True) -> list[str]:
-    """The texts of a column.
+    """Return the texts of a column.
 
     Args:
         table: its rows.
@@ -551,7 +556,7 @@ def texts_in(table: Dataset, column: str, source: str, *, blank: bool = True) ->
 
 
 def cells_in(table: Dataset, column: str, source: str) -> list[str]:
-    """The names in a column: its words, its numbers, or what the numbers stand for.
+    """Return the names in a column: its words, its numbers, or what the numbers stand for.
 
     Raises:
         InputError: a row has none, or something nested.

@@ -124,7 +124,7 @@ class AdaptedHead:
         targets: Int[Tensor, "rows tokens"],
         weights: Float[Tensor, "rows tokens"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows tokens"]]:
-        """The weighted sum of the cross entropies of the model's logits, as the model is now.
+        """Give the weighted sum of the cross entropies of the model's logits, as the model is now.
 
         Args:
             hidden: what enters the head, for positions from 0; a constant.
@@ -146,7 +146,7 @@ class AdaptedHead:
         return loss, nats.view(targets.shape)
 
     def _update(self, hidden: Tensor) -> Update | None:
-        """What the method makes of the head; None where that has no formula here."""
+        """Return what the method makes of the head; None where that has no formula here."""
         layer: Any = self.layer
         update = self._dora(layer, hidden) if type(layer) is LoraLinear else None
         if update is None and layer.training not in self._without_formula:
@@ -157,7 +157,7 @@ class AdaptedHead:
         return update
 
     def _dora(self, layer: Any, hidden: Tensor) -> Update | None:
-        """Of one DoRA adapter: PEFT's own makes the whole matrix, to find the norms of its rows."""
+        """Compute one DoRA adapter: PEFT's own makes the whole matrix to find its rows' norms."""
         names = [] if layer.disable_adapters else layer.active_adapters
         if layer.merged or len(names) != 1:
             return None
@@ -186,7 +186,7 @@ def any_head_loss(
     *,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " tokens"]]:
-    """The weighted sum of the cross entropies of the head's logits, in float32.
+    """Return the weighted sum of the cross entropies of the head's logits, in float32.
 
     Args:
         head: gives (1, n, vocab) logits for (1, n, k) hidden states, token by token.
@@ -223,7 +223,7 @@ def any_head_loss(
 def accelerate(
     task: Task, model: AdaptedModel, data: TextDataModule, cache_mode: str | None = None
 ) -> Task:
-    """The same task by the fastest way there is for this model: where there is none, itself.
+    """Return the same task by the fastest way there is for this model: where there is none, itself.
 
     Args:
         task: any.
@@ -304,7 +304,7 @@ class FastHead(CausalLM):
         return self._losses(model, batch)[0]
 
     def token_losses(self, model: AdaptedModel, batch: Batch) -> TokenLosses:
-        """The loss of every prediction of a batch."""
+        """Return the loss of every prediction of a batch."""
         return self._losses(model, batch)[1]
 
     def _losses(self, model: AdaptedModel, batch: Batch) -> tuple[Tensor, TokenLosses]:
@@ -391,7 +391,10 @@ class FastHead(CausalLM):
     def _track(
         self, split: str, blocks: Iterator[Tensor], total: int, before: int
     ) -> Iterator[Tensor]:
-        """A progress bar on a terminal, else a line now and then; and one at the end."""
+        """Yield what is tracked: a bar on a terminal, else a line now and then.
+
+        And one at the end.
+        """
         console = Console(stderr=True)
         # One process writes a table to disk, whichever; in memory each has its own.
         first = self.cache_mode == "disk" or os.environ.get("LOCAL_RANK", "0") == "0"

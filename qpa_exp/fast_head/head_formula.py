@@ -88,7 +88,7 @@ class _Writing(TorchFunctionMode):
         return _Logits.of(x, shape, (_Product(x, weight),), bias)
 
     def _follow(self, func: Callable[..., Any], *args: Any, **named: Any) -> Any:
-        """What an operation makes of logits; some of their sum."""
+        """Return what an operation makes of logits; some of their sum."""
         name = func.__name__
         if name in _ASKED:
             return func(*args, **named)
@@ -145,7 +145,7 @@ class _Writing(TorchFunctionMode):
         return _Logits.of(logits, logits.shape, logits.products, bias)
 
     def _factor(self, other: Any) -> Factor:
-        """A number, or a vector over the vocabulary."""
+        """Return a number, or a vector over the vocabulary."""
         if isinstance(other, int | float):
             return float(other)
         if isinstance(other, Tensor) and other.numel() == 1:
@@ -169,7 +169,7 @@ def find_update(
     *,
     keep_frozen: bool = False,
 ) -> Update | None:
-    """What a layer makes of the frozen head within it.
+    """Return what a layer makes of the frozen head within it.
 
     Args:
         layer: PEFT's layer; any module that gives logits for hidden states, token by token.
@@ -226,7 +226,10 @@ def _gather(logits: _Logits, weight: Tensor, keep_frozen: bool) -> Update:
 def _merged(
     products: tuple[_Product, ...], weight: Tensor
 ) -> tuple[_Product | None, list[_Product]]:
-    """The frozen weight's product with one input, and the others; not what takes itself away."""
+    """Return the frozen weight's product with one input, and the others.
+
+    Not what takes itself away.
+    """
     frozen: _Product | None = None
     others: list[_Product] = []
     for p in products:
@@ -247,7 +250,7 @@ def _merged(
 
 
 def _scaled(part: Tensor, factor: Factor, *, of_rows: bool) -> Tensor:
-    """A number goes with u, which is small, and a vector with the rows of b."""
+    """Scale a factor: a number goes with u, which is small, and a vector with the rows of b."""
     if isinstance(factor, Tensor):
         return part * factor[:, None] if of_rows else part
     return part if of_rows or factor == 1.0 else part * factor

@@ -76,7 +76,7 @@ class Backbone:
         attention_mask: Int[Tensor, "rows t"] | None,
         position_ids: Int[Tensor, "rows t"] | None = None,
     ) -> Float[Tensor, "rows t k"]:
-        """What enters the head, on the model's device: after the last norm and any projection.
+        """Give what enters the head, on the model's device: after the last norm and any projection.
 
         Args:
             input_ids: of the examples.
@@ -126,7 +126,7 @@ class Backbone:
 
 
 def checksum(tensor: Tensor) -> str:
-    """Of a tensor's bytes."""
+    """Hash a tensor's bytes."""
     digest = xxhash.xxh3_64()
     if tensor.numel():
         for part in tensor.contiguous().flatten().view(torch.uint8).split(_HASHED_AT_A_TIME):
@@ -136,7 +136,7 @@ def checksum(tensor: Tensor) -> str:
 
 @torch.no_grad()
 def find_final_logits(model: Any, input_ids: Int[Tensor, "rows tokens"]) -> FinalLogits | None:
-    """What the model does to its head's output, seen in what it gives for a few tokens.
+    """Return what the model does to its head's output, seen in what it gives for a few tokens.
 
     Returns:
         The scale and soft cap that turn the head's output into the model's logits; None where
@@ -211,7 +211,7 @@ class Packing:
                 del module.forward
 
     def _ways(self, model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-        """What modules do in place of their own forward pass."""
+        """Return what modules do in place of their own forward pass."""
         ways: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
         own = [module for module in model.modules() if "forward" not in vars(module)]
         for module in own:
@@ -238,7 +238,7 @@ class Packing:
     def _multiply(
         self, layer: Layer, x: Float[Tensor, "*batch k"], then: tuple[str, str] = ("none", "")
     ) -> Float[Tensor, "*batch n"]:
-        """What the layer gives for ``x``, and its activation's name and algorithm, if any."""
+        """Give what the layer gives for ``x``, and its activation's name and algorithm, if any."""
         activation, algorithm = then
         found: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self._blocks(layer), layer.bias, activation, [], algorithm
@@ -246,7 +246,7 @@ class Packing:
         return found
 
     def _blocks(self, layer: Layer) -> Tensor:
-        """The layer's weight in blocks, made anew where the weight is another since."""
+        """Return the layer's weight in blocks, made anew where the weight is another since."""
         source = (layer.weight.data_ptr(), layer.weight._version)
         made_from, blocks = self._kept.get(layer, (None, layer.weight))
         if made_from != source:
@@ -261,7 +261,7 @@ def _is_layer(module: nn.Module) -> TypeGuard[Layer]:
 
 
 def _rows(layer: Layer) -> Float[Tensor, "n k"]:
-    """The weight as torch writes it; GPT-2 has it the other way round."""
+    """Return the weight as torch writes it; GPT-2 has it the other way round."""
     return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
 
 
@@ -325,7 +325,10 @@ class HiddenTable:
         lengths: Int[Tensor, " b"],
         position_ids: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b predictions k"] | None:
-        """The hidden states of these examples, copied; None where it does not have them all."""
+        """Return the hidden states of these examples, copied.
+
+        None where it does not have them all.
+        """
         places = [self._place.get(key) for key in _keys(input_ids, lengths, position_ids)]
         if self.values is None or None in places:
             return None
@@ -333,7 +336,7 @@ class HiddenTable:
 
     @cached_property
     def shape(self) -> tuple[torch.Size, torch.dtype]:
-        """Of the values, and their type; the backbone is asked for one token."""
+        """Find the values' shape and type, by one token through the backbone."""
         one = self.backbone.hidden(self.input_ids[:1, :1], torch.ones(1, 1, dtype=torch.int64))
         different, tokens = self.input_ids.shape
         return torch.Size((different, tokens - 1, one.shape[-1])), one.dtype
@@ -363,7 +366,7 @@ class HiddenTable:
 
     @property
     def tokens(self) -> int:
-        """Of all the examples that differ, padding included."""
+        """Count the tokens of all the examples that differ, padding included."""
         return self.input_ids.numel()
 
     @property
@@ -372,7 +375,7 @@ class HiddenTable:
         return max(1, _TOKENS_AT_A_TIME // self.input_ids.shape[1])
 
     def blocks(self, first: int = 0) -> Iterator[Tensor]:
-        """The values, computed a few examples at a time, on the CPU; from this block on."""
+        """Yield the values, computed a few examples at a time, on the CPU; from this block on."""
         tokens, rows = self.input_ids.shape[1], self.rows_a_block
         for start in range(first * rows, len(self.input_ids), rows):
             part = slice(start, start + rows)
@@ -396,7 +399,7 @@ class HiddenTable:
 
 
 def _keys(input_ids: Tensor, lengths: Tensor, position_ids: Tensor | None) -> Iterator[bytes]:
-    """What tells examples apart."""
+    """Yield what tells examples apart."""
     parts = [input_ids, lengths[:, None], *([] if position_ids is None else [position_ids])]
     for row in torch.cat(parts, dim=1).numpy():
         yield xxhash.xxh3_128_digest(row.tobytes())
@@ -507,7 +510,7 @@ class TableDirectory:
         return self.path / f"{key}{suffix}"
 
     def _bytes_there(self, key: str) -> int:
-        """Of the table, or of what there is of it."""
+        """Count the bytes of the table, or of what there is of it."""
         for suffix in (_TABLE, _PART):
             with suppress(OSError):
                 return self._file(key, suffix).lstat().st_size
@@ -598,7 +601,7 @@ class TableDirectory:
 
 
 def _open_own(path: Path) -> IO[bytes]:
-    """A file to read and write, made where there is none; never one that a link points to."""
+    """Give a file to read and write, made where there is none; never one that a link points to."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return os.fdopen(os.open(path, flags, 0o666), "r+b")
 
@@ -637,7 +640,7 @@ def _journal_line(values: bytes | memoryview) -> bytes:
 
 
 def _header(table: HiddenTable, found: str) -> bytes:
-    """Of a safetensors file with the table's values and this checksum of them."""
+    """Write the header of a safetensors file with the table's values and this checksum."""
     shape, dtype = table.shape
     offsets = [0, table.size]
     record = {
@@ -650,7 +653,7 @@ def _header(table: HiddenTable, found: str) -> bytes:
 
 
 def _open(path: Path, table: HiddenTable) -> Tensor | None:
-    """The table in a file, mapped into memory; None where the file is damaged."""
+    """Return the table in a file, mapped into memory; None where the file is damaged."""
     try:
         with path.open("rb") as file:
             begin = file.read(len(_header(table, _UNKNOWN)))

@@ -54,7 +54,10 @@ class Terms:
     def at(
         self, product: Float[Tensor, " tokens"], targets: Int[Tensor, " tokens"]
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-        """The logit of one target for each token, from its product; and the soft cap's slope."""
+        """Return the logit of one target for each token, from its product.
+
+        And the soft cap's slope.
+        """
         share = 1.0 if self.share is None else self.share[targets]
         z = product * share + (self.left[targets] * self.right.T).sum(1)
         if self.soft_cap is None:
@@ -65,7 +68,7 @@ class Terms:
     def apply(
         self, block: Float[Tensor, "rows tokens"], rows: slice, shift: Float[Tensor, " tokens"]
     ) -> Float[Tensor, "rows tokens"] | None:
-        """A block of the product becomes the logits less ``shift``, in place.
+        """Make of a block of the product the logits less ``shift``, in place.
 
         Returns:
             The square of the soft cap's tanh, which is 1 less its slope; None without one.
@@ -88,7 +91,7 @@ class Terms:
 def largest(
     stored: Shaped[Tensor, "vocab tokens"], terms: Terms, *, blocks: int | None = None
 ) -> Float[Tensor, " tokens"]:
-    """The largest logit of each token, of the first so many blocks; None = of all."""
+    """Return the largest logit of each token, of the first so many blocks; None = of all."""
     found = torch.full((stored.shape[1],), -torch.inf, device=stored.device)
     for rows in list(_blocks(stored))[:blocks]:
         block = stored[rows].to(torch.float32, copy=True)
@@ -114,7 +117,7 @@ def exponentiate(
     keep: bool = True,
     fast: bool = False,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, "r tokens"]]:
-    """The product becomes ``exp(logits - shift)``, in place, times the slope of the soft cap.
+    """Give the product becomes ``exp(logits - shift)``, in place, times the slope of the soft cap.
 
     Args:
         stored: the product with the head.
@@ -196,7 +199,7 @@ def add_product(
 def multiply_back(
     stored: Shaped[Tensor, "vocab tokens"], b: Float[Tensor, "vocab r"]
 ) -> Float[Tensor, "tokens r"]:
-    """The transposed ``stored`` times b, in float32."""
+    """Return the transposed ``stored`` times b, in float32."""
     if stored.dtype == torch.float32:
         return stored.T @ b
     found = b.new_zeros(stored.shape[1], b.shape[1])
@@ -390,7 +393,7 @@ def _tanh(x: Any) -> Any:
 
 @compiled
 def _read(stored: Any, row: Any) -> None:
-    """A row of float32's bits, or of bfloat16's, whose lower half is zero."""
+    """Read a row of float32's bits, or of bfloat16's, whose lower half is zero."""
     missing = 32 - 8 * stored.itemsize
     for t in range(row.shape[0]):
         row[t] = np.int32(np.int32(stored[t]) << missing).view(np.float32)
@@ -398,7 +401,7 @@ def _read(stored: Any, row: Any) -> None:
 
 @compiled
 def _write(row: Any, stored: Any) -> None:
-    """A row's bits, or those of the nearest bfloat16, half even.
+    """Write a row's bits, or those of the nearest bfloat16, half even.
 
     A NaN may become an infinity; the sums have it as NaN.
     """

@@ -55,7 +55,7 @@ class FinalLogits:
     soft_cap: float | None = None
 
     def __call__(self, z: Tensor) -> Tensor:
-        """The logits, in the shape and type of ``z``."""
+        """Return the logits, in the shape and type of ``z``."""
         scaled = z if self.scale == 1.0 else z * self.scale
         if self.soft_cap is None:
             return scaled
@@ -126,7 +126,7 @@ class FrozenHead:
         return room[:size]
 
     def times(self, columns: Float[Tensor, "k n"]) -> Float[Tensor, "vocab n"]:
-        """The weight times a few columns, in float32."""
+        """Return the weight times a few columns, in float32."""
         if self.weight.dtype == torch.float32:
             return self.weight @ columns
         return torch.cat([rows.float() @ columns for rows in self.weight.split(_ROWS)])
@@ -168,11 +168,11 @@ class FrozenHead:
             torch.addmm(part, rows.to(self.dtype), columns, beta=0 if afresh else 1, out=part)
 
     def _parts(self, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """A large product in 16 bits would first rearrange the whole weight, in as much memory."""
+        """Cut the weight: in 16 bits a large product would first copy it whole."""
         return zip(self.operand.split(_PRODUCT_ROWS), out.split(_PRODUCT_ROWS), strict=True)
 
     def back(self, gradient: Float[Tensor, "vocab tokens"]) -> Float[Tensor, "tokens k"]:
-        """The transposed product, ``scale * gradient^T W``, in float32."""
+        """Return the transposed product, ``scale * gradient^T W``, in float32."""
         towards = (gradient.T @ self.operand).float()
         if self.operand is not self.weight:
             towards += gradient.float().sum(0)[:, None] * self.mean_row
@@ -245,7 +245,7 @@ def low_rank_loss(
     *,
     buffer_bytes: int = BUFFER_BYTES,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " tokens"]]:
-    """The weighted sum of the cross entropies of the head's logits.
+    """Return the weighted sum of the cross entropies of the head's logits.
 
     Gradients go to the tensors of ``update``, and from there to what they were made from; to its
     hidden states it takes a second product with the head. All but the products with the head, and
@@ -381,7 +381,7 @@ def _joins_product(head: FrozenHead, rank: int) -> bool:
 
 
 class _Exponentials(NamedTuple):
-    """Of one chunk.
+    """Holds the exponentials of one chunk.
 
     Attributes:
         nats: of each token.
@@ -445,7 +445,7 @@ def _aligned(tokens: int) -> int:
 
 
 def _adapted_norms(head: FrozenHead, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """The norms of the rows of W + s B A, without making that matrix.
+    """Return the norms of the rows of W + s B A, without making that matrix.
 
     |w + s b A|^2 = |w|^2 + 2 s b.(A w) + s^2 b.(A A^T b): at b = 0 exactly the norm of w. Rows of
     which the update takes nearly all away are computed as they stand.
@@ -463,7 +463,7 @@ def _adapted_norms(head: FrozenHead, a: Tensor, b: Tensor, scaling: float) -> Te
 def with_gradients(
     loss: Float[Tensor, ""], tensors: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> Float[Tensor, ""]:
-    """A loss whose gradients are known: the backward pass scales them by the loss's own."""
+    """Return a loss whose gradients are known: the backward pass scales them by the loss's own."""
     found: Tensor = _WithGradients.apply(loss, gradients, *tensors)
     return found
 

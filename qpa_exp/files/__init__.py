@@ -36,7 +36,7 @@ _PART = re.compile(r"\..+\.\d+\.part")
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes its name when it is complete and on disk.
+    """Yield a file to write to, which takes its name when it is complete and on disk.
 
     It lies beside its place under a name of this process until then, and is gone where anything
     goes wrong.
@@ -143,7 +143,7 @@ def mark(directory: Path) -> None:
 
 
 def typed_path(text: str) -> Path:
-    """The path that somebody typed; ``~`` is their home, where the system knows one."""
+    """Return the path that somebody typed; ``~`` is their home, where the system knows one."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own fails where it knows none
 
 
@@ -153,7 +153,7 @@ def is_marked(directory: Path) -> bool:
 
 
 def read_bytes(path: Path, most: int = 16 * MIB) -> bytes:
-    """The content of an ordinary file that somebody else may have written.
+    """Read the content of an ordinary file that somebody else may have written.
 
     Args:
         path: the file. A device or a pipe is refused before it is opened, for it may never end.
@@ -180,7 +180,7 @@ def read_bytes(path: Path, most: int = 16 * MIB) -> bytes:
 
 
 def file_sha256(file: Path) -> str:
-    """The hash of a file's content, computed once for as long as the file is the same."""
+    """Return the hash of a file's content, computed once for as long as the file is the same."""
     found = file.stat()
     return _sha256(file, found.st_size, found.st_mtime_ns)
 
@@ -192,7 +192,7 @@ def _sha256(file: Path, size: int, changed: int) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from disk; None where there is none, or something else."""
+    """Return a JSON object from disk; None where there is none, or something else."""
     try:
         value = json.loads(read_bytes(path))
     except (ValueError, RecursionError):
@@ -201,7 +201,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_plain(path: Path, most: int = MIB, *, references: bool = False) -> Any:
-    """What a JSON file holds that somebody else may have written: plain data, nothing to resolve.
+    """Return what a JSON file holds that somebody else may have written: plain data, nothing to
+    resolve.
 
     Args:
         path: the file.
@@ -239,7 +240,7 @@ T = TypeVar("T")
 
 
 def typed(schema: type[T], value: Any, place: str = "") -> T:
-    """An object of a dataclass from plain data, where every key is known and has its type.
+    """Return an object of a dataclass from plain data, where every key is known and has its type.
 
     Args:
         schema: the dataclass; a field may be one, too.
@@ -287,7 +288,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def plain_name(name: Any, what: str) -> str:
-    """A name out of a file that somebody else may have written, which will be part of a path.
+    """Give a name out of a file that somebody else may have written, which will be part of a path.
 
     Raises:
         InputError: it is none: letters, digits, ``_``, ``-`` and ``.``, at most 100 of them, and no

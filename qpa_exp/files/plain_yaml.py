@@ -31,7 +31,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path, *, references: bool = False) -> dict[str, Any]:
-    """A table of texts, numbers, truth values, lists and tables; nothing in it refers to anything.
+    """Return a table of texts, numbers, truth values, lists and tables.
+
+    Nothing in it refers to anything.
 
     Args:
         path: an ordinary file of at most 128 KiB.

@@ -28,7 +28,7 @@ LIST = "qpa_export.json"
 
 @contextmanager
 def whole_directory(place: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A directory to write into, which takes its place when it is complete and on disk.
+    """Yield a directory to write into, which takes its place when it is complete and on disk.
 
     The one that was there stays until then, and is moved aside, not removed, before the new one
     takes its place: whenever the process is killed, one whole version is ``place`` or
@@ -98,7 +98,9 @@ def _exists(place: Path) -> bool:
 
 @contextmanager
 def part_of(place: Path) -> Iterator[Path]:
-    """A new directory beside ``place`` to write into; what is left in it at the end is removed.
+    """Yield a new directory beside ``place`` to write into.
+
+    What is left in it at the end is removed.
 
     It lies in one that is marked as the package's own, and what a killed process left of such
     is removed first.
@@ -150,7 +152,10 @@ def _put_back(place: Path) -> None:
 
 
 def _listed(directory: Path) -> list[Path] | None:
-    """The files of a directory that the package has written; None where it holds anything else."""
+    """Return the files of a directory that the package has written.
+
+    None where it holds anything else.
+    """
     if directory.is_symlink() or not directory.is_dir() or not (directory / LIST).is_file():
         return None
     try:

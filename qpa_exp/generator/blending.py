@@ -49,13 +49,13 @@ class StateEstimator(nn.Module):
 
     @property
     def weight(self) -> float | Tensor:
-        """Of what was measured."""
+        """Return the weight of what was measured."""
         return self.logit.sigmoid() if self.fixed is None else self.fixed
 
     def forward(
         self, measured: Float[Tensor, "circuits states"]
     ) -> Float[Tensor, "circuits states"]:
-        """The blended probabilities, for each circuit."""
+        """Return the blended probabilities, for each circuit."""
         guessed = self.network(self.bits).T.softmax(-1).to(measured.dtype)
         guessed = pad(guessed, (0, measured.shape[-1] - guessed.shape[-1]))
         return self.weight * measured + (1 - self.weight) * guessed

@@ -39,7 +39,7 @@ class RandomOrder(nn.Module):
         self.register_buffer("back", torch.argsort(places).int(), persistent=False)
 
     def forward(self, numbers: Float[Tensor, " at_least_m"]) -> Float[Tensor, " m"]:
-        """The first m of ``numbers`` in this order."""
+        """Return the first m of ``numbers`` in this order."""
         if len(self.back) < len(numbers):
             self.back = pad(self.back, (0, len(numbers) - len(self.back)))
         ordered: Tensor = _Ordered.apply(numbers, self.places, self.back)
@@ -95,7 +95,7 @@ class Generator(nn.Module):
     bits: Tensor
 
     def __init__(self, m: int, config: QPAConfig) -> None:
-        """Raises InputError where the circuit would need more qubits than its back end takes."""
+        """Raise InputError where the circuit would need more qubits than its back end takes."""
         super().__init__()
         self.chunking, config = fit(m, config)
         self.config, n_qubits = config, self.chunking.n_qubits
@@ -140,7 +140,9 @@ class Generator(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def forward(self) -> Float[Tensor, " m"]:
-        """The generated parameters, in chunk order; under ``anchor`` their change since the start.
+        """Return the generated parameters, in chunk order.
+
+        Under ``anchor`` their change since the start.
 
         A random basis order is drawn afresh at every call in training mode, from torch's global
         random stream.
@@ -168,7 +170,7 @@ class Generator(nn.Module):
     def _read(
         self, measured: Float[Tensor, "*circuits states"]
     ) -> Float[Tensor, "circuits states"]:
-        """What the mapping model reads of the probabilities, of the order of 1 or smaller."""
+        """Give what the mapping model reads of the probabilities, of the order of 1 or smaller."""
         measured = measured.reshape(self.config.n_circuits, -1)
         if self.estimator is not None:
             measured = self.estimator(measured)
@@ -199,7 +201,7 @@ class Generator(nn.Module):
     # --- the anchor ---------------------------------------------------------------------------
 
     def _frozen_copy(self) -> Generator:
-        """The generator as it is now, never trained. Kept in a list: it is no submodule.
+        """Return the generator as it is now, never trained. Kept in a list: it is no submodule.
 
         It stays in evaluation mode: with finite shots the start is its one fixed sample, which an
         evaluated generator that was never trained repeats exactly.
@@ -234,7 +236,10 @@ class Generator(nn.Module):
         self._origin, self._start = other._origin, None
 
     def start_norm(self) -> float:
-        """The Euclidean norm of G(theta_0), a fingerprint of the start; 0 without an anchor."""
+        """Return the Euclidean norm of G(theta_0), a fingerprint of the start.
+
+        0 without an anchor.
+        """
         if not self.config.anchor:
             return 0.0
         return float(self._start_at(self.states).double().norm())
@@ -243,7 +248,7 @@ class Generator(nn.Module):
 def basis_bits(
     states: Int[Tensor, " chunks"], n_qubits: int, *, lowest_first: bool = False
 ) -> Float[Tensor, "chunks qubits"]:
-    """The basis states' N bits as -1 and +1.
+    """Return the basis states' N bits as -1 and +1.
 
     Qubit 1 (the most significant) comes first; under ``lowest_first``, as in the released code,
     the least significant does.

@@ -151,7 +151,7 @@ class GeneratorCounts:
 
 
 def count_generator(m: int, config: QPAConfig) -> GeneratorCounts:
-    """The sizes of the generator of ``m`` parameters, as if it had been built.
+    """Return the sizes of the generator of ``m`` parameters, as if it had been built.
 
     Raises:
         InputError: more qubits than its back end takes, or than there is memory for.
@@ -204,7 +204,7 @@ BLEND_TRAINED = "trained"
 
 
 def blend_widths(config: QPAConfig, n_qubits: int) -> tuple[int, ...]:
-    """Of the network of ``qpa.blend``, from a state's bits to a logit for each circuit."""
+    """List the widths of the network of ``qpa.blend``: a state's bits to a logit a circuit."""
     return (n_qubits, *config.blend_hidden, config.n_circuits)
 
 
@@ -216,7 +216,7 @@ def _count_blend(config: QPAConfig, n_qubits: int) -> int:
 
 
 def fit(m: int, config: QPAConfig) -> tuple[Chunking, QPAConfig]:
-    """The chunks of ``m`` parameters, and the config with nothing left open.
+    """Return the chunks of ``m`` parameters, and the config with nothing left open.
 
     With s the largest power of two up to sqrt(m) / 4, and at least 1:
 
@@ -269,7 +269,7 @@ REGISTRIES: tuple[Registry[Any], ...] = (
 
 
 def feature_name(config: QPAConfig) -> str:
-    """The feature that is read: ``qpa.squash`` is the short name of one."""
+    """Return the feature that is read: ``qpa.squash`` is the short name of one."""
     return "squashed" if config.squash else config.feature
 
 
@@ -311,7 +311,7 @@ leave it at null.
 
 
 def _check_variant(config: QPAConfig) -> None:
-    """What defines a published variant cannot be changed under its name."""
+    """Refuse to change what defines a published variant under its name."""
     for key, value in VARIANTS[config.variant].fixed.items():
         if (found := getattr(config, key)) != value:
             raise InputError(

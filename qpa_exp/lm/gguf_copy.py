@@ -37,7 +37,7 @@ _RECORD = "qpa_copy.json"
 
 
 def hub_copy(file: Path, read: Callable[[], tuple[Any, Any]]) -> Path:
-    """The directory of a GGUF file's copy, which is made where it is not there and whole.
+    """Return the directory of a GGUF file's copy, which is made where it is not there and whole.
 
     Args:
         file: the GGUF file.
@@ -90,7 +90,7 @@ def _is_whole(place: Path) -> bool:
 
 
 def _sums(place: Path) -> dict[str, str]:
-    """The hash of each file, by its path within."""
+    """Return the hash of each file, by its path within."""
     files = [f for f in place.rglob("*") if f.is_file() and f != place / _RECORD]
     return {f.relative_to(place).as_posix(): file_sha256(f) for f in files}
 

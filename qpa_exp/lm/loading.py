@@ -44,7 +44,7 @@ def load_model(
     new_head: bool = False,
     **more: Any,
 ) -> PreTrainedModel:
-    """The frozen language model, in evaluation mode, on the CPU.
+    """Return the frozen language model, in evaluation mode, on the CPU.
 
     Args:
         config: which one.
@@ -81,7 +81,7 @@ def load_model(
 
 
 def empty_model(architecture: PretrainedConfig, auto_class: str) -> PreTrainedModel:
-    """The model on torch's meta device: shapes without storage.
+    """Return the model on torch's meta device: shapes without storage.
 
     Raises:
         InputError: transformers cannot build it, or a size in it is 0.
@@ -224,7 +224,7 @@ def _predicts_the_next_token(model: Any) -> bool:
 
 
 def _quantization(config: ModelConfig) -> dict[str, Any]:
-    """What ``from_pretrained`` takes to quantize while it loads."""
+    """Return what ``from_pretrained`` takes to quantize while it loads."""
     kind = config.quantization
     if kind == "none":
         return {}
@@ -246,12 +246,12 @@ def _quantization(config: ModelConfig) -> dict[str, Any]:
 
 
 def loaded_revision(model: Any) -> str | None:
-    """The commit on the hub that the weights came from; None for a directory."""
+    """Return the commit on the hub that the weights came from; None for a directory."""
     return getattr(model.config, "_commit_hash", None)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, or the one that ``model.tokenizer`` names in its place.
+    """Return the model's tokenizer, or the one that ``model.tokenizer`` names in its place.
 
     Raises:
         InputError: as :func:`load_model`; it has no vocabulary, as where its files are missing; or
@@ -285,7 +285,7 @@ def _another_tokenizer(config: ModelConfig, name: str) -> PreTrainedTokenizerBas
 
 
 def load_architecture(config: ModelConfig) -> PretrainedConfig:
-    """The model's shapes, without its weights: from conf/ where it names them.
+    """Return the model's shapes, without its weights: from conf/ where it names them.
 
     Raises:
         InputError: as :func:`load_model`.
@@ -306,7 +306,7 @@ def load_architecture(config: ModelConfig) -> PretrainedConfig:
 
 
 def n_positions(architecture: PretrainedConfig) -> int | None:
-    """The longest sequence that the model takes; None where it has no such limit."""
+    """Return the longest sequence that the model takes; None where it has no such limit."""
     text = architecture.get_text_config()
     for name in ("n_positions", "max_position_embeddings"):
         value = getattr(text, name, None)
@@ -343,7 +343,7 @@ def _one_sentence(source: Path | str) -> Iterator[None]:
 
 
 def _source(config: ModelConfig) -> Path | str:
-    """What transformers loads from: a directory in the hub's format, or a hub id."""
+    """Return what transformers loads from: a directory in the hub's format, or a hub id."""
     place = _place(config.name_or_path)
     if config.gguf_file is None:
         return place
@@ -404,7 +404,7 @@ def keep_gradients(model: torch.nn.Module) -> None:
 
 
 def _gguf_file(place: Path | str, config: ModelConfig) -> Path:
-    """The GGUF file of this config; one of the hub's is downloaded."""
+    """Return the GGUF file of this config; one of the hub's is downloaded."""
     from huggingface_hub import hf_hub_download
 
     assert config.gguf_file is not None
@@ -422,12 +422,12 @@ def _gguf_file(place: Path | str, config: ModelConfig) -> Path:
 
 
 def ggufs(directory: Path, most: int = 5) -> str:
-    """The names of a directory's first GGUF files, as a sentence lists them."""
+    """Return the names of a directory's first GGUF files, as a sentence lists them."""
     return ", ".join(sorted(file.name for file in directory.glob("*.gguf"))[:most])
 
 
 def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in float32, without the marks of a quantized one; its tokenizer.
+    """Give a causal language model in float32, without the marks of a quantized one; its tokenizer.
 
     Raises:
         InputError: as :func:`load_model`.
@@ -466,14 +466,14 @@ def _explain(source: Path | str, error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What another library's error says, cut to the end of a sentence."""
+    """Return what another library's error says, cut to the end of a sentence."""
     said = one_line(error) or type(error).__name__
     said = said.split(" Model type should be one of ")[0]  # a hundred names
     return said[:300].rstrip(". ") + "."
 
 
 def _quiet() -> None:
-    """The libraries' advice on loading is for people who call them themselves."""
+    """Keep the libraries' advice on loading quiet: it is for people who call them themselves."""
     for library in ("transformers", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
     disable_progress_bar()

@@ -1,4 +1,4 @@
-"""From logits to the losses that training and testing report."""
+"""Turns logits into the losses that training and testing report."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def token_losses(
     input_ids: Int[Tensor, "rows tokens"],
     labels: Int[Tensor, "rows tokens"],
 ) -> TokenLosses:
-    """The loss of every prediction in a batch, in float32 whatever the logits' type.
+    """Return the loss of every prediction in a batch, in float32 whatever the logits' type.
 
     Args:
         logits: the language model's output.

@@ -1,1 +1,1 @@
-"""From run directories to tables, figures and pages."""
+"""Makes tables, figures and pages of run directories."""

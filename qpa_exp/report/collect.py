@@ -60,7 +60,7 @@ class Skipped:
 
 
 def left_out(skipped: Sequence[Skipped]) -> list[str]:
-    """A sentence for each; one for all runs of a study that are not complete yet."""
+    """Return a sentence for each; one for all runs of a study that are not complete yet."""
     pending = sum(item.pending for item in skipped)
     words = [item.why for item in skipped if not item.pending]
     if pending:
@@ -137,7 +137,7 @@ def _collected(
 
 
 def _what_varies(runs: pd.DataFrame) -> pd.Series:
-    """For runs that no study has named: ``qpa.n_mlp=64``, the keys in which they differ.
+    """Name runs that no study has named by the keys in which they differ: ``qpa.n_mlp=64``.
 
     A key whose values follow from those of keys before it is left out, as is the seed. Runs that
     are all alike keep their own names.
@@ -156,7 +156,7 @@ def _what_varies(runs: pd.DataFrame) -> pd.Series:
 
 
 def _spelled(value: Any) -> str:
-    """As a person writes it for the command line."""
+    """Spell a value as a person writes it for the command line."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "null"
     if isinstance(value, bool | str):
@@ -185,7 +185,7 @@ def _directories(places: Iterable[str]) -> list[Path]:
 
 
 def _groups(directory: Path) -> Iterator[tuple[Manifest | None, list[dict[str, Any]]]]:
-    """The studies below a directory with their runs, then the runs that are of no study."""
+    """Yield the studies below a directory with their runs, then the runs that are of no study."""
     listed: set[Path] = set()
     for file in sorted(directory.rglob(MANIFEST)):
         manifest = read_manifest(file.parent)
@@ -253,7 +253,7 @@ def _command(overrides: Sequence[str]) -> str:
 
 
 def _metrics(path: Path, known: Sequence[Metric], ranked_by: str) -> dict[str, Any]:
-    """A run's figures, each a number, NaN where it is none; and a few texts."""
+    """Return a run's figures, each a number, NaN where it is none; and a few texts."""
     state = state_of(path)
     if state is not State.complete:
         raise InputError(_why_not(path, state))

@@ -37,12 +37,12 @@ def family(row: Row) -> str:
 
 
 def ranked_by(runs: pd.DataFrame) -> Metric:
-    """The metric by which runs of this task are chosen."""
+    """Return the metric by which runs of this task are chosen."""
     return TASKS[runs["task"].iloc[0]].ranked_by()
 
 
 def measured(runs: pd.DataFrame, *, restated: bool = False) -> list[Metric]:
-    """The metrics of these runs' tasks that any of them has.
+    """Return the metrics of these runs' tasks that any of them has.
 
     Args:
         runs: rows of runs.
@@ -55,7 +55,7 @@ def measured(runs: pd.DataFrame, *, restated: bool = False) -> list[Metric]:
 
 
 def validation_of(metric: Metric) -> str:
-    """The column with the metric on the validation split, of the weights that a run kept."""
+    """Return the column with the metric on the validation split, of the weights that a run kept."""
     return f"validation_{metric.name}"
 
 
@@ -82,7 +82,7 @@ def is_chosen_by_validation(table: pd.DataFrame) -> bool:
 
 
 def chosen(table: pd.DataFrame) -> pd.Series:
-    """The setting that is best on validation, else the smallest: never by the test split."""
+    """Return the setting that is best on validation, else the smallest: never by the test split."""
     if is_chosen_by_validation(table):
         metric = ranked_by(table)
         return best(table, metric, validation_of(metric))
@@ -90,12 +90,14 @@ def chosen(table: pd.DataFrame) -> pd.Series:
 
 
 def best(table: pd.DataFrame, metric: Metric, column: str | None = None) -> pd.Series:
-    """The row with the metric's best value, or with that of ``column``, which holds the same."""
+    """Return the row with the metric's best value, or with that of ``column``, which holds the
+    same.
+    """
     return table.sort_values(column or metric.name, ascending=metric.smaller_is_better).iloc[0]
 
 
 def pareto(table: pd.DataFrame, metric: Metric) -> pd.DataFrame:
-    """The settings that no other beats in both parameters and the metric, fewest first."""
+    """Return the settings that no other beats in both parameters and the metric, fewest first."""
     loss = table[metric.name] * (1 if metric.smaller_is_better else -1)
     ordered = table.assign(_loss=loss).sort_values(["trainable_params", "_loss"])
     best_before = ordered["_loss"].cummin().shift(fill_value=math.inf)
@@ -130,7 +132,7 @@ class Comparison:
     chosen_by: str = ""
 
     def sentence(self) -> str:
-        """The result in words, with its uncertainty."""
+        """Return the result in words, with its uncertainty."""
         one, two, name = self.first, self.second, self.metric.name
         counts = f"{two['trainable_params']:,.0f} of {one['trainable_params']:,.0f}"
         words = (
@@ -159,7 +161,7 @@ def _details(row: pd.Series) -> str:
 
 
 def comparisons(runs: pd.DataFrame) -> Iterator[Comparison]:
-    """For each task, model, text and method: QPA at its best against the classical method.
+    """Compare QPA at its best with the classical method, for each task, model, text and method.
 
     The classical run has the rank that is generated, as in the paper. QPA's setting is the best on
     validation among those with fewer parameters and a circuit that is trained; so is the classical
@@ -194,7 +196,7 @@ def _chosen_by(table: pd.DataFrame) -> str:
 
 
 def compare(runs: pd.DataFrame, first: pd.Series, second: pd.Series, metric: Metric) -> Comparison:
-    """A metric of ``second``'s runs against ``first``'s, on a logarithmic scale.
+    """Return a metric of ``second``'s runs against ``first``'s, on a logarithmic scale.
 
     Student's t on the logarithms: of their differences where both have the same seeds, else
     Welch's. With fewer than two runs of each there is no interval.
@@ -225,5 +227,5 @@ def compare(runs: pd.DataFrame, first: pd.Series, second: pd.Series, metric: Met
 
 
 def percent(logarithm: float) -> float:
-    """The change in percent of which this is the logarithm."""
+    """Return the change in percent of which this is the logarithm."""
     return 100 * math.expm1(min(logarithm, 700.0))  # a double ends soon after

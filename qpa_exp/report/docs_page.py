@@ -187,7 +187,7 @@ def _cell(text: str) -> str:
 
 
 def _broken(command: str, width: int = 96) -> str:
-    """A shell command in lines that a page shows whole."""
+    """Return a shell command in lines that a page shows whole."""
     lines, line = [], ""
     for word in command.split(" "):
         if line and len(line) + len(word) + 1 > width:
@@ -203,7 +203,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def _write_index(docs: Path) -> None:
-    """The list of pages, between its marks in the directory's README, where it has them."""
+    """Write the list of pages, between its marks in the directory's README, where it has them."""
     index = docs / INDEX
     if not index.is_file():
         return
@@ -253,7 +253,8 @@ _PLACE = re.compile(r"(?<![\w.~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
 
 
 def _of_no_place(text: str) -> str:
-    """A text whose absolute paths are cut to their last part: what is passed on names no machine.
+    """Return a text whose absolute paths are cut to their last part: what is passed on names no
+    machine.
 
     Example:
         >>> _of_no_place("data.path=/home/me/wikitext-2")
@@ -278,7 +279,8 @@ def _write_json(path: Path, saved: Saved) -> None:
 
 
 def read_saved(path: Path) -> Collected:
-    """The study of a file in ``data/``, its title, figures and tables as its file says them today.
+    """Return the study of a file in ``data/``, its title, figures and tables as its file says them
+    today.
 
     Raises:
         InputError: it is no such file, or damaged.

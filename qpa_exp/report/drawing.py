@@ -204,7 +204,7 @@ class Canvas:
         self._ends.append((beside, points))
 
     def title(self, axis: Axes, text: str) -> None:
-        """A panel's title, broken into lines that fit."""
+        """Write a panel's title, broken into lines that fit."""
         self._wrapped.append((axis.set_title(text), text))
 
     def finish(self, title: str = "") -> Figure:
@@ -269,7 +269,9 @@ class Canvas:
 
 
 def _last_seen(axis: Axes, points: Sequence[tuple[Any, Any]]) -> np.ndarray:
-    """The last of the points that is within the panel, else the last, in the axes' fractions."""
+    """Return the last of the points that is within the panel, else the last, in the axes'
+    fractions.
+    """
     pixels = axis.transData.transform(np.array(points, dtype=float))
     places: np.ndarray = axis.transAxes.inverted().transform(pixels)
     seen = places[(places[:, 1] >= 0) & (places[:, 1] <= 1)]
@@ -278,7 +280,7 @@ def _last_seen(axis: Axes, points: Sequence[tuple[Any, Any]]) -> np.ndarray:
 
 
 def canvas(count: int, height: float, *, columns: int = 2, width: float = WIDTH) -> Canvas:
-    """A figure of the usual width with so many panels, side by side in ``columns``.
+    """Return a figure of the usual width with so many panels, side by side in ``columns``.
 
     Args:
         count: of panels.
@@ -296,7 +298,7 @@ def canvas(count: int, height: float, *, columns: int = 2, width: float = WIDTH)
 
 
 def of_panels(drawn: Sequence[Panel], height: float = 3.7, *, columns: int = 2) -> Canvas:
-    """A figure with one titled panel for each."""
+    """Return a figure with one titled panel for each."""
     made = canvas(len(drawn), height, columns=columns)
     for axis, panel in zip(made.axes, drawn, strict=True):
         made.title(axis, panel.title)
@@ -304,7 +306,7 @@ def of_panels(drawn: Sequence[Panel], height: float = 3.7, *, columns: int = 2) 
 
 
 def shortened(text: str, letters: int = _LONGEST) -> str:
-    """A text of so many letters at most."""
+    """Return a text of so many letters at most."""
     return text if len(text) <= letters else f"{text[: letters - 1].rstrip()}…"
 
 
@@ -465,7 +467,7 @@ def _along(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _legends(names: Sequence[_Name]) -> None:
-    """What found no place beside its points, below its panel."""
+    """Write what found no place beside its points below its panel."""
     for axis in dict.fromkeys(name.axis for name in names):
         own = [name for name in names if name.axis is axis]
         wide = axis.get_window_extent().width
@@ -499,7 +501,7 @@ def curve(
 
 
 def hollow(colour: str) -> dict[str, Any]:
-    """A mark with nothing in it."""
+    """Return a mark with nothing in it."""
     return {"color": colour, "markerfacecolor": GROUND, "markeredgewidth": 1.3}
 
 
@@ -513,7 +515,7 @@ def several() -> Iterator[dict[str, Any]]:
 
 
 def star(axis: Axes, at: tuple[Any, Any], size: int, colour: str, label: str = "") -> None:
-    """The best of a series."""
+    """Mark the best of a series."""
     axis.plot(
         *at, marker="*", markersize=size, linestyle="none", color=colour,
         markeredgecolor=INK, markeredgewidth=0.7, zorder=5, label=label or "_star",
@@ -523,14 +525,17 @@ def star(axis: Axes, at: tuple[Any, Any], size: int, colour: str, label: str = "
 def went_wrong(
     drawn: Canvas, axis: Axes, place: tuple[Any, Any], marker: str, value: float
 ) -> None:
-    """A setting that went wrong stands at the edge with its value, so that the others are seen."""
+    """Put a setting that went wrong at the edge with its value, so that the others are seen."""
     axis.plot(*place, marker=marker, color=MUTED, clip_on=False, linestyle="none")
     said = f"{value:,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
     drawn.name(axis, said, [place], MUTED, size=SMALL)
 
 
 def baseline(drawn: Canvas, axis: Axes, panel: Panel, *, across: bool = False) -> None:
-    """The unadapted model's figure as a dotted line; far from all others, words at the edge."""
+    """Draw the unadapted model's figure as a dotted line.
+
+    Far from all others, words at the edge.
+    """
     base, values = panel.base, panel.values[panel.values <= panel.edge]
     if not np.isfinite(base) or values.empty:
         return
@@ -587,7 +592,7 @@ def metric_axis(axis: Axes, panel: Panel) -> None:
 
 
 def powers_axis(axis: Axes, values: pd.Series) -> None:
-    """A logarithmic scale to base 2 with these values as its ticks."""
+    """Make a logarithmic scale to base 2 with these values as its ticks."""
     axis.set_xscale("log", base=2)
     plain_ticks(axis, sorted(values.unique()))
 
@@ -600,7 +605,7 @@ def whole_numbers(axis: Any) -> None:
 def plain_ticks(
     axis: Axes, ticks: Sequence[Any], name: Callable[[Any], str] = "{:g}".format
 ) -> None:
-    """These ticks and no others, in plain numbers."""
+    """Set these ticks and no others, in plain numbers."""
     axis.set_xticks(ticks, [name(tick) for tick in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())

@@ -46,7 +46,7 @@ def parameters(
     runs: pd.DataFrame, hue: str | Sequence[str] | None = None, metric: str | None = None,
     about: str = "",
 ) -> drawing.Canvas:  # fmt: skip
-    """The metric against trainable parameters: the classical curve, and QPA's points.
+    """Return the metric against trainable parameters: the classical curve, and QPA's points.
 
     Args:
         runs: rows of runs.
@@ -77,7 +77,7 @@ def parameters(
 
 
 def pareto_front(runs: pd.DataFrame, metric: str | None = None, about: str = "") -> drawing.Canvas:
-    """The metric against parameters for every method, and the front that none of them beats.
+    """Return the metric against parameters for every method, and the front that none of them beats.
 
     Marks are filled where a trained circuit makes a method's tensors as ``qpa=tuned`` does. What
     went wrong stands at the upper edge, with its value.
@@ -118,7 +118,7 @@ def over(
     runs: pd.DataFrame, key: str, label: str | None = None, log: bool = False,
     metric: str | None = None, about: str = "",
 ) -> drawing.Canvas:  # fmt: skip
-    """The metric over the values of one key, a star at the optimum, LoRA's level as a line.
+    """Return the metric over the values of one key, a star at the optimum, LoRA's level as a line.
 
     Args:
         runs: rows of runs.
@@ -157,7 +157,9 @@ def over(
 
 
 def learning_rates(runs: pd.DataFrame, about: str = "") -> drawing.Canvas:
-    """The metric on validation over the learning rate; for each method and size a star at the best.
+    """Return the metric on validation over the learning rate.
+
+    For each method and size a star at the best.
 
     Where a rate was too large the curve leaves the panel.
     """
@@ -181,7 +183,7 @@ def learning_rates(runs: pd.DataFrame, about: str = "") -> drawing.Canvas:
 
 
 def amounts(runs: pd.DataFrame, metric: str | None = None, about: str = "") -> drawing.Canvas:
-    """The metric over the amount of text that is trained on, for each method and size."""
+    """Return the metric over the amount of text that is trained on, for each method and size."""
     if "train_tokens" not in runs or runs["train_tokens"].isna().all():
         raise InputError("No run of this study has recorded train_tokens: make it again.")
     table = aggregate(runs)
@@ -197,7 +199,7 @@ def amounts(runs: pd.DataFrame, metric: str | None = None, about: str = "") -> d
 def _by_size(
     table: pd.DataFrame, x: str, key: str, y: str, about: str
 ) -> tuple[drawing.Canvas, Axes, list[tuple[pd.DataFrame, Any]]]:
-    """A curve for each method and size over a logarithmic axis; its points and its colour."""
+    """Give a curve for each method and size over a logarithmic axis; its points and its colour."""
     makers = table.apply(lambda row: labels.maker(row, table), axis=1)
     names = labels.named_without(table, key)
     if names is None:  # runs of no study
@@ -287,7 +289,7 @@ class _Line:
 
 
 def _lines_of(panel: drawing.Panel) -> list[_Line]:
-    """The settings, the best one first, those of a group under its heading."""
+    """Return the settings, the best one first, those of a group under its heading."""
     order = panel.table.sort_values(
         panel.metric.name, ascending=panel.metric.smaller_is_better, kind="stable"
     )
@@ -311,7 +313,7 @@ def _lines_of(panel: drawing.Panel) -> list[_Line]:
 
 
 def _role(row: pd.Series, table: pd.DataFrame) -> str:
-    """The colour of what a setting is."""
+    """Return the colour of what a setting is."""
     if is_generated(row):
         return drawing.QPA if has_trained_circuit(row) else drawing.CONTROL
     generated = set(table.loc[table["qpa.variant"] != "off", "peft.method"])
@@ -334,7 +336,7 @@ class _Styles:
         self.makers: dict[str, int] = {}
 
     def of(self, row: pd.Series, maker: str, name: str) -> dict[str, Any]:
-        """The style of one series of this maker."""
+        """Return the style of one series of this maker."""
         colour = _role(row, self.table)
         if maker not in self.makers:
             self.makers[maker] = self.used[colour] = self.used.get(colour, -1) + 1
@@ -350,7 +352,7 @@ class _Styles:
 
 
 def _by_maker(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
-    """The settings of each method and of what makes its tensors, with their name and style."""
+    """Yield the settings of each method and maker of its tensors, with their name and style."""
     names = table.apply(lambda row: labels.maker(row, table), axis=1)
     styles = _Styles(table)
     for name, points in table.groupby(names, sort=False):
@@ -379,7 +381,7 @@ def _series(
 
 
 def _classical_curve(drawn: drawing.Canvas, axis: Axes, panel: drawing.Panel) -> None:
-    """The classical method, each point with its rank."""
+    """Draw the classical method, each point with its rank."""
     classical = panel.table[panel.table["qpa.variant"] == "off"].sort_values("trainable_params")
     if classical.empty:
         return
@@ -402,7 +404,7 @@ def _spread(row: pd.Series, metric: str) -> float:
 
 
 def _reported_marks(drawn: drawing.Canvas, axis: Axes, panel: drawing.Panel) -> None:
-    """The paper's values as hollow marks, where model, text and metric are the paper's."""
+    """Draw the paper's values as hollow marks, where model, text and metric are the paper's."""
     first = panel.table.iloc[0]
     if panel.metric.name != METRIC or first["data.name"] != "wikitext2":
         return
@@ -420,7 +422,7 @@ def _reported_marks(drawn: drawing.Canvas, axis: Axes, panel: drawing.Panel) -> 
 
 
 def _levels(table: pd.DataFrame, generated: pd.DataFrame) -> pd.DataFrame:
-    """The classical settings to compare with: those of a rank that is generated, if any."""
+    """Return the classical settings to compare with: those of a rank that is generated, if any."""
     classical = table[table["qpa.variant"] == "off"]
     same = classical[classical["peft.r"].isin(generated["peft.r"])]
     return classical if same.empty else same
@@ -545,7 +547,7 @@ def draw(
     runs: pd.DataFrame, spec: Mapping[str, Any], *, title: str = "", about: str = "",
     groups: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Figure:  # fmt: skip
-    """The figure that a study's file asks for: ``kind``, and its function's other arguments.
+    """Return the figure that a study's file asks for: ``kind``, and its function's other arguments.
 
     Args:
         runs: rows of runs.

@@ -33,7 +33,7 @@ Words = dict[str, str]
 
 
 def named(table: pd.DataFrame, groups: Mapping[str, Mapping[str, Any]] | None = None) -> pd.Series:
-    """The name of every row, as :func:`grouped` has it, behind its group's."""
+    """Return the name of every row, as :func:`grouped` has it, behind its group's."""
     parts = grouped(table, groups)
     both = (parts["group"] + ": " + parts["name"]).where(parts["name"] != "", parts["group"])
     return both.where(parts["group"] != "", parts["name"])
@@ -42,7 +42,8 @@ def named(table: pd.DataFrame, groups: Mapping[str, Mapping[str, Any]] | None = 
 def grouped(
     table: pd.DataFrame, groups: Mapping[str, Mapping[str, Any]] | None = None
 ) -> pd.DataFrame:
-    """The ``group`` of every row, empty for none, and its ``name`` in it, empty where it is alone.
+    """Return the ``group`` of every row, empty for none, and its ``name`` in it, empty where it is
+    alone.
 
     A name is what a setting is made by, what stands in its circuit's place, and of the rest what
     tells it from the others. A row whose label is not written as overrides keeps that label.
@@ -68,7 +69,7 @@ def grouped(
 
 
 def maker(row: Row, table: pd.DataFrame) -> str:
-    """What makes a setting's tensors: ``LoRA``, ``QPA``, or ``QPA, frozen circuit``."""
+    """Return what makes a setting's tensors: ``LoRA``, ``QPA``, or ``QPA, frozen circuit``."""
     if not is_generated(row):
         return family(row)
     variant, ansatz = VARIANTS[row["qpa.variant"]], ANSATZE[row[_CIRCUIT]]
@@ -86,12 +87,12 @@ def _generator(row: Row, table: pd.DataFrame) -> str:
 
 
 def plain(label: str) -> str:
-    r"""A label without the signs of a formula: ``R_Y`` for ``$R_Y$``."""
+    r"""Return a label without the signs of a formula: ``R_Y`` for ``$R_Y$``."""
     return label.replace("\\", "").replace("$", "")
 
 
 def value_of(key: str, value: Any) -> str:
-    """A value in words: a registry's label, ``exact`` shots, a number with thousands."""
+    """Return a value in words: a registry's label, ``exact`` shots, a number with thousands."""
     if key in _REGISTRIES and str(value) in _REGISTRIES[key]:
         return str(getattr(_REGISTRIES[key][str(value)], "label", value))
     if value is None or value != value or value in ("null", "None", ""):
@@ -104,7 +105,9 @@ def value_of(key: str, value: Any) -> str:
 
 
 def words_of(key: str, value: Any) -> str:
-    """A key and its value in words: ``window 64``, or where the key has none ``center = true``."""
+    """Return a key and its value in words: ``window 64``, or where the key has none ``center =
+    true``.
+    """
     text = value_of(key, value)
     if (says := _SAYS.get(key, "")) and text not in ("exact", "none"):
         return says.format(text).removesuffix("s" if text == "1" else "\0")
@@ -119,7 +122,9 @@ def words_of(key: str, value: Any) -> str:
 
 
 def name_of(key: str) -> str:
-    """A key on an axis: ``learning rate`` where it says what it is called, else its last part."""
+    """Return a key on an axis: ``learning rate`` where it says what it is called, else its last
+    part.
+    """
     says = _SAYS.get(key, "").replace("{}", "").strip(" =")
     return says or key.split(".")[-1].replace("_", " ")
 
@@ -130,7 +135,10 @@ def is_said(key: str, values: pd.Series) -> bool:
 
 
 def named_without(table: pd.DataFrame, key: str) -> pd.Series | None:
-    """The names of settings as though they did not differ in a key; None where labels are free."""
+    """Return the names of settings as though they did not differ in a key.
+
+    None where labels are free.
+    """
     given = table["label"].map(_overrides)
     if not given.map(bool).all():
         return None
@@ -143,7 +151,7 @@ def named_without(table: pd.DataFrame, key: str) -> pd.Series | None:
 
 
 def _heads(table: pd.DataFrame) -> pd.Series:
-    """What stands first; nothing where all settings are made alike."""
+    """Return what stands first; nothing where all settings are made alike."""
     generated = table["qpa.variant"] != "off"
     several = table["peft.method"].nunique() > 1 or generated.nunique() > 1
     variants = table.loc[generated, "qpa.variant"].nunique() > 1
@@ -175,7 +183,7 @@ def _within(part: pd.DataFrame, heads: pd.Series) -> pd.Series:
 
 
 def _told_apart(head: str, settings: pd.DataFrame) -> dict[str, str]:
-    """The names of settings that are made alike: the fewest words that tell them apart."""
+    """Return the names of settings that are made alike: the fewest words that tell them apart."""
     words = {name: _words(row, settings) for name, row in settings.iterrows()}
     keys = list(dict.fromkeys(key for said in words.values() for key in said))
     values = {key: {said.get(key) for said in words.values()} for key in keys}
@@ -211,7 +219,7 @@ def _words(row: pd.Series, settings: pd.DataFrame) -> Words:
 
 
 def _in_place(row: pd.Series, settings: pd.DataFrame) -> str:
-    """The circuit, or what stands in its place."""
+    """Return the circuit, or what stands in its place."""
     entry = ANSATZE[row[_CIRCUIT]]
     whole = [name for name in set(settings[_CIRCUIT]) if ANSATZE[name].is_whole]
     return TRAINED if entry.is_whole and len(whole) == 1 else entry.label

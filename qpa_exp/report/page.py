@@ -69,7 +69,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def as_csv(table: pd.DataFrame) -> bytes:
-    """The table as CSV, in which no cell is a formula to a spreadsheet.
+    """Return the table as CSV, in which no cell is a formula to a spreadsheet.
 
     Text that begins as a formula does has an apostrophe before it; a number stays one.
     """
@@ -122,7 +122,9 @@ class Words:
 
 
 def words_of(collected: Collected) -> Words:
-    """The title and the like: those of the record, and of the study's file as it stands today."""
+    """Return the title and the like: those of the record, and of the study's file as it stands
+    today.
+    """
     manifests = collected.manifests
     if not manifests:
         return Words("Runs")
@@ -137,7 +139,7 @@ def words_of(collected: Collected) -> Words:
 
 
 def figures_of(collected: Collected, title: str | None = None) -> Iterator[tuple[str, Figure]]:
-    """The figures that the study asks for, by kind; a second one of a kind has a number.
+    """Yield the figures that the study asks for, by kind; a second one of a kind has a number.
 
     Args:
         collected: the runs of one study.
@@ -158,7 +160,7 @@ def figures_of(collected: Collected, title: str | None = None) -> Iterator[tuple
 
 
 def tables_of(collected: Collected) -> Iterator[Table]:
-    """The tables that the study asks for, and that of all its runs."""
+    """Yield the tables that the study asks for, and that of all its runs."""
     groups = words_of(collected).groups
     runs = collected.runs.assign(name=named(collected.runs, groups).map(plain))
     for name in dict.fromkeys(name for m in collected.manifests for name in m.tables):
@@ -172,7 +174,7 @@ _NUMBER = re.compile(r"[-+\d.,e± ]*")
 def render(
     collected: Collected, figures: Mapping[str, bytes], tables: Sequence[Table], report: str
 ) -> str:
-    """The page as text.
+    """Return the page as text.
 
     Args:
         collected: the study's runs.
@@ -212,7 +214,7 @@ def without_place(text: str) -> str:
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG, the same bytes for the same figure; on a dark page it is dark."""
+    """Return the figure as SVG, the same bytes for the same figure; on a dark page it is dark."""
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "qpa_exp", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -226,7 +228,7 @@ def svg(figure: Figure) -> bytes:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG at 300 dpi, for print. It has few colours: a palette makes it small."""
+    """Return the figure as PNG at 300 dpi, for print; a palette of few colours makes it small."""
     drawn, buffer = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=300)
     image = Image.open(drawn)
@@ -249,13 +251,16 @@ def _cells(table: Table) -> dict[str, Any]:
 
 
 def heading_of(table: Table) -> str:
-    """What stands above a table."""
+    """Return what stands above a table."""
     own = {"runs": "All runs", "controls": "Does the circuit matter?"}
     return own.get(table.name, f"Beside {table.name} of the paper")
 
 
 def versions_of(runs: pd.DataFrame) -> Iterator[str]:
-    """What the numbers come from; where runs were made under different versions, so it is said."""
+    """Yield what the numbers come from.
+
+    Where runs were made under different versions, so it is said.
+    """
     if "versions" in runs:
         different = runs["versions"].dropna().unique()
         for text in different:

@@ -88,7 +88,7 @@ def paired_test(trained: pd.Series, control: pd.Series) -> PairedTest | None:
 
 
 def smallest_effect(n: int) -> float:
-    """The mean over the standard deviation that a paired test on n seeds finds with power 0.8.
+    """Give the mean over the standard deviation that a paired test on n seeds finds with power 0.8.
 
     It is exact, by the noncentral t distribution; n is at least 2.
 
@@ -106,7 +106,7 @@ def smallest_effect(n: int) -> float:
 
 
 def holm(p: list[float]) -> list[float]:
-    """The p values as Holm adjusts them for so many tests.
+    """Return the p values as Holm adjusts them for so many tests.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -144,7 +144,7 @@ def controls(runs: pd.DataFrame) -> Iterator[tuple[pd.Series, pd.Series, PairedT
 
 
 def verdict(test: PairedTest, p: float, *, smaller_is_better: bool = True) -> str:
-    """The result in words.
+    """Return the result in words.
 
     Args:
         test: the control's.

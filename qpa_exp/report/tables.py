@@ -129,7 +129,7 @@ REPORTED = _read()
 
 
 def reported(table: str) -> list[Reported]:
-    """The values of one of the paper's tables."""
+    """Return the values of one of the paper's tables."""
     return [row for row in REPORTED if row.table == table]
 
 
@@ -155,7 +155,7 @@ PROTOCOL = {
 
 
 def protocol_differences(row: Row) -> list[str]:
-    """What keeps a run's perplexity from being compared with the paper's."""
+    """Return what keeps a run's perplexity from being compared with the paper's."""
     return [f"{key}={row[key]}" for key, values in PROTOCOL.items() if row[key] not in values]
 
 
@@ -171,7 +171,7 @@ def differences(runs: pd.DataFrame) -> list[str]:
 
 
 def method_of(row: Reported) -> str:
-    """The method's name as our own rows have it."""
+    """Return the method's name as our own rows have it."""
     return family({"peft.method": row.method, "qpa.variant": "paper" if row.generated else "off"})
 
 
@@ -339,7 +339,9 @@ def _ours(row: Reported, table: pd.DataFrame) -> pd.Series | None:
 
 
 def controls_table(name: str, runs: pd.DataFrame) -> Table:
-    """The trained circuit against what is put in its place, seed by seed, with a verdict each."""
+    """Return the trained circuit against what is put in its place, seed by seed, with a verdict
+    each.
+    """
     found, metric = list(controls(runs)), ranked_by(runs)
     adjusted = holm([test.p for *_, test in found])
     lines = [

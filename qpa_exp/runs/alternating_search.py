@@ -29,7 +29,7 @@ _MOST_SEARCHED = 1_000
 def search_beside_adamw(
     angles: list[nn.Parameter], others: list[nn.Parameter], config: OptimConfig, loss: Loss
 ) -> AlternatingSearch:
-    """The configured search over the angles, or over everything, and AdamW on the rest.
+    """Return the configured search over the angles, or over everything, and AdamW on the rest.
 
     Raises:
         InputError: a search over angles that the model does not have, or over too much.
@@ -100,7 +100,7 @@ class AlternatingSearch(torch.optim.Optimizer):
         self._share_groups()
 
     def _share_groups(self) -> None:
-        """A scheduler sets the rates of all groups here: AdamW's are the same objects."""
+        """Share the groups: a scheduler sets all rates here, and AdamW's are the same objects."""
         self.param_groups = self.param_groups[:1] + (self.adamw.param_groups if self.adamw else [])
 
     def step(self, closure: Any = None) -> Any:

@@ -110,7 +110,7 @@ class StepTimes(Callback):
 
     @property
     def batch_seconds(self) -> float:
-        """In this process' training batches, all together."""
+        """Sum the seconds of this process' training batches."""
         return float(sum(self._steps))
 
     @property
@@ -119,7 +119,7 @@ class StepTimes(Callback):
         return self._tokens / self.batch_seconds if self._steps else None
 
     def seconds_left(self, trainer: Trainer) -> float | None:
-        """Of all the training batches that are still to come; None before the first."""
+        """Estimate the seconds of all training batches still to come; None before the first."""
         median = self.step_seconds_median
         if median is None:
             return None
@@ -139,13 +139,16 @@ class StepTimes(Callback):
         self._before, self._began = self.train_seconds, None
 
     def on_train_batch_start(self, *args: Any) -> None:
-        """A batch begins."""
+        """Note that a batch begins."""
         self._batch_began = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A batch ends; on a GPU its last kernels may still run, which the next one waits for."""
+        """Note that a batch ends.
+
+        On a GPU its last kernels may still run: the next one waits for them.
+        """
         self._steps.append(time.perf_counter() - self._batch_began)
         self._tokens += batch["input_ids"].numel()
 
@@ -185,7 +188,7 @@ class _Speed(ProgressBar):
 
 
 class TerminalBar(_Speed, RichProgressBar):
-    """On a terminal."""
+    """Shows progress on a terminal."""
 
     def __init__(self, times: StepTimes) -> None:
         super().__init__(leave=True)
@@ -193,7 +196,7 @@ class TerminalBar(_Speed, RichProgressBar):
 
 
 class Lines(_Speed):
-    """In a file: a line every :data:`SECONDS_BETWEEN_LINES`, and one at the end of training."""
+    """Writes to a file a line every :data:`SECONDS_BETWEEN_LINES`, and one after training."""
 
     def __init__(self, times: StepTimes) -> None:
         super().__init__()
@@ -306,7 +309,7 @@ class BestWeights(Callback):
         return kept | {"validated": self.validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What was best before the run was interrupted."""
+        """Take over what was best before the run was interrupted."""
         step, weights = state_dict["step"], dict(state_dict["weights"])
         self.step = None if step is None else int(step)
         self.value, self.validated = float(state_dict["value"]), int(state_dict["validated"])
@@ -339,12 +342,12 @@ class Patience(EarlyStopping):
         return type(self).__qualname__
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that had stopped when it was interrupted takes no step more."""
+        """Take no step more in a run that had stopped when it was interrupted."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What it had seen before the run was interrupted."""
+        """Take over what it had seen before the run was interrupted."""
         self.wait_count = int(state_dict["wait_count"])
         self.best_score = torch.as_tensor(state_dict["best_score"])
 
@@ -407,7 +410,7 @@ class Checkpoints(Checkpoint):
         self._ended = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From now on a signal waits for the step; after training Lightning takes this back."""
+        """Let a signal wait for the step from now on; after training Lightning takes this back."""
         self._saved = trainer.global_step
         signals.install(self._note, over=(signal.SIGTERM,))
 
@@ -442,7 +445,7 @@ class Checkpoints(Checkpoint):
             self._save_or_end(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What has waited for the validation."""
+        """Do what has waited for the validation."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._save_or_end(trainer)
 
@@ -483,7 +486,7 @@ _CHECKPOINTS_KEPT = 2
 def variance(
     generator: Generator, objective: Callable[[], Tensor], starts: int
 ) -> Float[Tensor, " angles"]:
-    """The variance of d objective / d theta over random starts, for every angle.
+    """Return the variance of d objective / d theta over random starts, for every angle.
 
     Start k is that of the generator's own seed, plus k; under ``anchor`` it is anchored there.
     The generator is left as it was found.
@@ -573,7 +576,7 @@ class GradientVariance(Callback):
         return {"figures": self.figures}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What was measured before the run was interrupted."""
+        """Take over what was measured before the run was interrupted."""
         self.figures = {str(k): float(v) for k, v in state_dict["figures"].items()}
 
 

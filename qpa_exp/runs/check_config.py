@@ -72,7 +72,7 @@ def check_machine(config: Config) -> None:
 
 
 def plan(config: Config) -> Counts:
-    """The sizes of the run that ``config`` describes, from its shapes alone.
+    """Return the sizes of the run that ``config`` describes, from its shapes alone.
 
     Raises:
         InputError: a target that the model does not have, too many qubits, too long examples.

@@ -72,7 +72,7 @@ Metrics = dict[str, Any]
 
 
 class State(StrEnum):
-    """Of a run, from what its directory holds."""
+    """The state of a run, read from what its directory holds."""
 
     new = "new"
     interrupted = "interrupted"
@@ -179,7 +179,7 @@ def unclaim(run_dir: Path) -> None:
 
 
 def first_missing(run_dir: Path) -> Path | None:
-    """The first directory on the way to this one that does not exist yet."""
+    """Return the first directory on the way to this one that does not exist yet."""
     for place in (*reversed(run_dir.parents), run_dir):
         if not place.exists():
             return place
@@ -203,7 +203,7 @@ def discard(run_dir: Path, first: Path | None) -> None:
 
 
 def begun_by_this_job(run_dir: Path, config: Config) -> Path | None:
-    """The run that this job of SLURM began with this config, before it was started again.
+    """Return the run that this job of SLURM began with this config, before it was started again.
 
     Args:
         run_dir: where it would begin now: the run is there or beside it.
@@ -231,7 +231,7 @@ class Held(InputError):
 
 
 def lock(run_dir: Path, seconds: float = _SECONDS_FOR_A_LOOK) -> BaseFileLock:
-    """The lock of a run's directory, not taken yet: who holds it may write there.
+    """Return the lock of a run's directory, not taken yet: who holds it may write there.
 
     Args:
         run_dir: of the run, which exists.
@@ -273,7 +273,7 @@ def held(run_dir: Path) -> Iterator[None]:
 
 
 def refuse_links(run_dir: Path) -> None:
-    """What a run writes lies in its directory: a link would lead elsewhere.
+    """Refuse links: what a run writes lies in its directory, and a link would lead elsewhere.
 
     Raises:
         InputError: a file or a directory of a run is a symbolic link.
@@ -284,7 +284,7 @@ def refuse_links(run_dir: Path) -> None:
 
 
 def read_config(run_dir: Path) -> Config:
-    """The config of a run that was started here.
+    """Return the config of a run that was started here.
 
     Raises:
         InputError: the directory is not a run's, or its config is not one of ours.
@@ -322,7 +322,7 @@ def note_cache(run_dir: Path, mode: str) -> None:
 
 
 def noted_cache(run_dir: Path) -> str | None:
-    """What :func:`note_cache` wrote; None where there is nothing to go by."""
+    """Return what :func:`note_cache` wrote; None where there is nothing to go by."""
     noted = (read_json(run_dir / CACHE) or {}).get("cache")
     return noted if noted in ("disk", "memory", "off") else None
 
@@ -353,7 +353,7 @@ def trained_at(place: Path) -> Path:
 
 
 def source_name(place: str) -> str:
-    """What ``init_from`` is called in a run's name: the run's own directory."""
+    """Return what ``init_from`` is called in a run's name: the run's own directory."""
     path = Path(os.path.abspath(typed_path(place)))  # noqa: PTH100, which follows no link
     path = path.parent if path.name in (GENERATOR, ADAPTER) else path
     return re.sub(r"[^\w.-]", "_", path.name)[:60]
@@ -365,7 +365,7 @@ def checkpoint(run_dir: Path, step: int) -> Path:
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The run's checkpoints, oldest first: ordinary files with a name that a run gives them."""
+    """List the run's checkpoints, oldest first: ordinary files with a name that a run gives."""
     found = (run_dir / CHECKPOINTS).glob("step=*.ckpt")
     own = [file for file in found if _STEP.fullmatch(file.name) and _is_ordinary(file)]
     return sorted(own, key=step_of)
@@ -375,7 +375,7 @@ _STEP = re.compile(r"step=(\d{8,18})\.ckpt", re.ASCII)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer steps that came before a checkpoint of a run."""
+    """Return the optimizer steps that came before a checkpoint of a run."""
     match = _STEP.fullmatch(checkpoint.name)
     assert match is not None
     return int(match.group(1))
@@ -386,7 +386,7 @@ def _is_ordinary(file: Path) -> bool:
 
 
 def read_curve(run_dir: Path, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one logged quantity, from the CSV files of a run's parts.
+    """Return the steps and values of one logged quantity, from the CSV files of a run's parts.
 
     A resumed run repeats the steps since its last checkpoint: the later part counts. A line that a
     killed process has left half written is skipped.
@@ -418,7 +418,7 @@ def _part_number(file: Path) -> tuple[int, str]:
 
 
 def last_of_curve(run_dir: Path, name: str) -> float | None:
-    """The last value of one logged quantity after training began; None where there is none."""
+    """Give the last value of one logged quantity after training began; None where there is none."""
     try:
         steps, values = read_curve(run_dir, name)
     except InputError:
@@ -427,7 +427,9 @@ def last_of_curve(run_dir: Path, name: str) -> float | None:
 
 
 def validation_of_kept(run_dir: Path, name: str) -> float | None:
-    """A metric on the validation split with the weights that a run kept; None where it has none.
+    """Return a metric on the validation split with the weights that a run kept.
+
+    None where it has none.
 
     Args:
         run_dir: of the run, complete.
@@ -454,12 +456,12 @@ def write_metrics(run_dir: Path, metrics: Metrics) -> None:
 
 
 def finite(value: Any) -> Any:
-    """What JSON can hold of a result: a number that is infinite, or none, becomes None."""
+    """Return what JSON can hold of a result: a number that is infinite, or none, becomes None."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(run_dir: Path) -> Metrics | None:
-    """A run's ``metrics.json``; None where it has none that can be read."""
+    """Return a run's ``metrics.json``; None where it has none that can be read."""
     return read_json(run_dir / METRICS)

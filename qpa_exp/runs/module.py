@@ -48,7 +48,7 @@ class Mean(Metric):
         self.count += count
 
     def compute(self) -> Tensor:
-        """The mean; NaN of nothing."""
+        """Return the mean; NaN of nothing."""
         return self.total / self.count
 
 
@@ -66,7 +66,7 @@ class Means(nn.Module):
             self.means[name].update(total, count)  # type: ignore[operator]
 
     def take(self, prefix: str, size: TextSize | None) -> dict[str, float]:
-        """The task's figures under this prefix; the means begin again.
+        """Return the task's figures under this prefix; the means begin again.
 
         Args:
             prefix: of their names.
@@ -140,7 +140,7 @@ class AdapterModule(LightningModule):
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss that is minimised; a loss that is not finite ends the run."""
+        """Return the loss that is minimised; a loss that is not finite ends the run."""
         self.stopwatch.on = True
         with self.stopwatch.section("generator", self.device):
             self.model.begin_step()
@@ -151,14 +151,14 @@ class AdapterModule(LightningModule):
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """As Lightning does it, timed."""
+        """Go backward as Lightning does, timed."""
         with self.stopwatch.section(self.task.slope_section, self.device):
             super().backward(loss, *args, **kwargs)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
-        """The gradients of a step's batches go through the generator together, then the step."""
+        """Take the gradients of a step's batches through the generator together, then step."""
 
         def closure() -> Any:
             result = optimizer_closure()
@@ -169,7 +169,7 @@ class AdapterModule(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """A gradient that is not finite would spoil the weights: end the run before it does.
+        """End the run before a gradient that is not finite spoils the weights.
 
         Its Euclidean norm is logged as it is before it is clipped.
         """
@@ -180,7 +180,7 @@ class AdapterModule(LightningModule):
         self.log("train/grad_norm", norm)
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """What follows, a validation or a test, is not timed."""
+        """Stop the clock: what follows, a validation or a test, is not timed."""
         self.stopwatch.on = False
         here = self.model.circuit_evaluations
         if here is not None:  # a tensor: asking its value would wait
@@ -195,7 +195,9 @@ class AdapterModule(LightningModule):
 
     @torch.no_grad()
     def _loss_now(self) -> float:
-        """The loss of the step's batch, for a search: each time with the same random numbers."""
+        """Return the loss of the step's batch, for a search: each time with the same random
+        numbers.
+        """
         assert self._batch is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.global_step)
@@ -238,11 +240,11 @@ class AdapterModule(LightningModule):
     # --- what is trained ----------------------------------------------------------------------
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters by name: the generator's, or the method's own."""
+        """Return the trainable parameters by name: the generator's, or the method's own."""
         return {f"model.{name}": p for name, p in self.model.trained_parameters().items()}
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, with a warmup and a decay over the steps that the run will take."""
+        """Return the optimizer, with a warmup and a decay over the steps that the run will take."""
         optim, steps = self.config.optim, self.total_steps()
         optimizer = make_optimizer(self.trained(), optim, self._loss_now)
         warmup = optim.warmup_steps
@@ -306,7 +308,7 @@ def _rates(rates: list[float]) -> str:
 def make_optimizer(
     trained: dict[str, nn.Parameter], config: OptimConfig, loss: Callable[[], float]
 ) -> torch.optim.Optimizer:
-    """The configured optimizer of these parameters, given by name.
+    """Return the configured optimizer of these parameters, given by name.
 
     Args:
         trained: angles have the circuit in their names.

@@ -30,7 +30,7 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
 def numbers() -> list[int]:
-    """The signals that ask a command to end; Windows has some of them."""
+    """Return the signals that ask a command to end; Windows has some of them."""
     names = ["SIGTERM", "SIGHUP", "SIGINT", *(["SIGUSR1"] if slurm_job() else [])]
     return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
@@ -75,7 +75,7 @@ class AtOnce:
         self._is_lost = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The first time unwind, so that files are closed and locks given back."""
+        """Unwind the first time, so that files are closed and locks given back."""
         if self._raised is not None and self._is_lost:
             self._is_lost, self._raised = False, SystemExit(self._raised.code)
             raise self._raised
@@ -134,7 +134,7 @@ def install(handler: Handler, *, over: tuple[int, ...] = ()) -> dict[int, Any]:
 
 @contextmanager
 def at_once(run_dir: Path) -> Iterator[None]:
-    """In this context a signal says how to go on with this run."""
+    """Let a signal say, within this context, how to go on with this run."""
     replaced = install(AtOnce(run_dir))
     try:
         yield
@@ -147,7 +147,7 @@ def at_once(run_dir: Path) -> Iterator[None]:
 
 
 def slurm_job() -> str | None:
-    """The name of this process' job, as ``scontrol`` takes it; None outside SLURM."""
+    """Return the name of this process' job, as ``scontrol`` takes it; None outside SLURM."""
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}"
     return os.environ.get("SLURM_JOB_ID")

@@ -146,7 +146,7 @@ def go_on(run_dir: Path, *, own: bool = False, changed: Config | None = None) ->
 
 
 def _finished(run_dir: Path) -> Metrics | None:
-    """The results of a complete run; None of one that can be continued."""
+    """Return the results of a complete run; None of one that can be continued."""
     state = directory.state_of(run_dir)
     if state is directory.State.diverged:
         raise InputError(f"{run_dir} cannot be continued: {directory.error_of(run_dir)}")
@@ -206,7 +206,7 @@ def prepare(
 
 
 def build(config: Config, cache_mode: str | None = None, *, fresh: bool = True) -> RunParts:
-    """The parts of a run, loaded and checked; nothing is written.
+    """Return the parts of a run, loaded and checked; nothing is written.
 
     Args:
         config: of the run.
@@ -237,7 +237,7 @@ def build(config: Config, cache_mode: str | None = None, *, fresh: bool = True) 
 def accelerate(
     task: Task, model: AdaptedModel, data: TextDataModule, cache_mode: str | None
 ) -> Task:
-    """The task by the fastest way there is for this model; without ``fast_head``, as it is."""
+    """Give the task by the fastest way there is for this model; without ``fast_head``, as it is."""
     room = importlib.util.find_spec("qpa_exp.fast_head")
     if room is None or room.origin is None:  # no folder, or one with nothing but old byte code
         return task
@@ -313,7 +313,7 @@ def make_trainer(config: Config, run_dir: Path) -> tuple[Trainer, StepTimes]:
 
 
 def _loggers(config: Config, run_dir: Path) -> list[Logger]:
-    """A CSV file in the run directory, a new part for each resume, and what ``logger=`` names.
+    """Give a CSV file in the run directory, a new part for each resume, and what ``logger=`` names.
 
     Raises:
         InputError: what it names refuses.
@@ -421,7 +421,7 @@ def _best_of(trainer: Trainer) -> BestWeights | None:
 
 
 def newest_whole_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint that a run goes on from; None where it has none yet.
+    """Return the checkpoint that a run goes on from; None where it has none yet.
 
     Raises:
         InputError: it has some, and none is whole.
@@ -460,7 +460,7 @@ def _metrics(
     times: StepTimes,
     tested: Mapping[str, float],
 ) -> Metrics:
-    """The record of a run; the figures of a test that has not been made are None."""
+    """Return the record of a run; the figures of a test that has not been made are None."""
     batches = max(1, len(parts.data.train_dataloader()))
     figures = {
         f"{base}{metric.name}": tested.get(f"test/{base}{metric.name}")
@@ -543,7 +543,7 @@ _PACKAGES = ("torch", "transformers", "peft", "pytorch-lightning", "datasets", "
 
 
 def versions() -> dict[str, str]:
-    """Of Python, this package, and the libraries that numbers depend on."""
+    """List the versions of Python, this package, and the libraries that numbers depend on."""
     found = {"python": platform.python_version(), "qpa_exp": version("qpa-exp")}
     return found | {package: version(package) for package in _PACKAGES}
 
@@ -578,7 +578,9 @@ def draw_curves(run_dir: Path, kept_step: int | None = None) -> Path:
 
 
 def summary(task: Task, lines: dict[str, str], metrics: Metrics) -> Table:
-    """The table that a person reads at the end: the task's metrics first, then what they took."""
+    """Return the table that a person reads at the end: the task's metrics first, then what they
+    took.
+    """
     table = Table(title="Result on the test split", show_header=True)
     table.add_column("")
     table.add_column("base model", justify="right")

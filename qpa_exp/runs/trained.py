@@ -103,7 +103,7 @@ class Base:
 def base_of(
     config: ModelConfig, metrics: dict[str, Any], form: Format, named: str | None = None
 ) -> Base:
-    """What an export says about the language model that was trained on.
+    """Return what an export says about the language model that was trained on.
 
     Args:
         config: of the run's model.
@@ -169,7 +169,7 @@ def model_card(trained: TrainedRun, form: Format, base: Base) -> str:
 
 
 def _notes(model: AdaptedModel) -> str:
-    """What an adapter on the output head means."""
+    """Return what an adapter on the output head means."""
     head, tied = adapted_head(model.peft_model)
     return "" if head is None else (_TIED if tied else "") + _SERVERS
 

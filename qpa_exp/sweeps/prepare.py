@@ -74,7 +74,7 @@ def as_overrides(run: Mapping[str, str]) -> list[str]:
 
 
 def labels(runs: Sequence[Mapping[str, str]]) -> list[str]:
-    """What sets each run apart from the others, seeds left out: the entries that differ."""
+    """Return what sets each run apart from the others, seeds left out: the entries that differ."""
     keys = dict.fromkeys(key for run in runs for key in run)
     differing = [
         key
@@ -85,7 +85,7 @@ def labels(runs: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def spell(value: Any) -> str:
-    """A value as Hydra's grammar for overrides writes it."""
+    """Return a value as Hydra's grammar for overrides writes it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -198,7 +198,7 @@ class Preparation:
         return list(made.values())
 
     def job(self, run: Mapping[str, str], label: str, study: str | None) -> Job:
-        """The job of one run; errors as :meth:`jobs`."""
+        """Return the job of one run; errors as :meth:`jobs`."""
         overrides = tuple(as_overrides(run))
         if overrides not in self._jobs:
             try:
@@ -246,7 +246,7 @@ def _in_a_sweep(config: Config, study: str | None, title: str) -> Config:
 
 
 def _shape(config: Config) -> str:
-    """What the counts of a run depend on, and a little more: seeds left out."""
+    """Return what the counts of a run depend on, and a little more: seeds left out."""
     qpa = dataclasses.asdict(config.qpa) | {"seed": None}
     model, peft = dataclasses.asdict(config.model), dataclasses.asdict(config.peft)
     return json.dumps([model, peft, qpa, config.data.max_length], default=str)

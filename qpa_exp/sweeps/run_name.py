@@ -102,7 +102,7 @@ def _is_without_effect(key: str) -> bool:
 
 
 def weights_sha256(init_from: str) -> list[tuple[str, str]]:
-    """The name and the hash of every file of tensors that a run starts from.
+    """Return the name and the hash of every file of tensors that a run starts from.
 
     Raises:
         InputError: it is neither a run with trained weights nor a saved generator or adapter.
@@ -119,7 +119,7 @@ def leaves() -> tuple[str, ...]:
 
 
 def data_sha256(config: DataConfig) -> str:
-    """The hash of the text that this config reads, as ``metrics.json`` records it."""
+    """Return the hash of the text that this config reads, as ``metrics.json`` records it."""
     return _data_sha256(json.dumps({name: getattr(config, name) for name in _OF_THE_TEXT}))
 
 
@@ -137,7 +137,9 @@ def _data_sha256(given: str) -> str:
 
 
 def model_files(config: ModelConfig) -> list[tuple[str, str]]:
-    """The name and the hash of every file of a model on this disk; nothing for one of the hub's.
+    """Return the name and the hash of every file of a model on this disk.
+
+    Nothing for one of the hub's.
 
     Its revision stands for the files of a model of the hub. Of a GGUF file's directory that file
     alone is read.

@@ -96,7 +96,7 @@ def _mark(job: Job) -> tuple[State, int]:
 
 
 def result_of(job: Job) -> str:
-    """The result of a complete run, in a few words."""
+    """Return the result of a complete run, in a few words."""
     metrics = read_json(job.run_dir / METRICS) or {}
     parts = [
         f"{name} {metrics[name]:.4g}"
@@ -111,7 +111,7 @@ def result_of(job: Job) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For people: ``40 s``, ``12 min``, ``3.5 h``, ``2.1 days``."""
+    """Write seconds for people: ``40 s``, ``12 min``, ``3.5 h``, ``2.1 days``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 100 * 60:
@@ -165,7 +165,7 @@ class Runner:
 
 
 def unique(jobs: Sequence[Job]) -> list[Job]:
-    """Without those that are the same run as one before."""
+    """Leave out those that are the same run as one before."""
     first: dict[str, Job] = {}
     for job in jobs:
         first.setdefault(str(job.run_dir), job)

@@ -33,7 +33,7 @@ STORAGE = "optuna.db"
 def prepare_search(
     study: Study, preparation: Preparation, runner: Runner, master: DictConfig, given: Sequence[str]
 ) -> Callable[[], None]:
-    """What runs trials until there are ``n_trials``, once the space has been looked at.
+    """Return what runs trials until there are ``n_trials``, once the space has been looked at.
 
     Raises:
         InputError: the space, the fixed part or the command line is not allowed, or Optuna is not
@@ -90,7 +90,7 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def _base(study: Study, given: Sequence[str]) -> dict[str, str]:
-    """What all trials share."""
+    """Return what all trials share."""
     fixed = dict(study.fixed)
     if isinstance(fixed.get("seed"), list):  # a search looks at many settings, each under one seed
         fixed["seed"] = fixed["seed"][0]
@@ -130,7 +130,7 @@ class Trials:
         self._requeue()
 
     def _requeue(self) -> None:
-        """A trial that was running when the search was stopped is run again, as it was."""
+        """Queue again, as it was, a trial that was running when the search was stopped."""
         import optuna
 
         running = self._trials.get_trials(states=[optuna.trial.TrialState.RUNNING])
@@ -139,11 +139,11 @@ class Trials:
             self._trials.enqueue_trial(trial.params)
 
     def finished_jobs(self) -> list[Job]:
-        """The runs of the trials that have ended well."""
+        """Return the runs of the trials that have ended well."""
         return [self._job(trial.params) for trial in self._complete()]
 
     def ask(self) -> list[tuple[optuna.Trial, Job]]:
-        """The next batch; empty once there are enough."""
+        """Return the next batch; empty once there are enough."""
         batch: list[tuple[optuna.Trial, Job]] = []
         while not batch and self._left() > 0:  # a trial that is refused counts as one
             for _ in range(min(self._left(), self.options.batch_size)):
@@ -171,7 +171,7 @@ class Trials:
         self._trials.tell(trial, [validation, float(job.counts.trainable_params)])
 
     def front(self) -> list[str]:
-        """The trials that no other beats in both, fewest parameters first, in words."""
+        """Return the trials that no other beats in both, fewest parameters first, in words."""
         best = sorted(self._trials.best_trials, key=lambda trial: trial.values[1])
         return [
             f"on the front: {_label(trial.params)}: validation {self._metric.name} "

@@ -76,7 +76,7 @@ def record_study(master: DictConfig, study: Study, jobs: Sequence[Job]) -> None:
 
 
 def _command(master: DictConfig, study: str) -> str:
-    """The command that starts this study alone."""
+    """Return the command that starts this study alone."""
     given = [*master.hydra.overrides.task, *master.hydra.overrides.hydra]
     left_out = ("sweep=", "hydra.mode=", "hydra.sweeper.keep_going=")
     chosen = [f"sweep={study}"] if any(word.startswith("sweep=") for word in given) else []
@@ -94,7 +94,7 @@ class _Run:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The record of the study in this directory; what it names is never a place to write to.
+    """Return the record of the study in this directory; what it names is never a place to write to.
 
     Raises:
         InputError: ``sweep.json`` is damaged or something else.
@@ -204,7 +204,7 @@ class Study:
 
     @property
     def title_line(self) -> str:
-        """For the terminal."""
+        """Write the title for the terminal."""
         return f"Sweep {self.study}, scale {self.scale}" if self.study else "Sweep"
 
 
@@ -254,7 +254,7 @@ def scale_names() -> list[str]:
 
 
 def points_of(study: str) -> dict[str, dict[str, Any]]:
-    """The block of every scale at which this study exists, what it takes over included.
+    """Return the block of every scale at which this study exists, what it takes over included.
 
     ``paper: true`` in a block says that the paper has the study there.
     """
@@ -290,7 +290,7 @@ def _load(path: Path) -> DictConfig:
 
 
 def read_study(name: str, scale: str) -> Study:
-    """The study of this name at this scale, every reference resolved.
+    """Return the study of this name at this scale, every reference resolved.
 
     Raises:
         InputError: no such study, no such scale, or the study has no points there.
@@ -318,7 +318,10 @@ def read_study(name: str, scale: str) -> Study:
 
 
 def study_of_record(name: str, scale: str) -> Study | None:
-    """The study of a record as its file says it today; None where it has no such file or scale."""
+    """Return the study of a record as its file says it today.
+
+    None where it has no such file or scale.
+    """
     if not STUDIES:
         register_studies(sweeps_dir())
     known = name in STUDIES and scale in SCALES and scale in points_of(name)
@@ -326,7 +329,7 @@ def study_of_record(name: str, scale: str) -> Study | None:
 
 
 def own_sweep(name: str | None, scale: str, *, at_scale: bool) -> Study:
-    """A sweep from the command line alone.
+    """Return a sweep from the command line alone.
 
     Args:
         name: what its runs are grouped under.
@@ -355,5 +358,5 @@ def name_scales(arguments: list[str]) -> list[str]:
 
 
 def say(line: str) -> None:
-    """To the terminal, at once."""
+    """Print to the terminal, at once."""
     print(line, flush=True)

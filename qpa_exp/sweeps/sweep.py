@@ -23,7 +23,7 @@ from qpa_exp.sweeps.studies import Study, own_sweep, read_study, record_study, s
 
 
 class StudiesFailed(SweepFailed):
-    """Of several studies that were to keep going, these did not come to their end.
+    """Says which of several studies, which were to keep going, did not come to their end.
 
     Attributes:
         studies: their names.
@@ -38,7 +38,8 @@ Chosen = tuple[str | None, Callable[[], Study]]
 
 
 def choose(master: DictConfig, arguments: Sequence[str]) -> tuple[list[Chosen], list[str]]:
-    """The studies that ``sweep=`` and ``scale=`` choose, still to be read, and the other arguments.
+    """Return the studies that ``sweep=`` and ``scale=`` choose, still to be read, and the other
+    arguments.
 
     Without ``sweep=`` it is one: what the command line says.
 

@@ -153,7 +153,7 @@ def _attempt_apart(run_dir: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """What a run's own process does; its status tells Lightning in the first one of a failure."""
+    """Make a run in its own process; the status tells Lightning in the first one of a failure."""
     run_dir = Path(arguments[0])
     _attempt_here(run_dir, None, parent=os.getppid())
     return 0 if state_of(run_dir) is not State.failed else 1
@@ -205,7 +205,7 @@ def is_busy(run_dir: Path) -> bool:
 
 @contextlib.contextmanager
 def _ended_with_the_sweep(parent: int | None) -> Iterator[None]:
-    """In a process of joblib's, end when the sweep's own process has: nobody waits for the run.
+    """End a process of joblib's when the sweep's own process has: nobody waits for the run.
 
     It ends as at any SIGTERM: after the step, with a checkpoint.
 
@@ -239,7 +239,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 @contextlib.contextmanager
 def _output_to(path: Path) -> Iterator[None]:
-    """What a run prints and logs goes to a file: the terminal is the sweep's."""
+    """Send what a run prints and logs to a file: the terminal is the sweep's."""
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
     with path.open("a", encoding="utf-8") as file:

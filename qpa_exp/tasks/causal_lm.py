@@ -40,7 +40,7 @@ class CausalLM(Task):
     writes_text = True
 
     def token_losses(self, model: AdaptedModel, batch: Batch) -> TokenLosses:
-        """The loss of every prediction of a batch."""
+        """Return the loss of every prediction of a batch."""
         from qpa_exp.lm.losses import token_losses
 
         ids = batch["input_ids"]
@@ -115,7 +115,7 @@ class CausalLM(Task):
 
 
 def attended(batch: Batch) -> dict[str, Tensor | None]:
-    """What tells a model which tokens see which.
+    """Return what tells a model which tokens see which.
 
     Of rows with several examples the positions alone: transformers' models keep those apart that
     each count from 0, where there is no mask.

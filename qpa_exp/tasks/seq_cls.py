@@ -54,7 +54,9 @@ class SequenceClassification(Task):
     def load_model(
         self, tokenizer: PreTrainedTokenizerBase, class_names: list[str]
     ) -> PreTrainedModel:
-        """The model with a classifier of these classes, which tells a text's end by its padding."""
+        """Return the model with a classifier of these classes, which tells a text's end by its
+        padding.
+        """
         import torch
 
         from qpa_exp.lm.loading import load_model

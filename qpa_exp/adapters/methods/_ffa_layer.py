@@ -39,7 +39,7 @@ class FFAConfig(PeftConfig):
     target_modules: list[str] | set[str] | str | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a reduction below 1, or an unknown activation."""
+        """Raise ValueError for a reduction below 1, or an unknown activation."""
         super().__post_init__()
         self.peft_type = PeftType("QPA_FFA")
         if self.reduction < 1:

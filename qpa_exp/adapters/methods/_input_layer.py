@@ -40,11 +40,11 @@ class InputLayer(nn.Module, BaseTunerLayer):
         raise NotImplementedError
 
     def change(self, x: Tensor, name: str) -> Tensor:
-        """The layer's input as the adapter ``name`` changes it; the same shape and type."""
+        """Give the layer's input as the adapter ``name`` changes it, in the same shape and type."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The linear layer on the changed input."""
+        """Return the linear layer on the changed input."""
         if not self.disable_adapters:
             for name in self.active_adapters:
                 if name in self._get_available_adapters():

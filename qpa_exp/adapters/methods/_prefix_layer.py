@@ -36,7 +36,7 @@ class PrefixConfig(PeftConfig):
     target_modules: list[str] | set[str] | str | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a length below 1."""
+        """Raise ValueError for a length below 1."""
         super().__post_init__()
         self.peft_type = PeftType("QPA_PREFIX")
         if self.length < 1:
@@ -60,7 +60,7 @@ class Positions:
         self.longest = 0
 
     def read(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """A forward pre-hook of the language model."""
+        """Read the positions before each forward pass of the language model: a pre-hook."""
         positions = kwargs.get("position_ids")
         if positions is None:
             tokens = args[0] if args else kwargs.get("input_ids")
@@ -79,11 +79,11 @@ class Positions:
         self.kept = positions[:, -keep:] if isinstance(keep, int) else positions[:, keep]
 
     def clear(self, *_: Any) -> None:
-        """A forward hook: outside a forward pass nothing is known."""
+        """Forget the positions after a forward pass of the language model: a hook."""
         self.given = self.kept = None
 
     def of(self, x: Tensor) -> tuple[Tensor, int]:
-        """For a layer's input (..., tokens, features) their positions, and 1 + the last of all.
+        """Return the positions in a layer's input (..., tokens, features), and 1 + the last of all.
 
         The positions are (1 or rows, tokens). Outside the language model's forward pass, the
         tokens count from 0.

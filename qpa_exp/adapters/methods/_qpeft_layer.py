@@ -44,7 +44,7 @@ class QPEFTConfig(PeftConfig):
     target_modules: list[str] | set[str] | str | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes below 1."""
+        """Raise ValueError for sizes below 1."""
         super().__post_init__()
         self.peft_type = PeftType("QPA_QPEFT")
         for key in ("r", "n_layers"):
@@ -78,7 +78,7 @@ class _InPairs(_Pairs):
 
 
 def pauli_ansatz(n_layers: int) -> Ansatz:
-    """The whole circuit, with a CNOT in each CZ's place: its angles are turned to match.
+    """Return the whole circuit, with a CNOT in each CZ's place: its angles are turned to match.
 
     CZ = R_Y(-pi/2) CNOT R_Y(pi/2) on the second qubit, and before and after every CZ stands an
     R_Y on it. A CNOT moves basis states, for which the simulator has its fastest loops.
@@ -91,7 +91,7 @@ def pauli_ansatz(n_layers: int) -> Ansatz:
 
 
 class OrthogonalColumns(nn.Module):
-    """From the angles to ``r`` columns of an orthogonal matrix, cut to ``d`` rows.
+    """Makes of the angles ``r`` columns of an orthogonal matrix, cut to ``d`` rows.
 
     Attributes:
         n_angles: (2 n_layers + 1) q - 2 n_layers.
@@ -128,7 +128,7 @@ class OrthogonalColumns(nn.Module):
         self.register_buffer("offsets", offsets, persistent=False)
 
     def forward(self, angles: Float[Tensor, " angles"]) -> Float[Tensor, "d r"]:
-        """The columns; differentiable once."""
+        """Return the columns; differentiable once."""
         _, _, rotations, n_qubits = self.offsets.shape
         places, offsets = self.places.to(angles.device), self.offsets.to(angles)
         theta = angles.new_zeros(rotations * n_qubits).index_put((places,), angles)
@@ -182,7 +182,7 @@ class QPEFTLayer(InputLayer):
             return b, (self.scale[name] * diagonal * a).T
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The linear layer, and the update of each active adapter."""
+        """Return the linear layer, and the update of each active adapter."""
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if not self.disable_adapters:
             for name in self.active_adapters:

@@ -23,7 +23,7 @@ def _config_class() -> type[PeftConfig]:
 
 
 def _head_count(peft: PeftMethodConfig, vocabulary: int, width: int) -> int | None:
-    """A vector of the head's k inputs for each position."""
+    """Return a vector of the head's k inputs for each position."""
     length = peft.options.get("length")
     if set(peft.options) != {"length"} or type(length) is not int or length < 1:
         return None

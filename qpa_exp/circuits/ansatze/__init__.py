@@ -16,5 +16,5 @@ ANSATZE: Registry[Ansatz] = Registry(
 
 
 def ansatz_of(config: QPAConfig) -> Ansatz:
-    """The ansatz that ``config.ansatz`` names, as the config's other keys have it."""
+    """Return the ansatz that ``config.ansatz`` names, as the config's other keys have it."""
     return ANSATZE[config.ansatz].under(config)

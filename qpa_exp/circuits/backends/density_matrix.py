@@ -62,7 +62,7 @@ class NoisyProgram:
 
 
 class DensityMatrix(Simulator):
-    """Of the circuit under ``config.noise``; N up to about 10."""
+    """Simulates the density matrix of the circuit under ``config.noise``; N up to about 10."""
 
     label = "density matrix"
     reads = ("qpa.noise",)
@@ -98,7 +98,7 @@ class DensityMatrix(Simulator):
         return 4**n_qubits * 4 * (2 * pairs + 6)
 
     def transpiled(self) -> QuantumCircuit:
-        """The circuit as it runs on the device, with its measurements."""
+        """Return the circuit as it runs on the device, with its measurements."""
         QISKIT.check(f"qpa.noise={self.config.noise}")
         circuit = measured_circuit(self.ansatz, self.n_qubits, self.config.n_layers)
         return transpile_for(circuit, snapshot(str(NOISES[self.config.noise])))
@@ -106,7 +106,7 @@ class DensityMatrix(Simulator):
     def __call__(
         self, theta: Float[Tensor, "*batch layers rotations qubits"]
     ) -> Float[Tensor, "*batch states"]:
-        """The probabilities of the 2^N outcomes, readout errors included."""
+        """Return the probabilities of the 2^N outcomes, readout errors included."""
         batch = theta.shape[:-3]
         return run(self.program, theta.reshape(-1, theta.shape[-3:].numel())).view(*batch, -1)
 
@@ -118,7 +118,7 @@ ENTRY = DensityMatrix
 
 
 def ideal_program(ansatz: Ansatz, n_qubits: int, n_layers: int) -> NoisyProgram:
-    """The circuit as it is, on a device without noise."""
+    """Return the circuit as it is, on a device without noise."""
     _, rotations, _ = ansatz.theta_shape(n_qubits, n_layers)
     steps = []
     for gate in ansatz.gates(n_qubits, n_layers):
@@ -134,7 +134,7 @@ def ideal_program(ansatz: Ansatz, n_qubits: int, n_layers: int) -> NoisyProgram:
 def noisy_program(
     circuit: QuantumCircuit, model: NoiseModel, places: dict[str, int]
 ) -> NoisyProgram:
-    """A transpiled and measured circuit under a noise model.
+    """Return a transpiled and measured circuit under a noise model.
 
     Args:
         circuit: in gates of ``GATES``; the highest classical bit is the first qubit's.
@@ -162,7 +162,7 @@ def noisy_program(
 
 
 def _angle(params: list[Any], places: dict[str, int]) -> Angle | None:
-    """A gate's angle as a linear expression of theta, which is all that a transpiler makes."""
+    """Give a gate's angle as a linear expression of theta, which is all that a transpiler makes."""
     if not params:
         return None
     (expression,) = params
@@ -177,7 +177,7 @@ def _angle(params: list[Any], places: dict[str, int]) -> Angle | None:
 
 
 def run(program: NoisyProgram, theta: Float[Tensor, "batch angles"]) -> Float[Tensor, "batch _"]:
-    """The probabilities of all outcomes."""
+    """Return the probabilities of all outcomes."""
     zero = theta.new_tensor([1.0, 0.0, 0.0, 1.0])
     state = theta.new_ones(1)
     for _ in range(program.n_active):
@@ -207,7 +207,10 @@ def _read(
 def _fused(
     program: NoisyProgram, theta: Float[Tensor, "batch angles"]
 ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """The two-qubit channels, each with the one-qubit channels before it; then what is left."""
+    """Yield the two-qubit channels, each with the one-qubit channels before it.
+
+    Then what is left.
+    """
     waiting: dict[int, Tensor] = {}
     idle = torch.eye(4, dtype=theta.dtype, device=theta.device)
     for step, channel in zip(program.steps, _channels(program.steps, theta), strict=True):
@@ -239,7 +242,10 @@ def _channels(steps: Sequence[Step], theta: Float[Tensor, "batch angles"]) -> li
 
 
 def unitary_channel(matrix: Complex[Tensor, "*batch d d"]) -> Float[Tensor, "*batch _ _"]:
-    """Of rho -> U rho U^dagger: entry (i, j) is tr(P_i U P_j U^dagger) / d. Differentiable."""
+    """Write rho -> U rho U^dagger as a matrix, differentiable.
+
+    Entry (i, j) is tr(P_i U P_j U^dagger) / d.
+    """
     strings = _pauli_strings(matrix.shape[-1].bit_length() - 1).to(matrix.device, matrix.dtype)
     moved = matrix.unsqueeze(-3) @ strings @ matrix.mH.unsqueeze(-3)
     return torch.einsum("iab,...jba->...ij", strings, moved).real / matrix.shape[-1]
@@ -254,7 +260,7 @@ def _pauli_strings(n_qubits: int) -> Complex[Tensor, "strings d d"]:
 def _angles(
     angles: Sequence[Angle | None], theta: Float[Tensor, "batch angles"]
 ) -> Float[Tensor, "batch gates"]:
-    """The gates' angles: linear in theta."""
+    """Return the gates' angles: linear in theta."""
     known = [angle for angle in angles if angle is not None]
     table = torch.zeros(theta.shape[1], len(known), dtype=theta.dtype)
     for column, angle in enumerate(known):

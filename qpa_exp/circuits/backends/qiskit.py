@@ -78,7 +78,7 @@ class QiskitSampler(Simulator):
 
     @classmethod
     def check(cls, config: QPAConfig) -> None:
-        """It measures real shots, on a device that has a name."""
+        """Refuse what does not measure real shots, or a device without a name."""
         if config.shots is None:
             raise InputError(
                 "qpa.shots=null: qpa.backend=qiskit measures, so say how often, for example "
@@ -98,7 +98,9 @@ class QiskitSampler(Simulator):
 
     @classmethod
     def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:
-        """The state in double precision where this machine simulates it, and the frequencies."""
+        """Return the state in double precision where this machine simulates it, and the
+        frequencies.
+        """
         return 2**n_qubits * (16 + 2 * 4)
 
     def __call__(
@@ -110,7 +112,7 @@ class QiskitSampler(Simulator):
     def sample(
         self, theta: Float[Tensor, "*batch layers rotations qubits"], shots: int, seed: int
     ) -> Float[Tensor, "*batch states"]:
-        """The frequencies in ``shots`` measurements of each circuit.
+        """Return the frequencies in ``shots`` measurements of each circuit.
 
         ``seed`` is that of a simulated measurement; one of a real device it only names.
         """
@@ -148,7 +150,7 @@ class QiskitSampler(Simulator):
         return frequencies
 
     def _name(self, angles: np.ndarray, shots: int, seed: int) -> str:
-        """A digest of the device, the gates, the angles, the shots and the seed."""
+        """Return a digest of the device, the gates, the angles, the shots and the seed."""
         listed = self.ansatz.gates(self.n_qubits, self.config.n_layers)
         return digest({
             "device": self.config.device,
@@ -196,13 +198,13 @@ Counts = dict[int, int]
 
 
 def digest(record: Mapping[str, Any]) -> str:
-    """A name for what was measured; ``record`` is plain JSON."""
+    """Return a name for what was measured; ``record`` is plain JSON."""
     text = json.dumps(record, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_counts(name: str, shots: int) -> Counts | None:
-    """The counts of that name; None where there are none, or none that can be read."""
+    """Return the counts of that name; None where there are none, or none that can be read."""
     try:
         counts = {int(state): int(n) for state, n in (read_json(_path(name)) or {}).items()}
     except (ValueError, TypeError):

@@ -20,7 +20,7 @@ class Statevector(Simulator):
 
     @classmethod
     def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:
-        """The state, the pair that goes back and its copies, the CNOTs' indices, the slopes."""
+        """Count the state, the pair that goes back, its copies, the CNOTs' indices, the slopes."""
         amplitude = 4 if ansatz_of(config).is_real else 8
         return 2**n_qubits * (9 * amplitude + 2 * 4 + 3 * 4)
 

@@ -55,7 +55,7 @@ class TorchQuantum(Simulator):
     def __call__(
         self, theta: Float[Tensor, "*batch layers rotations qubits"]
     ) -> Float[Tensor, "*batch states"]:
-        """The probabilities of the 2^N basis states, in theta's precision."""
+        """Return the probabilities of the 2^N basis states, in theta's precision."""
         tq = import_torchquantum()
         batch, shape = theta.shape[:-3], theta.shape[-3:]
         angles = theta.reshape(-1, *shape)
@@ -81,7 +81,7 @@ STOOD_IN = (
 
 
 def import_torchquantum() -> ModuleType:
-    """The real package ``torchquantum``.
+    """Return the real package ``torchquantum``.
 
     Raises:
         InputError: it is not installed, or one of what it does need is not.
@@ -135,7 +135,7 @@ class _Finder(MetaPathFinder, Loader):
 
 
 class _AnyAttribute(type):
-    """Of a class that has every attribute: an enumeration's members, for example."""
+    """Gives a class every attribute: an enumeration's members, for example."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):

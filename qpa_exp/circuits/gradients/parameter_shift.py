@@ -24,7 +24,7 @@ def _check(config: QPAConfig) -> None:
 
 
 def parameter_shift(config: QPAConfig, most: int) -> Estimate:
-    """The vector-Jacobian product by the parameter-shift rule.
+    """Return the vector-Jacobian product by the parameter-shift rule.
 
     For a gate ``exp(-i angle/2 P)`` the slope of any probability is exactly
     ``(p(angle + pi/2) - p(angle - pi/2)) / 2``. Two circuits for each angle, in one batch, or in
@@ -48,7 +48,7 @@ def parameter_shift(config: QPAConfig, most: int) -> Estimate:
 def _shifted(
     theta: Float[Tensor, "*circuits layers rotations qubits"], angles: int
 ) -> Iterator[Float[Tensor, "angles 2 *circuits layers rotations qubits"]]:
-    """For so many angles at a time, every circuit with it shifted down, and shifted up."""
+    """Yield every circuit with an angle shifted down, and up, for so many angles at a time."""
     flat = theta.flatten(-3)
     for places in torch.arange(flat.shape[-1], device=theta.device).split(angles):
         steps = flat.new_zeros(len(places), flat.shape[-1])

@@ -26,7 +26,7 @@ _ROLES = {"human": "user", "gpt": "assistant"}
 
 
 def records(table: Dataset, config: DataConfig, source: str, kind: str) -> list[str]:
-    """The rows of a table as records."""
+    """Return the rows of a table as records."""
     names, pair = set(table.column_names), (config.prompt_column, config.completion_column)
     paired = config.column is None and set(pair) <= names
     column = config.column or next((n for n in _CHATS if n in names), _CHATS[0])
@@ -56,7 +56,7 @@ def records(table: Dataset, config: DataConfig, source: str, kind: str) -> list[
 
 
 def _chats(table: Dataset, column: str, source: str) -> list[list[dict[str, str]]]:
-    """The chats of a column: lists of messages, each of which has texts alone."""
+    """Return the chats of a column: lists of messages, each of which has texts alone."""
     if not hasattr(table.features[column], "feature"):
         raise InputError(
             f"Column {column!r} of {source} holds no chats: each is a list of messages like "
@@ -75,7 +75,7 @@ def _chats(table: Dataset, column: str, source: str) -> list[list[dict[str, str]
 
 
 def _message(given: Any) -> dict[str, str] | None:
-    """A message without the keys that it lacks; None where it is none."""
+    """Return a message without the keys that it lacks; None where it is none."""
     if not isinstance(given, dict):
         return None
     message = {key: value for key, value in given.items() if value is not None}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def rows(table: Dataset, config: DataConfig, source: str, kind: str) -> list[tuple[str, str]]:
-    """The texts and the names of their classes."""
+    """Return the texts and the names of their classes."""
     column = text_column(table, config.text_column, source, "data.text_column")
     label = text_column(table, config.label_column, source, "data.label_column")
     return list(zip(texts_in(table, column, source), cells_in(table, label, source), strict=True))

@@ -14,7 +14,7 @@ from qpa_exp.errors import InputError
 
 
 def load(config: DataConfig) -> tuple[Documents, str]:
-    """The topics by split, and which Python has them."""
+    """Return the topics by split, and which Python has them."""
     if config.path is not None:
         raise InputError(
             "data=pydoc comes with Python and reads no data.path; for text of your own set"
@@ -53,7 +53,7 @@ def divide_topics(topics: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _groups(topics: Mapping[str, str]) -> list[list[str]]:
-    """The connected components of "shares a paragraph", each sorted by name."""
+    """Return the connected components of "shares a paragraph", each sorted by name."""
     group = {name: {name} for name in topics}
     owner: dict[str, str] = {}
     for name in sorted(topics):
@@ -66,7 +66,7 @@ def _groups(topics: Mapping[str, str]) -> list[list[str]]:
 
 
 def long_paragraphs(text: str) -> set[str]:
-    """The paragraphs of more than 80 characters, their white space made single blanks."""
+    """Return the paragraphs of more than 80 characters, their white space made single blanks."""
     paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
     return {paragraph for paragraph in paragraphs if len(paragraph) > 80}
 

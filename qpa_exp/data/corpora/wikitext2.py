@@ -7,7 +7,7 @@ from qpa_exp.data.sources import HubDataset, lines_in
 
 
 def rows(text: str) -> list[str]:
-    """The hub's rows: a line keeps its newline, but a blank one (a lone blank) is ``''``."""
+    """Return the hub's rows: a line keeps its newline, but a blank one (a lone blank) is ``''``."""
     return [line if line.strip() else "" for line in lines_in(text)]
 
 

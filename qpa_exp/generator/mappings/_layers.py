@@ -26,7 +26,7 @@ def linear_in_windows(
     *,
     in_order: bool,
 ) -> Float[Tensor, "at_least_chunks n_out"]:
-    """The linear layer of, for each chunk i, its bits and ``window`` features from place i on.
+    """Give the linear layer of, for each chunk i, its bits and ``window`` features from place i on.
 
     Written out, n chunks that read ``window`` numbers each are a matrix of n times window numbers,
     nearly all of them copies. But s neighbours read only s + window - 1 numbers between them: they
@@ -82,7 +82,7 @@ def _low_bits(n_chunks: int, n_out: int, window: int) -> int:
 
 
 def _spread(weight: Float[Tensor, "n_out window"], times: int) -> Float[Tensor, "longer outputs"]:
-    """The transposed weight ``times`` times side by side, each time one row further down."""
+    """Return the transposed weight ``times`` times side by side, each time one row further down."""
     rows, longer = pad(weight.T, (0, 0, times - 1, times - 1)), weight.shape[1] + times - 1
     places = torch.arange(longer, device=weight.device)[:, None]
     places = places + torch.arange(times - 1, -1, -1, device=weight.device)
@@ -131,7 +131,7 @@ class MappingModel(nn.Sequential):
     def forward(  # type: ignore[override]
         self, bits: Float[Tensor, "chunks qubits"], features: Float[Tensor, "circuits states"]
     ) -> Float[Tensor, "at_least_chunks n_out"]:
-        """The parameters of each chunk, from its bits and the features of all basis states."""
+        """Give the parameters of each chunk, from its bits and the features of all basis states."""
         first, *others = self
         weights = self._weights(first)
         x = linear_in_windows(bits, features, *weights, self.window, in_order=self.in_order)

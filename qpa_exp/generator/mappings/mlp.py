@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def widths(config: QPAConfig, n_bits: int) -> tuple[int, ...]:
-    """From a chunk's bits and features through the hidden layers to its ``n_mlp`` parameters."""
+    """List the layers' widths, from a chunk's bits and features to its ``n_mlp`` parameters."""
     assert config.n_mlp is not None
     assert config.window is not None
     return (n_bits + config.n_circuits * config.window, *config.mapping_hidden, config.n_mlp)

@@ -60,7 +60,7 @@ class MatrixProductState(nn.Module):
     def forward(
         self, bits: Float[Tensor, "chunks bits"], features: Float[Tensor, "circuits states"]
     ) -> Float[Tensor, "chunks n_out"]:
-        """The parameters of each chunk, from its bits and the features of all basis states."""
+        """Give the parameters of each chunk, from its bits and the features of all basis states."""
         chunks = len(bits)
         left = bits.new_ones(1, 1)
         for site in self.bits:  # afterwards row i stands for the bits of i, the first the highest
@@ -93,7 +93,7 @@ def _turning(left: int, chi: int) -> Tensor:
 
 
 def _numbers(bits: Float[Tensor, "chunks bits"]) -> Tensor:
-    """The numbers that the bits write, the first the most significant."""
+    """Return the numbers that the bits write, the first the most significant."""
     places = torch.arange(bits.shape[1] - 1, -1, -1, device=bits.device)
     return ((bits > 0).long() << places).sum(1)
 
@@ -108,7 +108,7 @@ def _count(config: QPAConfig, n_bits: int) -> int:
 
 
 def _scale(config: QPAConfig) -> float:
-    """As of the linear mapping: chi times as many numbers move an output. It was not searched."""
+    """Scale as the linear mapping does, for chi times as many numbers. It was not searched."""
     assert config.window is not None
     return 0.1 * math.sqrt(128 / (config.window * config.n_circuits * config.bond_dim))
 

@@ -20,7 +20,7 @@ def make(config: Config, run_dir: Path) -> Logger:
 
 
 def end(logger: Any, metrics: dict[str, Any], status: int) -> None:
-    """The final figures, beside the config in the tab HPARAMS."""
+    """Write the final figures, beside the config in the tab HPARAMS."""
     figures = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
     logger.log_hyperparams(dict(logger.hparams), figures)
     logger.save()

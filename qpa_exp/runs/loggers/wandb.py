@@ -62,7 +62,7 @@ def _earlier(run_dir: Path) -> str | None:
 
 
 def _name(config: Config, run_dir: Path) -> str:
-    """What a person looks for in a list of runs: what was trained on what, and when."""
+    """Return what a person looks for in a list of runs: what was trained on what, and when."""
     parts = [config.model.label, config.peft.method, config.qpa.variant, config.data.name]
     if config.init_from is not None:
         parts.append(f"from {source_name(config.init_from)}")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def scipy_search(method: str, options: Callable[[Any, OptimConfig, int], dict[str, Any]]) -> Search:
-    """A search by ``scipy.optimize.minimize``.
+    """Return a search by ``scipy.optimize.minimize``.
 
     Args:
         method: SciPy's name for it.
