@@ -15,7 +15,7 @@ QUBITS, LAYERS, WINDOW, CHUNK = 3, 2, 3, 4
 STATES = 2**QUBITS
 OUT, RANK, IN = 6, 2, 10
 SECONDS = 1.4
-"""For each chunk."""
+"""The parameters of each chunk."""
 
 _COLOURS = {
     "ground": ("#ffffff", "#0d1117"), "ink": ("#1f2328", "#e6edf3"), "soft": ("#59636e", "#9198a1"),

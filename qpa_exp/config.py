@@ -24,7 +24,7 @@ counts need it."""
 
 
 MANY = 10**12
-"""Of steps and the like: above what anybody waits for, and far below where numbers wrap around."""
+"""The most steps and the like: more than anybody waits for, and far below where numbers wrap."""
 MOST_SEED = 2**63 - 1
 """torch takes no larger one."""
 
@@ -137,7 +137,7 @@ class PeftMethodConfig:
     lora_dropout: float | None = None
     """The method's own dropout, from 0 to below 1."""
     target_modules: Any = field(default_factory=lambda: ["lm_head"])
-    """As PEFT takes them: a list of names of layers or of their last parts, or one regular
+    """What PEFT adapts: a list of names of layers or of their last parts, or one regular
     expression for whole names. ``all-linear``, by itself or in a list, is every linear layer but
     the head: ``[all-linear,lm_head]`` has it, too."""
     options: dict[str, Any] = field(default_factory=dict)

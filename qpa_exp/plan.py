@@ -104,7 +104,7 @@ def _draw(config: Config, n_qubits: int, drawing: str) -> None:
 
 
 _STEPS = 1_000
-"""Of the run whose price is asked for, where nothing says how long it is."""
+"""The steps of a priced run, where nothing says how long it is."""
 
 
 def _steps(config: Config, options: PlanOptions) -> int:

@@ -49,7 +49,7 @@ from qpa_exp.sweeps.studies import (
 register_studies(sweeps_dir())
 PAPER = "paper"
 _BYTES_OF_A_RUN = 3 * 2**29
-"""Of memory, with the bundled model."""
+"""The memory of a run with the bundled model."""
 
 
 @dataclass

@@ -33,7 +33,7 @@ from qpa_exp import InputError, QPAConfig, QPALoraConfig
 from qpa_exp.lm.loading import BUNDLED
 
 WINDOWS = {9000: 123, 28000: 420}
-"""By the budget, how many probabilities a chunk of 64 parameters reads: the rank of 4 on 28 layers
+"""How many probabilities at each budget a chunk of 64 parameters reads: the rank of 4 on 28 layers
 has 1,146,880 parameters in 17,920 chunks, and 64 (16 + window) + 120 are trained."""
 TEMPLATE = "Question: {query} Think step by step.\nAnswer:"
 """The suite's own."""

@@ -201,7 +201,7 @@ def save_adapter(model: PeftModel, directory: str | Path) -> None:
 
 WEIGHTS, CONFIG = SAFETENSORS_WEIGHTS_NAME, "qpa_config.json"
 OLD_WEIGHTS, OLD_WHOLE = "generator.safetensors", "modules.safetensors"
-"""As earlier versions saved: the generator's weights, and those of modules trained whole."""
+"""Files of earlier versions: the generator's weights, and those of modules trained whole."""
 _FORMAT, _LOWEST_FIRST = 1, 2
 """The files' formats: of a variant that reads the bits lowest first, 1 read them otherwise."""
 

@@ -60,7 +60,7 @@ _REFUSED = {
     "shadow": "it trains a second language model beside the first, with a loss of its own",
     "xlora": "it mixes LoRA adapters that have been trained before; take peft=lora",
 }
-"""Of PEFT's registry what cannot be trained and generated here, and why."""
+"""What of PEFT's registry cannot be trained and generated here, and why."""
 
 _LABELS = {
     "adaption_prompt": "LLaMA-Adapter", "beft": "BEFT", "boft": "BOFT", "c3a": "C3A",

@@ -103,7 +103,7 @@ def peft_names(whole: Mapping[str, T]) -> dict[str, T]:
 
 
 def local_copy(model_id: str | Path, subfolder: str | None = None, **hub: Any) -> Path:
-    """The directory of a saved generator: one of this machine, or a copy of what the hub has.
+    """Give the directory of a saved generator: one of this machine, or a copy of what the hub has.
 
     Args:
         model_id: a directory, or an id of the hub: ``owner/name``.

@@ -79,7 +79,7 @@ _NO_OPTIONS = {item.name for item in fields(PeftConfig)} | {
 }  # fmt: skip
 
 ALL_LINEAR = "all-linear"
-"""As a target: every linear layer but the output head."""
+"""The target that means every linear layer but the output head."""
 
 
 def make_peft_config(config: PeftMethodConfig, task_type: str = "CAUSAL_LM") -> PeftConfig:

@@ -34,16 +34,16 @@ class Shape:
 
     @property
     def bytes_needed(self) -> int:
-        """Of the weights in float32 and of a step that holds all logits."""
+        """Count the bytes of the weights in float32 and of a step that holds all logits."""
         return 4 * self.vocab * (self.width + _LOGITS_HELD_NAIVELY * self.tokens)
 
     def fitting(self, free: int) -> Shape:
-        """This shape with a vocabulary that leaves a quarter of the free memory."""
+        """Return this shape with a vocabulary that leaves a quarter of the free memory."""
         room = 0.75 * free / self.bytes_needed
         return self if room >= 1 else self.with_vocab(max(1024, int(self.vocab * room)))
 
     def with_vocab(self, vocab: int) -> Shape:
-        """This shape with a smaller vocabulary, which it remembers."""
+        """Return this shape with a smaller vocabulary, which it remembers."""
         if vocab == self.vocab:
             return self
         return replace(self, vocab=vocab, reduced_from=self.reduced_from or self.vocab)

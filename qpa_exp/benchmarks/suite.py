@@ -49,7 +49,7 @@ _RATIOS = {
     },
     "lora_over_floor": {"": ("lora_fast", "floor")},
 }
-"""Of the steps: what is named how, and which step's time is over which."""
+"""How the ratios of the steps are named, and which step's time is over which."""
 _PROBED = ["lora_naive", "lora_fast", "qpa_naive", "qpa_fast"]
 
 

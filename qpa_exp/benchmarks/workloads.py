@@ -45,7 +45,7 @@ _RELATIVES: dict[str, dict[str, Any]] = {
 
 
 def make_model(shape: Shape) -> PreTrainedModel:
-    """Transformers' own model of this shape: random weights, frozen, in evaluation mode."""
+    """Return Transformers' own model of this shape: random weights, frozen, in evaluation mode."""
     arguments: dict[str, Any]
     if shape.family == "gpt2":
         size = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": max(1, shape.width // 64)}
@@ -87,7 +87,7 @@ class Workload:
 
     @property
     def weight(self) -> Tensor:
-        """Of the frozen head, (vocab, width)."""
+        """Return the frozen head's weight, (vocab, width)."""
         weight: Tensor = self.base.get_output_embeddings().weight
         return weight
 
@@ -147,7 +147,7 @@ class Workload:
         return "torchquantum"
 
     def _fresh_base(self) -> PreTrainedModel:
-        """A model of its own, since PEFT changes what it is given, on the same weights."""
+        """Return a model of its own, since PEFT changes what it is given, on the same weights."""
         shared = {id(t): t for t in (*self.base.parameters(), *self.base.buffers())}
         return copy.deepcopy(self.base, shared)
 
@@ -169,11 +169,11 @@ class Workload:
         return ClassicalModel(build_peft_model(self._fresh_base(), config, _SEED)).train()
 
     def qpa(self, backend: str) -> QPAModel:
-        """The same, generated."""
+        """Return the same, generated."""
         return self._generated(_paper(n_mlp=self.shape.n_mlp, backend=backend))
 
     def tuned(self) -> QPAModel:
-        """The same by ``qpa=tuned``: small chunks that read many numbers."""
+        """Return the same by ``qpa=tuned``: small chunks that read many numbers."""
         return self._generated(QPAConfig())
 
     def _generated(self, config: QPAConfig) -> QPAModel:
@@ -189,7 +189,7 @@ class Workload:
         return lambda: torch.mm(weight, hidden.T, out=out)
 
     def naive(self, model: Any) -> Callable[[], object]:
-        """The whole model, its logits all at once, transformers' own loss, autograd.
+        """Return the whole model, its logits all at once, transformers' own loss, autograd.
 
         With memory as a process has it that knows nothing of this package.
         """
@@ -206,7 +206,7 @@ class Workload:
     def fast(
         self, model: Any, *, cached: bool = True, low: torch.dtype | None = None
     ) -> Callable[[], object]:
-        """As a run does it: hidden states from a table or the backbone, then the head's loss."""
+        """Step as a run does: hidden states from a table or the backbone, then the head's loss."""
         head, optimizer = AdaptedHead(model, self.final, low), _optimizer(model)
         targets = self.ids[:, 1:]
         weights = torch.full(targets.shape, 1 / targets.numel())
@@ -225,7 +225,9 @@ class Workload:
         return backbone.hidden(self.ids, torch.ones_like(self.ids))[:, :-1]
 
     def bf16_perplexity(self) -> float:
-        """The base model's perplexity with products in bfloat16, over that in float32, less 1."""
+        """Return the base model's perplexity with products in bfloat16, over that in float32, less
+        1.
+        """
         targets = self.ids[:, 1:]
         weights = torch.full(targets.shape, 1 / targets.numel())
         nats = []
@@ -270,11 +272,11 @@ class Growth:
 
     @property
     def exponent(self) -> float:
-        """Of the size, in seconds = c * size^exponent."""
+        """Return the exponent in seconds = c * size^exponent."""
         return fit_exponent(self.sizes, [time.median for time in self.times])
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it as plain data, for JSON."""
         return {
             "what": self.what,
             "values": self.values,
@@ -285,7 +287,7 @@ class Growth:
 
 
 def measure_growth(rounds: int, quick: bool) -> list[Growth]:
-    """Of the generator with qubits, layers and n_mlp; of a step with tokens and vocabulary."""
+    """Measure how the generator grows with qubits, layers and n_mlp, a step with its tokens."""
     cut = 3 if quick else None
     generator, step = "generator, forward and backward", "QPA step, hidden states at hand"
     plans: list[tuple[str, str, list[int], Callable[[int], Callable[[], object]]]] = [
@@ -316,7 +318,7 @@ def _generate(n_mlp: int, n_chunks: int, n_layers: int) -> Callable[[], object]:
 
 
 def _paper(**changed: Any) -> QPAConfig:
-    """The paper's generator, with some keys changed."""
+    """Return the paper's generator, with some keys changed."""
     return replace(compose_config(["qpa=paper"]).qpa, **changed)
 
 

@@ -82,7 +82,7 @@ GATES: dict[str, GateKind] = {
     "cz": GateKind(fixed=_rows((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, -1))),
     "swap": GateKind(fixed=_permutation(0, 2, 1, 3)),
 }
-"""By the names of OpenQASM and Qiskit."""
+"""What the names of OpenQASM and Qiskit stand for."""
 
 
 def every_qubit(n_qubits: int) -> list[tuple[int, ...]]:

@@ -140,7 +140,7 @@ def _engine(theta: Tensor, ansatz: Ansatz) -> ModuleType:
 
 
 _BATCH_BYTES = 2**29
-"""Of memory for one batch of shifted circuits; what does not fit goes into another batch."""
+"""The memory for one batch of shifted circuits; what does not fit goes into another batch."""
 
 
 class Circuit(nn.Module):

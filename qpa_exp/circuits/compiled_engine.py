@@ -43,7 +43,7 @@ _PAIRS = np.array([
     [[0, 0, 0, 1, 1], [1, 0, 1, 1, 1]],
     [[0, 0, 1, 0, -1], [0, 1, 1, 1, 1]],
 ])  # fmt: skip
-"""By axis: what it turns against what, twice over: of the one its plane and its qubit's value, of
+"""What each axis turns against what, twice over: of the one its plane and its qubit's value, of
 the other the same; and the sign of the sine. X turns real parts against the partners' imaginary
 parts, Y parts of one kind, Z the parts of one amplitude."""
 

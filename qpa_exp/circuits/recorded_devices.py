@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECORDED = {"fake_torino": "FakeTorino", "fake_fez": "FakeFez"}
-"""By ``qpa.device``, their classes in Qiskit Runtime."""
+"""The classes of Qiskit Runtime, by ``qpa.device``."""
 NOISES: Registry[str | None] = Registry(
     "qpa.noise", {"none": None, "ibm_torino": "fake_torino", "ibm_fez": "fake_fez"}
 )

@@ -76,7 +76,7 @@ def transpile_for(circuit: QuantumCircuit, device: Any) -> QuantumCircuit:
 
 PICTURES = (".png", ".svg", ".pdf")
 _MOST_GATES = 1000
-"""Of a larger circuit only the first repetition is drawn: the others are the same."""
+"""The most gates that are drawn; of a larger circuit only its first repetition is."""
 
 
 def check_picture(path: Path) -> None:

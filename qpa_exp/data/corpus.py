@@ -65,7 +65,7 @@ def divide_by_row(rows: Sequence[Any]) -> dict[str, list[Any]]:
 
 
 Documents = dict[str, list[str]]
-"""By split."""
+"""A split's rows by its name."""
 
 
 def table_texts(table: Dataset, config: DataConfig, source: str, kind: str) -> list[str]:
@@ -169,7 +169,7 @@ JOINS: Mapping[str, Callable[[Sequence[str]], list[str]]] = {
     "blank_line": lambda documents: ["\n\n".join(documents)],
     "eos": list,
 }
-"""From a split's documents, at least one, to the texts that an EOS token stands between."""
+"""Makes of a split's documents, at least one, the texts that an EOS token stands between."""
 
 
 @dataclass(frozen=True)

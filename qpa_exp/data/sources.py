@@ -259,7 +259,7 @@ def _splits(source: str, named: dict[Path, re.Match[str]]) -> Found:
 # --- plain text -------------------------------------------------------------------------------
 
 _MOST_BYTES = 64 * 2**30
-"""Of one file; what is no ordinary file has no size and may never end."""
+"""The most bytes of a file; what is no ordinary file has no size and may never end."""
 
 _LONGEST_LINE = 2**24
 """Characters of one line, which a tokenizer takes in one piece."""

@@ -283,7 +283,7 @@ class FastHead(CausalLM):
         self.head = AdaptedHead(model, final, low)
         self.directory = _table_directory(self.config.data, resumed=resumed and mode != "off")
         self.tables: dict[str, HiddenTable] = {}
-        """By the first purpose that their examples serve; one split may serve for two."""
+        """Name the tables by the first purpose of their examples; one split may serve for two."""
         self.cache_mode = mode if mode == "off" else self._decide(mode, data)
         if self.cache_mode == "off":
             self.tables.clear()

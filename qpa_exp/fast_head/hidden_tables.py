@@ -172,13 +172,13 @@ def find_final_logits(model: Any, input_ids: Int[Tensor, "rows tokens"]) -> Fina
 # --- layers as oneDNN multiplies them fastest ------------------------------------------------
 
 _FEWEST_INPUTS = 512
-"""With fewer, a product is as fast without."""
+"""The fewest with which a product is faster."""
 
 _TOKENS = 512
-"""For how many the blocks are chosen; they do for any number."""
+"""How many the blocks are chosen for; they do for any number."""
 
 _SHARE_OF_FREE = 1 / 4
-"""Of the free memory, the most that the next copy may take."""
+"""The most of the free memory that the next copy may take."""
 
 Layer = nn.Linear | Conv1D
 
@@ -411,7 +411,7 @@ FOLDER = "hidden_states"
 _TABLE, _PART, _JOURNAL, _LOCK = ".safetensors", ".part", ".journal", ".lock"
 _OURS = re.compile(r"([0-9a-f]{32})(?:\.safetensors|\.part|\.journal|\.lock)")
 _UNKNOWN = "0" * 16
-"""In place of a checksum, while it is not known."""
+"""What stands for a checksum while it is not known."""
 
 _A_LINE = 17
 """Bytes of the journal for each block: its checksum and a newline."""

@@ -112,8 +112,8 @@ _SCALARS = {
 }
 _STRING, _ARRAY = 8, 9
 _MOST_ITEMS = 2**22
-"""Of all lists together. The reader makes an object of each; the largest vocabularies and their
-merges are half a million."""
+"""The most entries of all lists together. The reader makes an object of each; the largest
+vocabularies and their merges are half a million."""
 
 
 def check_header(file: Path) -> None:

@@ -29,7 +29,7 @@ _HOW = ("optim.", "trainer.", "data.")
 _OPTION = "peft.options."
 
 Words = dict[str, str]
-"""By config key, what a setting says of it."""
+"""What a setting says of each config key."""
 
 
 def named(table: pd.DataFrame, groups: Mapping[str, Mapping[str, Any]] | None = None) -> pd.Series:

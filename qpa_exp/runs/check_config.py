@@ -21,7 +21,7 @@ from qpa_exp.task import TASKS
 REGISTRIES: tuple[Registry[Any], ...] = (
     TASKS, METHODS, CORPORA, LAYOUTS, OPTIMIZERS, LOGGERS, *OF_THE_GENERATOR,
 )  # fmt: skip
-"""Of every config key that names something."""
+"""The registries of every config key that names something."""
 
 
 def check(config: Config, *, saved: bool = False) -> None:

@@ -223,7 +223,7 @@ def begun_by_this_job(run_dir: Path, config: Config) -> Path | None:
 # --- who is at it -----------------------------------------------------------------------------
 
 _SECONDS_FOR_A_LOOK = 1.0
-"""For so long somebody may hold a lock who only looks whether it is free."""
+"""How long somebody may hold a lock who only looks whether it is free."""
 
 
 class Held(InputError):

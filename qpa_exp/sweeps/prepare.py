@@ -29,7 +29,7 @@ from qpa_exp.runs.directory import OUTPUT, State, state_of
 from qpa_exp.sweeps.run_name import run_name
 
 Axes = dict[str, list[str]]
-"""For each key of the config its values, as an override spells them."""
+"""The values of each key of the config, as an override spells them."""
 
 MOST_RUNS = 10_000
 """Each is composed and checked before the first one starts."""

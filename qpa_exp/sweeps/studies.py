@@ -154,7 +154,7 @@ class SweeperConfig:
     only_plan: bool = False
     """Say what would run and what it would cost, then stop."""
     keep_going: bool = False
-    """Of several studies, run the others where one cannot be planned."""
+    """Whether the other studies run where one cannot be planned."""
 
 
 @dataclass

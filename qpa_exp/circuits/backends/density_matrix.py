@@ -38,7 +38,7 @@ class Angle:
 
     offset: float
     slopes: dict[int, float]
-    """From a place in theta, flattened, to its factor."""
+    """The factor of each place in theta, flattened."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class NoisyProgram:
     n_active: int
     steps: list[Step]
     reading: list[tuple[int, Tensor]] = field(default_factory=list)
-    """For each qubit of the circuit, where it ended, and its confusion matrix."""
+    """Where each qubit of the circuit ended, and its confusion matrix."""
 
 
 class DensityMatrix(Simulator):

@@ -194,7 +194,7 @@ def _find_device(name: str) -> Any:
 # --- measured counts on disk, so that nobody pays twice for the same circuit ------------------
 
 Counts = dict[int, int]
-"""From a basis state to how often it was measured."""
+"""How often each basis state was measured."""
 
 
 def digest(record: Mapping[str, Any]) -> str:

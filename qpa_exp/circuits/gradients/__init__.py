@@ -10,9 +10,9 @@ from qpa_exp.config import QPAConfig
 from qpa_exp.registry import Registry
 
 Measure = Callable[[Any], Any]
-"""From a batch of angles to a batch of probabilities or frequencies."""
+"""Turns a batch of angles into a batch of probabilities or frequencies."""
 Estimate = Callable[[Measure, Any, Any], Any]
-"""From how to measure, the angles and dL/dp to dL/dtheta."""
+"""Takes how to measure, the angles and dL/dp, and gives dL/dtheta."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SECONDS = 20
-"""For which W&B may be silent before the run goes on without it."""
+"""How long W&B may be silent before the run goes on without it."""
 
 
 def make(config: Config, run_dir: Path) -> WandbLogger:
@@ -56,7 +56,7 @@ def _new_logger(config: Config, run_dir: Path, offline: bool) -> WandbLogger:
 
 
 def _earlier(run_dir: Path) -> str | None:
-    """The id that this run had in W&B before it was resumed: there it goes on."""
+    """Return the id that this run had in W&B before it was resumed: there it goes on."""
     known = sorted((run_dir / "wandb").glob("run-*/run-*.wandb"))  # by the time of their start
     return known[-1].stem.removeprefix("run-") if known else None
 

@@ -20,7 +20,7 @@ OF_A_SEARCH = (
 )  # fmt: skip
 
 Search = Callable[["Callable[[Tensor], float]", "Tensor", OptimConfig, float], "Tensor"]
-"""From the loss at a point, the point to start from, the config and a rate to a better point."""
+"""Takes the loss at a point, a start, the config and a rate, and gives a better point."""
 
 
 @dataclass(frozen=True)
