@@ -52,12 +52,13 @@ test: $(READY)  ## run the tests, on all cores
 test-all: $(READY)  ## the tests, and the long variants of the slow ones
 	$(MAKE) test ARGS='-m "" $(ARGS)'
 
-check: $(READY)  ## ruff, mypy, spelling, and which rooms may import which
+check: $(READY)  ## ruff, mypy, spelling, prose, and which rooms may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
+	$(BIN)/proselint check README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md .github docs
 
 docs: $(READY)  ## the site of docs/ into outputs/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
