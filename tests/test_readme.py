@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ import pytest
 from qpa_exp.cli import compose_config
 from qpa_exp.lm.loading import BUNDLED
 from qpa_exp.script import main as qpa_exp_script
+from qpa_exp.sweeps import sweep
+from qpa_exp.sweeps.prepare import expand
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -92,9 +95,26 @@ def commands(page: Path) -> list[str]:
     return [" ".join(line.split()) for line in bare if line and not line.startswith("#")]
 
 
+def filled_in(text: str) -> str:
+    for place, stand_in in FILLED_IN.items():
+        text = text.replace(place, stand_in)
+    return re.sub(r"<[^<>\n]+>", "texts", text)
+
+
+def at_once(commands: Iterable[str]) -> list[str]:
+    """Commands that differ in their studies alone are one, which starts but once."""
+    found: dict[str, list[str]] = {}
+    for command in commands:
+        named = re.search(r"(studies|sweep)=(\S+)", command)
+        kind = command.replace(named[0], named[1] + "={}") if named else command
+        found.setdefault(kind, []).extend(named[2].split(",") if named else [])
+    join = lambda names: ",".join(dict.fromkeys(names))  # noqa: E731
+    return [kind.format(join(names)) if names else kind for kind, names in found.items()]
+
+
 EVERY = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 MAKE = [c for c in EVERY if c.startswith("make ")]
-HERE = [c for c in EVERY if c not in MAKE and not c.startswith(tuple(ELSEWHERE))]
+HERE = at_once(filled_in(c) for c in EVERY if c not in MAKE and not c.startswith(tuple(ELSEWHERE)))
 # CONTRIBUTING's blocks are files, which tests/test_contributing.py writes; the other page's are run
 # by tests/ecosystem/test_how_to.py, which brings data and looks at what they leave.
 OWN_TEST = ("CONTRIBUTING.md", "hugging_face.md")
@@ -124,7 +144,7 @@ def test_the_page_of_the_config_is_that_of_the_code() -> None:
 
 def test_every_command_is_one_that_is_tried() -> None:
     ours = ("python -m qpa_exp", "qpa-exp ")
-    assert [c for c in HERE if not filled_in(c).startswith(ours)] == []
+    assert [c for c in HERE if not c.startswith(ours)] == []
     assert MAKE
     assert HERE
 
@@ -189,16 +209,11 @@ def desk(made: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def filled_in(text: str) -> str:
-    for place, stand_in in FILLED_IN.items():
-        text = text.replace(place, stand_in)
-    return re.sub(r"<[^<>\n]+>", "texts", text)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", HERE)
-def test_the_command_runs(command: str, desk: Path) -> None:
-    command = filled_in(command)
+def test_the_command_runs(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of each study the first run; tests/sweeps plans them all.
+    monkeypatch.setattr(sweep, "expand", lambda *given: expand(*given)[:1])
     if not (words := started(command)):
         return
     module, *arguments = words
