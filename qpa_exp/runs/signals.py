@@ -135,7 +135,14 @@ def install(handler: Handler, *, over: tuple[int, ...] = ()) -> dict[int, Any]:
 @contextmanager
 def at_once(run_dir: Path) -> Iterator[None]:
     """Let a signal say, within this context, how to go on with this run."""
-    replaced = install(AtOnce(run_dir))
+    with handled(AtOnce(run_dir)):
+        yield
+
+
+@contextmanager
+def handled(handler: Handler) -> Iterator[None]:
+    """:func:`install` a handler for this context."""
+    replaced = install(handler)
     try:
         yield
     finally:

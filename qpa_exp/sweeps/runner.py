@@ -7,9 +7,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from types import TracebackType
+from contextlib import suppress
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
+import psutil
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
@@ -19,7 +21,8 @@ from rich.table import Table
 
 from qpa_exp.errors import InputError
 from qpa_exp.files import read_json
-from qpa_exp.runs.directory import FAILED, METRICS, State, error_of
+from qpa_exp.runs import signals
+from qpa_exp.runs.directory import FAILED, LOCK, METRICS, State, error_of
 from qpa_exp.sweeps.studies import say
 from qpa_exp.sweeps.worker import attempt_all, hand_over, is_busy, work
 
@@ -124,6 +127,46 @@ class SweepFailed(InputError):
     """Some runs of a sweep have no result; the rest do."""
 
 
+class AfterWorkers(signals.AtOnce):
+    """A handler that ends a sweep when the runs of its other processes have saved their work.
+
+    Each of those ends after the step that it is in, with a checkpoint. A second signal, more than a
+    second later, ends all at once.
+
+    Args:
+        jobs: of the sweep.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        super().__init__()
+        self._locks = {str((job.run_dir / LOCK).absolute()) for job in jobs}
+        self._asked: float | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Pass the signal on and wait: joblib would end its processes without asking them."""
+        if self._asked is None:
+            self._asked = time.monotonic()
+            workers = self._at_a_run()
+            for worker in workers:
+                with suppress(psutil.NoSuchProcess):
+                    worker.terminate()
+            while set(workers) & set(self._at_a_run()):
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        elif self._began is None:  # still waiting
+            signals.leave_at_second(number, self._asked)
+            return
+        super().__call__(number, frame)
+
+    def _at_a_run(self) -> list[psutil.Process]:
+        """Give the processes of this one that hold a run's lock."""
+        found = []
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):  # it has ended
+                if any(file.path in self._locks for file in child.open_files()):
+                    found.append(child)
+        return found
+
+
 class Runner:
     """Gives jobs to processes of its own, or to Hydra's launcher, until each has ended.
 
@@ -144,7 +187,7 @@ class Runner:
         waiting = [job for job in unique(jobs) if not job.state.is_final]
         if not waiting:
             return
-        with Progress(waiting):
+        with Progress(waiting), signals.handled(AfterWorkers(waiting)):
             while waiting:
                 free = [job for job in waiting if not is_busy(job.run_dir)]
                 if not free:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -22,6 +24,7 @@ from qpa_exp.report.collect import collect
 from qpa_exp.report.comparisons import aggregate
 from qpa_exp.runs import directory
 from qpa_exp.runs.train import run
+from qpa_exp.sweeps.runner import AfterWorkers
 
 pytestmark = pytest.mark.slow
 
@@ -197,6 +200,43 @@ def test_workers_end_when_the_sweep_is_killed(tmp_path: Path) -> None:
         assert time.monotonic() - began < 10
         time.sleep(0.1)
     assert len(list(tmp_path.glob("*/pid"))) == 2  # and no worker has begun another run
+
+
+SAVES = """
+import signal, sys, time
+from pathlib import Path
+from filelock import FileLock
+
+def save(number, frame):
+    time.sleep(0.2)  # the step that it is in
+    Path("saved").touch()
+    sys.exit()
+
+signal.signal(signal.SIGTERM, save)
+with FileLock(sys.argv[1]):
+    print("at it", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_signal_ends_a_sweep_after_its_workers_have_saved(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of other processes of this one it asks nothing."""
+    job: Any = SimpleNamespace(run_dir=tmp_path)
+    places = [tmp_path / directory.LOCK, tmp_path / "another"]
+    worker, other = (start([str(place)], tmp_path, ["-c", SAVES]) for place in places)
+    for process in (worker, other):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at it\n"
+    with pytest.raises(SystemExit, match="130"):
+        AfterWorkers([job])(signal.SIGINT, None)
+    assert (tmp_path / "saved").exists()
+    assert "interrupted" in capfd.readouterr().err
+    assert finish(worker).returncode == 0
+    assert other.poll() is None
+    other.kill()
+    finish(other)
 
 
 # --- runs of several processes --------------------------------------------------------------------
