@@ -15,7 +15,7 @@ QUBITS, LAYERS, WINDOW, CHUNK = 3, 2, 3, 4
 STATES = 2**QUBITS
 OUT, RANK, IN = 6, 2, 10
 SECONDS = 1.4
-"""The parameters of each chunk."""
+"""How long the picture shows each chunk."""
 
 _COLOURS = {
     "ground": ("#ffffff", "#0d1117"), "ink": ("#1f2328", "#e6edf3"), "soft": ("#59636e", "#9198a1"),
@@ -273,8 +273,8 @@ def qpa() -> str:
     """Return what is trained, what is frozen, and where the gradient goes."""
     boxes = [
         (8, 128, "tint", "qpa", "circuit", ("N qubits, L layers", "soft"), ("angles θ", "qpa")),
-        (166, 138, "box", "soft", "a code a chunk", ("bits of state i,", "soft"),
-         ("probabilities from i", "soft")),
+        (166, 138, "box", "soft", "a chunk's code", ("bits of state i,", "soft"),
+         ("a window of p", "soft")),
         (334, 132, "tint", "qpa", "mapping model", ("code → n_mlp", "soft"), ("weights", "qpa")),
         (496, 132, "box", "soft", "m numbers", ("cut into the", "soft"),
          ("tensors of LoRA", "soft")),

@@ -138,10 +138,11 @@ def panels(
             title = f"{METHODS[str(method[0])].label}: {title}"
         for m in shown:
             if part[m.name].notna().any():
-                yield Panel(_with_seeds(title, part), part[part[m.name].notna()], m)
+                yield Panel(with_seeds(title, part), part[part[m.name].notna()], m)
 
 
-def _with_seeds(title: str, table: pd.DataFrame) -> str:
+def with_seeds(title: str, table: pd.DataFrame) -> str:
+    """Return a panel's title, and what its points and bars are."""
     low, high = int(table["n"].min()), int(table["n"].max())
     if high == 1:
         return f"{title}; one seed"
@@ -415,7 +416,7 @@ def _place(figure: Figure, names: Sequence[_Name], renderer: Any) -> tuple[list[
         x, y = name.axis.transAxes.inverted().transform((box.x0, box.y0 + high / 2))
         text = name.axis.text(
             x, y, name.text, transform=name.axis.transAxes, fontsize=name.size, color=name.colour,
-            va="center", ha="left", zorder=6, bbox=_BEHIND,
+            va="center", ha="left", zorder=6, bbox=BEHIND,
         )  # fmt: skip
         text.set_in_layout(False)
         made.append(text)
@@ -423,7 +424,7 @@ def _place(figure: Figure, names: Sequence[_Name], renderer: Any) -> tuple[list[
     return made, missed
 
 
-_BEHIND = {"facecolor": GROUND, "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
+BEHIND = {"facecolor": GROUND, "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
 _DEAREST = 44.0
 """A name that would lie over much else goes to the legend."""
 
@@ -522,13 +523,10 @@ def star(axis: Axes, at: tuple[Any, Any], size: int, colour: str, label: str = "
     )  # fmt: skip
 
 
-def went_wrong(
-    drawn: Canvas, axis: Axes, place: tuple[Any, Any], marker: str, value: float
-) -> None:
-    """Put a setting that went wrong at the edge with its value, so that the others are seen."""
-    axis.plot(*place, marker=marker, color=MUTED, clip_on=False, linestyle="none")
-    said = f"{value:,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
-    drawn.name(axis, said, [place], MUTED, size=SMALL)
+def went_wrong(axis: Axes, place: tuple[Any, Any], marker: str, colour: str, value: float) -> str:
+    """Put a setting that went wrong at the edge, so that the others are seen; give its value."""
+    axis.plot(*place, marker=marker, color=colour, clip_on=False, linestyle="none")
+    return f"{value:,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
 
 
 def baseline(drawn: Canvas, axis: Axes, panel: Panel, *, across: bool = False) -> None:

@@ -102,12 +102,14 @@ def pareto_front(runs: pd.DataFrame, metric: str | None = None, about: str = "")
             drawn.name(axis, name, places, style["color"], bars)
             first = points.iloc[0]
             if not is_generated(first) and points["peft.r"].nunique() > 1:
-                for place, rank in zip(places, points["peft.r"], strict=True):
-                    drawn.name(axis, f"r = {rank:g}", [place], style["color"], size=drawing.SMALL)
+                for place, said in zip(places, _ranks(points), strict=True):
+                    drawn.name(axis, said, [place], style["color"], size=drawing.SMALL)
         drawn.name(axis, "Pareto front", at_front, drawing.MUTED, step, size=drawing.SMALL)
         for _, row in panel.table[wrong].iterrows():
-            place = (row["trainable_params"], panel.beyond)
-            drawing.went_wrong(drawn, axis, place, "^", row[y])
+            place, colour = (row["trainable_params"], panel.beyond), _role(row, panel.table)
+            value = drawing.went_wrong(axis, place, "^", colour, row[y])
+            name = labels.maker(row, panel.table) if is_generated(row) else _with_rank(row)
+            drawn.name(axis, f"{name}: {value}", [place], colour, size=drawing.SMALL)
         drawing.parameters_axis(axis)
         drawing.metric_axis(axis, shown)
         drawing.baseline(drawn, axis, panel)
@@ -251,7 +253,12 @@ def categories(
                 continue
             colour = _role(row, table)
             if row[y] > panel.edge:
-                drawing.went_wrong(drawn, axis, (panel.beyond, place), ">", row[y])
+                value = drawing.went_wrong(axis, (panel.beyond, place), ">", colour, row[y])
+                axis.annotate(
+                    value, (panel.beyond, place), (-7, 0), textcoords="offset points",
+                    color=colour, size=drawing.SMALL, ha="right", va="center",
+                    bbox=drawing.BEHIND,
+                )  # fmt: skip
                 continue
             single = runs[runs["setting"] == row["setting"]][y]
             axis.plot(
@@ -398,6 +405,13 @@ def _classical_curve(drawn: drawing.Canvas, axis: Axes, panel: drawing.Panel) ->
         drawn.name(axis, f"r = {rank:g}", [place], colour, size=drawing.SMALL)
 
 
+def _ranks(points: pd.DataFrame) -> list[str]:
+    """Return each point's rank, and its learning rate where a rank has several."""
+    several = points["peft.r"].duplicated().any() and points[_RATE].nunique() > 1
+    rates = points[_RATE].map(lambda rate: f", {labels.words_of(_RATE, rate)}" if several else "")
+    return [f"r = {r:g}{said}" for r, said in zip(points["peft.r"], rates, strict=True)]
+
+
 def _spread(row: pd.Series, metric: str) -> float:
     spread = row.get(f"{metric}_std", 0.0)
     return 0.0 if np.isnan(spread) else spread
@@ -483,8 +497,7 @@ def time(runs: pd.DataFrame, about: str = "") -> drawing.Canvas:
         drawing.parameters_axis(axis)
         axis.set_ylim(bottom=0)
         axis.set_ylabel(label)
-        if about:
-            drawn.title(axis, about)
+        drawn.title(axis, drawing.with_seeds(about or "all runs", table))
     return drawn
 
 

@@ -162,7 +162,7 @@ def test_what_went_wrong_does_not_press_the_front_together(runs_of: Runs) -> Non
     assert curve(axes, "QPA") == ([316], [97.0])
     assert axes.get_yscale() == "linear"
     assert axes.get_ylim()[1] < 400.0
-    assert "1e+09" in {text.get_text() for text in axes.texts}
+    assert "QPA: 1e+09" in {text.get_text() for text in axes.texts}
 
 
 def test_categories_show_every_seed_and_what_went_wrong_at_the_edge(runs_of: Runs) -> None:
@@ -171,7 +171,7 @@ def test_categories_show_every_seed_and_what_went_wrong_at_the_edge(runs_of: Run
     drawn = np.concatenate([line.get_xdata() for line in axes.lines])
     assert {90.0, 92.0, 91.0, 97.0} <= set(drawn)
     assert 200.0 < drawn.max() < 300.0  # beyond the unadapted model, to scale with nothing
-    assert "1e+09" in {text.get_text() for text in axes.texts}
+    assert "QPA: 1e+09" in {text.get_text() for text in axes.texts}
 
 
 def test_gradient_variances_are_drawn_against_qubits_and_depth(runs_of: Runs) -> None:

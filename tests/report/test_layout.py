@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -13,13 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.text import Text
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Bbox
 
 from qpa_exp.report.collect import collect
 from qpa_exp.report.drawing import DARK, spread
 from qpa_exp.report.figures import KINDS, draw
 from qpa_exp.report.page import svg
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 WORD = st.text("abW m$_^\\", min_size=1, max_size=70)
 
 
@@ -72,7 +77,10 @@ def faults(figure: Figure) -> list[str]:
         ) or text in figure.texts:
             box = text.get_window_extent(renderer)
             boxes.append((text.get_text(), box))
-    width, height = figure.bbox.width, figure.bbox.height
+    return overlaps(boxes, figure.bbox.width, figure.bbox.height)
+
+
+def overlaps(boxes: list[tuple[str, Bbox]], width: float, height: float) -> list[str]:
     found = [
         f"{text!r} leaves the canvas: {box}"
         for text, box in boxes
@@ -105,6 +113,37 @@ def test_no_text_overlaps_another_or_leaves_the_figure(
 
 
 EXAMPLES = 3
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn_text(text: ElementTree.Element) -> tuple[str, Bbox]:
+    """What a <text> says, and its box in DejaVu Sans, which is wider than most fonts."""
+    said = "".join(text.itertext())
+    font = FontProperties(weight=text.get("font-weight", "normal"))
+    path = TextPath((0, 0), said, size=float(text.get("font-size", 13)), prop=font)
+    wide = path.get_extents().width
+    x, y = float(text.get("x", 0)), float(text.get("y", 0))
+    left = x - wide * {"start": 0.0, "middle": 0.5, "end": 1.0}[text.get("text-anchor", "start")]
+    return said, Bbox.from_extents(left, y - 10, left + wide, y + 3)
+
+
+@pytest.mark.parametrize("name", ["generator.svg", "qpa.svg"])
+def test_no_text_of_a_drawn_picture_overlaps_another_or_leaves_its_box(name: str) -> None:
+    """Of what is shown in turn, a group of a class ``s0`` to ``s7``, one at a time is looked at."""
+    root = ElementTree.parse(DOCS / name).getroot()
+    turns = [group for group in root.iter(f"{SVG}g") if group.get("class", "").startswith("s")]
+    in_turn = {text for group in turns for text in group.iter(f"{SVG}text")}
+    always = [drawn_text(text) for text in root.iter(f"{SVG}text") if text not in in_turn]
+    for group in turns or [None]:
+        now = [] if group is None else [drawn_text(text) for text in group.iter(f"{SVG}text")]
+        size = float(root.get("width", 0)), float(root.get("height", 0))
+        assert overlaps([*always, *now], *size) == []
+    frames = [[float(rect.get(k, 0)) for k in ("x", "y", "width", "height")]
+              for rect in root.iter(f"{SVG}rect") if rect.get("rx") == "6"]  # fmt: skip
+    for said, box in always:
+        for x, y, wide, high in frames:
+            if x < (box.x0 + box.x1) / 2 < x + wide and y < (box.y0 + box.y1) / 2 < y + high:
+                assert max(x + 2 - box.x0, box.x1 - x - wide + 2) < 0, said
 
 
 def test_a_figure_has_only_colours_that_a_dark_page_knows(
