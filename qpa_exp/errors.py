@@ -12,6 +12,14 @@ class InputError(ValueError):
     The sentence names what is wrong, the value, and what would be right. Commands print it on
     standard error and leave with exit status 2; in Python it is an ordinary ``ValueError``.
     It is one line of at most 500 characters, whatever the value was.
+
+    Example:
+        >>> from qpa_exp import InputError, QPAConfig
+        >>> try:
+        ...     QPAConfig(ansatz="rings")
+        ... except InputError as error:
+        ...     print(error)
+        qpa.ansatz=rings is unknown: give one of classical, distributed, ...
     """
 
     def __init__(self, sentence: object = "") -> None:

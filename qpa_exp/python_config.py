@@ -28,6 +28,8 @@ class QPAConfig(schema.QPAConfig):
         >>> from qpa_exp import QPAConfig
         >>> QPAConfig(n_mlp=64).variant, QPAConfig.paper(n_mlp=64).mapping_hidden
         ('tuned', [32, 64, 128, 128, 64, 32, 32])
+        >>> QPAConfig.released(shots=1000).shots, QPAConfig.tuned() == QPAConfig()
+        ('1000', True)
         >>> QPAConfig(window=0)
         Traceback (most recent call last):
         qpa_exp.errors.InputError: qpa.window=0 is too small: give a whole number of at least 1.

@@ -39,6 +39,11 @@ class Metric:
         smaller_is_better: whether the lowest value is the best one.
         restates: the metric that it is another form of: on one text one follows from the other. It
             has a column in tables, and neither a panel in figures nor a comparison of its own.
+
+    Example:
+        >>> from qpa_exp.task import Metric
+        >>> Metric("f1", "F1 score", smaller_is_better=False).restates is None
+        True
     """
 
     name: str
@@ -58,8 +63,8 @@ class Clock(Protocol):
 class Task(ABC):
     """What a run trains for.
 
-    A subclass is the ``ENTRY`` of its file. Nothing in it is trained, and nothing is kept from one
-    batch to the next.
+    A subclass is the ``ENTRY`` of its file, and has ``loss``, ``measure`` and ``figures``. Nothing
+    in it is trained, and nothing is kept from one batch to the next.
 
     Args:
         config: of the run.
@@ -75,6 +80,13 @@ class Task(ABC):
         predicts_classes: whether an example's labels are its class; else they are its tokens.
         slope_section: under which section the backward pass is timed.
         cache_mode: whether and where results of the frozen model are kept: off, memory or disk.
+
+    Example:
+        >>> from qpa_exp.task import TASKS
+        >>> TASKS["seq_cls"].ranked_by().name
+        'accuracy'
+        >>> [metric.name for metric in TASKS["causal_lm"].metrics]
+        ['perplexity', 'perplexity_padded', 'bits_per_byte', 'word_perplexity']
     """
 
     label: ClassVar[str]

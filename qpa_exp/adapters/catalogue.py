@@ -36,6 +36,11 @@ class Method:
         as_pefts: of one of our own, from its PEFT model to one of a type that PEFT has, with the
             same update, for exports; the model that it is given must not be used after it. None
             where PEFT has nothing like it.
+
+    Example:
+        >>> from qpa_exp.adapters.catalogue import METHODS
+        >>> METHODS["dora"].fixed, METHODS["prefix"].config_class().__name__
+        ({'use_dora': True}, 'PrefixConfig')
     """
 
     label: str

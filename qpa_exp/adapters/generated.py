@@ -739,4 +739,20 @@ for _kind in list(PEFT_TYPE_TO_CONFIG_MAPPING):
     _config_class(_kind)
 
 QPALoraConfig: Any = _config_class(PeftType.LORA)
-"""PEFT's ``LoraConfig`` with a field more, ``qpa``: the generator of LoRA's tensors."""
+"""PEFT's ``LoraConfig`` with one more field, ``qpa``: the generator of LoRA's tensors.
+
+PEFT and TRL build, save and load the adapter by it, as any other.
+
+Raises:
+    InputError: ``qpa`` is out of range, names nothing, or contradicts itself.
+
+Example:
+    >>> from peft import PeftModel, get_peft_model
+    >>> from qpa_exp import QPAConfig, QPALoraConfig
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> shape = GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1)
+    >>> config = QPALoraConfig(r=2, target_modules=["c_attn"], qpa=QPAConfig(n_mlp=16))
+    >>> model = get_peft_model(GPT2LMHeadModel(shape), config)
+    >>> model.save_pretrained("adapter")
+    >>> again = PeftModel.from_pretrained(GPT2LMHeadModel(shape), "adapter")
+"""

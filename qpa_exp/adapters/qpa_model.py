@@ -38,6 +38,59 @@ class QPAModel(PeftModel, AdaptedModel):
 
     Attributes:
         base_model: the method and its generators, between this and the language model.
+
+    Example:
+        Train it as any module. The gradients end in the generator:
+
+        >>> import torch
+        >>> from peft import LoraConfig
+        >>> from qpa_exp import QPAConfig, QPAModel, get_qpa_model
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> size = {"vocab_size": 50, "n_embd": 8, "n_layer": 1, "n_head": 1}
+        >>> shape = GPT2Config(**size, bos_token_id=0, eos_token_id=0)
+        >>> base = GPT2LMHeadModel(shape).eval()
+        >>> lora = LoraConfig(r=2, target_modules=["lm_head"])
+        >>> model = get_qpa_model(base, lora, QPAConfig(n_mlp=16, window=2))
+        >>> model.print_trainable_parameters()
+        trainable params: 120 || all params: 9,716 || trainable%: 1.2351 || generated: 116
+        >>> ids = torch.arange(8)[None]  # (batch, tokens)
+        >>> optimizer = torch.optim.AdamW(model.trained_parameters().values(), lr=0.1)
+        >>> model(input_ids=ids, labels=ids).loss.backward()
+        >>> optimizer.step()
+
+        The language model itself is still there, and writes text:
+
+        >>> with model.disable_adapter():
+        ...     unchanged = model(input_ids=ids).logits
+        >>> bool((model(input_ids=ids).logits != unchanged).any())
+        True
+        >>> model.generate(input_ids=ids, max_new_tokens=2, pad_token_id=0).shape[0]
+        1
+
+        Save the generator, load it again, and export a plain adapter, which needs no circuit:
+
+        >>> model.save_pretrained("generator")
+        >>> again = QPAModel.from_pretrained(GPT2LMHeadModel(shape), "generator")
+        >>> model.to_peft().save_pretrained("adapter")
+
+        A loop that gathers several batches for a step generates the vector once:
+
+        >>> model.begin_step()
+        >>> for batch in (ids, ids + 8):
+        ...     model(input_ids=batch, labels=batch).loss.backward()
+        >>> model.end_step()
+
+        A loss of your own may read the generated vector, and the language model as it is adapted:
+
+        >>> model.refresh()
+        >>> [tuple(tensor.shape) for tensor in model.trained_tensors()]
+        [(116,)]
+        >>> type(model.language_model()).__name__
+        'GPT2LMHeadModel'
+
+        With a C++ compiler or a GPU the generator can be compiled, in about a minute:
+
+        >>> model.compile_generator()  # doctest: +SKIP
     """
 
     base_model: GeneratedMethod

@@ -111,7 +111,12 @@ class InBlocks:
 
 
 def ring(n_qubits: int) -> list[tuple[int, ...]]:
-    """Return the neighbours, and then (N, 1); none where there is one qubit alone."""
+    """Return the neighbours, and then (N, 1); none where there is one qubit alone.
+
+    Example:
+        >>> ring(3)
+        [(0, 1), (1, 2), (2, 0)]
+    """
     closing = [(n_qubits - 1, 0)] if n_qubits > 1 else []
     return neighbours(n_qubits) + closing
 
@@ -121,6 +126,11 @@ class Moment:
     """One gate of :data:`GATES` on each of the places that ``where`` lists for N qubits.
 
     A gate that turns takes the angle of its last qubit, so a moment has N angles.
+
+    Example:
+        >>> from qpa_exp.circuits.ansatz import Moment, neighbours
+        >>> Moment("cz", neighbours).where(3)
+        [(0, 1), (1, 2)]
     """
 
     gate: str

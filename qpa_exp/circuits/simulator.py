@@ -62,6 +62,15 @@ class Simulator(ABC):
         reads: the config keys that have an effect under it alone.
         config: of the generator; its ansatz is ``ansatz``.
         n_qubits: the paper's N.
+
+    Example:
+        >>> import torch
+        >>> from qpa_exp.circuits.simulator import make_simulator
+        >>> from qpa_exp.config import QPAConfig
+        >>> simulator = make_simulator(QPAConfig(backend="density_matrix"), n_qubits=2)
+        >>> theta = torch.zeros(1, 8, 1, 2)  # (batch, layers, rotations, qubits), in radians
+        >>> simulator(theta).tolist()  # (batch, states)
+        [[1.0, 0.0, 0.0, 0.0]]
     """
 
     label: ClassVar[str]

@@ -39,6 +39,10 @@ def gate_matrix(name: str, angle: Float[Tensor, "*batch"]) -> Complex[Tensor, "*
     Args:
         name: in :data:`GATES`.
         angle: in radians; where the gate has none, only the shape counts.
+
+    Example:
+        >>> gate_matrix("ry", torch.tensor(torch.pi)).real.round().int().tolist()
+        [[0, -1], [1, 0]]
     """
     kind = GATES[name]
     dtype = torch.complex128 if angle.dtype == torch.float64 else torch.complex64

@@ -95,6 +95,11 @@ class Corpus:
         load_own: reads a corpus that comes from elsewhere: its documents, and what to call their
             source; it takes the config.
         reads: conditional config keys that it reads.
+
+    Example:
+        >>> from qpa_exp.data.corpus import CORPORA
+        >>> CORPORA["text"].rows("a file is a document"), CORPORA["ptb"].rows_are_lines
+        (['a file is a document'], True)
     """
 
     label: str

@@ -3,6 +3,4 @@
 It wraps a task: delete the folder, and every run still works, only slower.
 """
 
-from qpa_exp.fast_head.accelerator import accelerate
-
-__all__ = ["accelerate"]
+from qpa_exp.fast_head.accelerator import accelerate as accelerate

@@ -25,6 +25,23 @@ class InputLayer(nn.Module, BaseTunerLayer):
 
     A subclass names its trainable tensors in ``adapter_layer_names``, and has ``add_adapter`` and
     ``change``.
+
+    Example:
+        >>> import torch
+        >>> from qpa_exp.adapters.methods._input_layer import InputLayer
+        >>> class Gain(InputLayer):
+        ...     adapter_layer_names = ("gain",)
+        ...
+        ...     def add_adapter(self, name, config):
+        ...         self.gain = nn.ParameterDict({name: torch.full((self.in_features,), 2.0)})
+        ...
+        ...     def change(self, x, name):  # (..., in_features)
+        ...         return x * self.gain[name]
+        >>> layer = Gain(nn.Linear(3, 1, bias=False))
+        >>> layer.add_adapter("default", None)
+        >>> x = torch.rand(5, 3)
+        >>> torch.equal(layer(x), layer.base_layer(2 * x))
+        True
     """
 
     def __init__(self, base_layer: nn.Module) -> None:

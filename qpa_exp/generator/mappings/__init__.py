@@ -30,6 +30,13 @@ class MappingKind:
             equally far, whatever a chunk reads.
         widest: the most numbers that are kept of a chunk between the layers.
         reads: the config keys that have an effect under it alone.
+
+    Example:
+        >>> from qpa_exp.config import QPAConfig
+        >>> from qpa_exp.generator.mappings import MAPPINGS
+        >>> config = QPAConfig(n_mlp=64, window=128, mapping_hidden=[])
+        >>> MAPPINGS["linear"].count(config, 11)  # 64 (11 + 128) weights and 64 biases
+        8960
     """
 
     label: str
