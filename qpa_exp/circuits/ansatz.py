@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import QPAConfig
+from qpa_exp.registry import Registry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -260,6 +261,22 @@ class Ansatz:
         """
         assert self.control is not None
         return self.control(config, n_qubits, n_chunks)
+
+
+ANSATZE: Registry[Ansatz] = Registry(
+    "qpa.ansatz",
+    "qpa_exp.circuits.ansatze",
+    decides=(
+        "qpa.n_layers", "qpa.share_angles", "qpa.backend", "qpa.shots", "qpa.final_shots",
+        "qpa.gradient", "qpa.squash", "trainer.gradient_variance_starts", "qpa.block_size",
+        "qpa.blend", "qpa.blend_hidden",
+    ),
+)  # fmt: skip
+
+
+def ansatz_of(config: QPAConfig) -> Ansatz:
+    """Return the ansatz that ``config.ansatz`` names, as the config's other keys have it."""
+    return ANSATZE[config.ansatz].under(config)
 
 
 def side_by_side(config: QPAConfig, *shape: int) -> tuple[int, ...]:

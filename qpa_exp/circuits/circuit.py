@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from qpa_exp.circuits import compiled_engine, torch_engine
-from qpa_exp.circuits.ansatz import Ansatz, side_by_side
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatz import ANSATZE, Ansatz, side_by_side
 from qpa_exp.circuits.gradients import GRADIENTS, Estimate, Measure
 from qpa_exp.circuits.simulator import check_circuit, make_simulator
 from qpa_exp.config import QPAConfig, count_shots
@@ -88,51 +87,36 @@ def probabilities(
     if torch.is_autocast_enabled(theta.device.type):
         theta = theta.float()
     with torch.autocast(theta.device.type, enabled=False):  # amplitudes stay precise
-        found: Tensor = _Probabilities.apply(theta, ansatz)
+        found: Tensor = FinalState.apply(theta, ansatz, True)
     return found.view(*batch, -1)
 
 
-class _Probabilities(torch.autograd.Function):
-    """Angles (batch, layers, rotations, qubits) to probabilities (batch, 2^N)."""
+class FinalState(torch.autograd.Function):
+    """Angles (batch, layers, rotations, qubits) to what circuits end in, (batch, 2^N).
 
-    @staticmethod
-    def forward(ctx: Any, theta: Tensor, ansatz: Ansatz) -> Tensor:
-        states = _engine(theta, ansatz).amplitudes(theta, ansatz)
-        ctx.save_for_backward(theta, states)
-        ctx.ansatz = ansatz
-        if not states.is_complex():
-            return states.square()
-        return torch.view_as_real(states).square().sum(-1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        theta, states = ctx.saved_tensors
-        with torch.autocast(grad.device.type, enabled=False):
-            towards = 2 * grad * states
-            return _engine(theta, ctx.ansatz).slopes(theta, ctx.ansatz, states, towards), None
-
-
-class Amplitudes(torch.autograd.Function):
-    """Angles (batch, layers, rotations, qubits) to the amplitudes themselves, (batch, 2^N).
-
-    Real where the ansatz is. Differentiable once; not for half precision or autocast.
+    Amplitudes, real where the ansatz is; ``squared``, probabilities. Differentiable once; not for
+    half precision or autocast.
     """
 
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, ansatz: Ansatz) -> Tensor:
+    def forward(ctx: Any, theta: Tensor, ansatz: Ansatz, squared: bool) -> Tensor:
         """Return the state at the end of each circuit."""
         states = _engine(theta, ansatz).amplitudes(theta, ansatz)
         ctx.save_for_backward(theta, states)
-        ctx.ansatz = ansatz
-        return states
+        ctx.ansatz, ctx.squared = ansatz, squared
+        if not squared:
+            return states
+        return torch.view_as_real(states).square().sum(-1) if states.is_complex() else states**2
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, towards: Tensor) -> tuple[Tensor, None]:
-        """Compute the slopes by the adjoint method, as for probabilities."""
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Compute the slopes by the adjoint method."""
         theta, states = ctx.saved_tensors
-        return _engine(theta, ctx.ansatz).slopes(theta, ctx.ansatz, states, towards), None
+        with torch.autocast(grad.device.type, enabled=False):
+            towards = 2 * grad * states if ctx.squared else grad
+            slopes = _engine(theta, ctx.ansatz).slopes(theta, ctx.ansatz, states, towards)
+        return slopes, None, None
 
 
 def _engine(theta: Tensor, ansatz: Ansatz) -> ModuleType:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qpa_exp.circuits.ansatze import ansatz_of
+from qpa_exp.circuits.ansatz import ansatz_of
 from qpa_exp.circuits.gradients import GRADIENTS
 from qpa_exp.circuits.recorded_devices import RECORDED, record_of, snapshot
 from qpa_exp.circuits.to_qiskit import QISKIT, measured_circuit, transpile_for

@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qpa_exp.circuits.ansatze import ansatz_of
+from qpa_exp.circuits.ansatz import ansatz_of
 from qpa_exp.circuits.backends import BACKENDS
 from qpa_exp.circuits.gradients import GRADIENTS
 from qpa_exp.config import QPAConfig

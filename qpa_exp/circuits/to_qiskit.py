@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qpa_exp.circuits.ansatz import Ansatz
-from qpa_exp.circuits.ansatze import ansatz_of
+from qpa_exp.circuits.ansatz import Ansatz, ansatz_of
 from qpa_exp.circuits.simulator import Packages
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError

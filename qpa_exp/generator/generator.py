@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from qpa_exp.circuits.ansatze import ansatz_of
+from qpa_exp.circuits.ansatz import ansatz_of
 from qpa_exp.circuits.circuit import Circuit
 from qpa_exp.circuits.controls import FixedNumbers
 from qpa_exp.config import QPAConfig

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
-from qpa_exp.circuits.ansatze import ANSATZE, ansatz_of
+from qpa_exp.circuits.ansatz import ANSATZE, ansatz_of
 from qpa_exp.circuits.backends import BACKENDS
 from qpa_exp.circuits.gradients import GRADIENTS
 from qpa_exp.circuits.recorded_devices import NOISES

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from qpa_exp.adapters.catalogue import METHODS
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatz import ANSATZE
 from qpa_exp.generator.rules import VARIANTS
 from qpa_exp.task import TASKS, Metric
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatz import ANSATZE
 from qpa_exp.config import Config
 from qpa_exp.data.corpus import CORPORA
 from qpa_exp.generator.rules import REGISTRIES, VARIANTS

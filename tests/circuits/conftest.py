@@ -53,7 +53,7 @@ def user_ansatz(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def by_qiskit() -> Reference:
     """``by_qiskit("ry", theta)``: the probabilities of the listed gates, by Qiskit."""
-    from qpa_exp.circuits.ansatze import ANSATZE
+    from qpa_exp.circuits.ansatz import ANSATZE
 
     def probabilities(ansatz: str, theta: np.ndarray) -> np.ndarray:
         n_layers, _, n_qubits = theta.shape
@@ -91,7 +91,7 @@ def slopes_by_qiskit(by_qiskit: Reference) -> Callable[..., np.ndarray]:
 @pytest.fixture(scope="session")
 def random_theta() -> Callable[..., np.ndarray]:
     """``random_theta("ry", 5, 2)``: angles of 5 qubits and 2 layers, always the same."""
-    from qpa_exp.circuits.ansatze import ANSATZE
+    from qpa_exp.circuits.ansatz import ANSATZE
 
     def draw(ansatz: str, n_qubits: int, n_layers: int = 2) -> np.ndarray:
         shape = ANSATZE[ansatz].theta_shape(n_qubits, n_layers)

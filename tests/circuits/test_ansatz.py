@@ -7,8 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from qpa_exp.circuits.ansatz import GATES
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatz import ANSATZE, GATES
 from qpa_exp.circuits.to_qiskit import draw_text
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError

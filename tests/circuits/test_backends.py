@@ -8,7 +8,7 @@ import torch
 from qiskit_aer import AerSimulator
 from torch import Tensor
 
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatz import ANSATZE
 from qpa_exp.circuits.backends import BACKENDS
 from qpa_exp.circuits.circuit import Circuit
 from qpa_exp.circuits.recorded_devices import NOISES, noise_model, restrict

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatz import ANSATZE
 from qpa_exp.circuits.circuit import Circuit, probabilities, sample_frequencies
 from qpa_exp.circuits.gradients.parameter_shift import parameter_shift
 from qpa_exp.config import QPAConfig, count_shots

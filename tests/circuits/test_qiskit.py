@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatz import ANSATZE
 from qpa_exp.circuits.circuit import Circuit
 from qpa_exp.circuits.simulator import make_simulator, record_versions
 from qpa_exp.errors import InputError

@@ -8,7 +8,7 @@ import torch
 from qiskit import QuantumCircuit
 from qiskit.quantum_info import Operator
 
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatz import ANSATZE
 from qpa_exp.circuits.circuit import Circuit, probabilities
 from qpa_exp.errors import InputError
 

@@ -16,8 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from qpa_exp.circuits import compiled_engine, torch_engine
-from qpa_exp.circuits.ansatz import Ansatz, Moment, every_qubit, inverse_of, neighbours, order_of
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatz import (
+    ANSATZE,
+    Ansatz,
+    Moment,
+    every_qubit,
+    inverse_of,
+    neighbours,
+    order_of,
+)
 from qpa_exp.circuits.circuit import probabilities
 
 ANGLES = st.floats(-2 * math.pi, 2 * math.pi)
@@ -178,7 +185,7 @@ def test_mixed_precision_around_it_leaves_the_amplitudes_alone(ansatz, random_th
 
 _COMPILED = """
 import torch
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatz import ANSATZE
 from qpa_exp.circuits.circuit import probabilities
 def caller(angles):
     return (probabilities(angles, "rx") * torch.arange(16)).sum()
@@ -205,7 +212,7 @@ def test_a_compiled_caller_gets_the_same():
 
 _PEAK = """
 import resource, sys, torch
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatz import ANSATZE
 from qpa_exp.circuits.circuit import probabilities
 ansatz = sys.argv[1]
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from qpa_exp.circuits.ansatze import ANSATZE
+from qpa_exp.circuits.ansatz import ANSATZE
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 from qpa_exp.generator.generator import Generator

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qpa_exp.circuits.ansatze import ansatz_of
+from qpa_exp.circuits.ansatz import ansatz_of
 from qpa_exp.circuits.circuit import probabilities
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qpa_exp.adapters.methods._input_layer import InputLayer, InputTuner, register
 from qpa_exp.circuits.ansatz import RY, Ansatz, Moment
-from qpa_exp.circuits.circuit import Amplitudes
+from qpa_exp.circuits.circuit import FinalState
 
 
 @dataclass
@@ -132,7 +132,8 @@ class OrthogonalColumns(nn.Module):
         _, _, rotations, n_qubits = self.offsets.shape
         places, offsets = self.places.to(angles.device), self.offsets.to(angles)
         theta = angles.new_zeros(rotations * n_qubits).index_put((places,), angles)
-        states: Tensor = Amplitudes.apply(theta.view(1, rotations, n_qubits) + offsets, self.ansatz)
+        starts = theta.view(1, rotations, n_qubits) + offsets
+        states: Tensor = FinalState.apply(starts, self.ansatz, False)
         return states[:, : self.d].T
 
 

@@ -19,8 +19,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from qpa_exp.circuits.ansatz import GATES, Ansatz
-from qpa_exp.circuits.ansatze import ansatz_of
+from qpa_exp.circuits.ansatz import GATES, Ansatz, ansatz_of
 from qpa_exp.circuits.recorded_devices import NOISES, NoiseOfGates, noise_model, record_of, snapshot
 from qpa_exp.circuits.simulator import Packages, Simulator
 from qpa_exp.circuits.to_qiskit import QISKIT, angle_places, measured_circuit, transpile_for

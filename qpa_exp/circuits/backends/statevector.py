@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qpa_exp.circuits.ansatze import ansatz_of
+from qpa_exp.circuits.ansatz import ansatz_of
 from qpa_exp.circuits.simulator import Simulator
 from qpa_exp.config import QPAConfig
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qpa_exp.circuits.ansatze import ansatz_of
+from qpa_exp.circuits.ansatz import ansatz_of
 from qpa_exp.circuits.simulator import Packages, Simulator
 from qpa_exp.config import QPAConfig
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qpa_exp.circuits.ansatze import ansatz_of
+from qpa_exp.circuits.ansatz import ansatz_of
 from qpa_exp.circuits.gradients import Estimate, GradientMethod, Measure
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
