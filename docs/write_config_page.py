@@ -15,7 +15,7 @@ from omegaconf import MISSING
 from qpa_exp import config as schema
 from qpa_exp.cli import compose_config
 from qpa_exp.registry import dotted, read_key
-from qpa_exp.runs.check_config import REGISTRIES
+from qpa_exp.runs.directory import REGISTRIES
 
 PLACE = Path(__file__).resolve().parent / "reference" / "config.md"
 HEAD = """# Every config key

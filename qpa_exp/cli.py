@@ -29,8 +29,7 @@ from qpa_exp.errors import InputError, first_line, nearest
 from qpa_exp.files import typed_path
 from qpa_exp.generator.rules import VARIANTS
 from qpa_exp.registry import dotted
-from qpa_exp.runs.check_config import check
-from qpa_exp.runs.directory import source_name
+from qpa_exp.runs.directory import check, source_name
 
 USAGE_ERROR = 2
 

@@ -29,7 +29,7 @@ from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.files import typed_path
 from qpa_exp.generator.rules import VARIANTS
-from qpa_exp.runs.check_config import plan
+from qpa_exp.task import TASKS
 
 if TYPE_CHECKING:
     from qpa_exp.circuits.device_price import DevicePrice
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     shown, steps = options.show, _steps(config, options)
     if shown not in ("data", "false"):
         raise InputError(f"show={shown:.100} is unknown: give show=data.")
-    counts = plan(config)
+    counts = TASKS[config.task].plan(config)
     example = first_example(config) if shown == "data" else None
     priced = None if options.price is None else _price(config, counts, options.price)
     if output == "json":
@@ -178,7 +178,6 @@ def first_example(config: Config) -> dict[str, Any]:
     from qpa_exp.data.datamodule import ExampleBatches, TextDataModule
     from qpa_exp.lm.loading import load_tokenizer
     from qpa_exp.runs.callbacks import Stopwatch
-    from qpa_exp.task import TASKS
 
     task = TASKS[config.task](config, Stopwatch())
     tokenizer = load_tokenizer(config.model)

@@ -129,9 +129,8 @@ def refuse_unread(config: Any, registries: Iterable[Registry[Any]]) -> None:
     for key, why in unread.items():
         value, default = read_key(config, key), read_key(type(config)(), key)
         if value != default:
-            right = "null" if default is None else _spelled(default)
-            wrong = f"{key}={_spelled(value)} has no effect"
-            raise NoEffect(key, f"{wrong}: {why}; leave it at {right}.")
+            wrong = f"{key}={spelled(value)} has no effect"
+            raise NoEffect(key, f"{wrong}: {why}; leave it at {spelled(default)}.")
 
 
 def _outer_first(registries: list[Registry[Any]]) -> list[Registry[Any]]:
@@ -147,10 +146,11 @@ def _outer_first(registries: list[Registry[Any]]) -> list[Registry[Any]]:
     return ordered
 
 
-def _spelled(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+def spelled(value: Any) -> str:
+    """Return a value as a config file has it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def dotted(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

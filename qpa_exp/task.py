@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
+from qpa_exp.adapters.counts import Counts, plan_counts
 from qpa_exp.config import Config
 from qpa_exp.registry import Registry
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from qpa_exp.adapters.adapted import AdaptedModel
+    from qpa_exp.adapters.qpa_model import AdaptedModel
     from qpa_exp.data.datamodule import Batch, TextSize
 
 Measured = dict[str, tuple["Tensor", "Tensor"]]
@@ -110,6 +111,11 @@ class Task(ABC):
     @classmethod  # noqa: B027
     def check(cls, config: Config) -> None:
         """Refuse a config that this task cannot train; nothing has been loaded."""
+
+    @classmethod
+    def plan(cls, config: Config) -> Counts:
+        """Count what the run trains, from its shapes alone; see :func:`plan_counts`."""
+        return plan_counts(config, auto_class=cls.auto_class, task_type=cls.peft_task_type)
 
     def load_model(
         self, tokenizer: PreTrainedTokenizerBase, class_names: list[str]

@@ -205,6 +205,3 @@ def check_length(config: Config, limit: int | None) -> None:
             f"data.max_length={length} is beyond the {limit} positions of "
             f"model={config.model.name}{less}: give at most {limit - virtual}."
         )
-
-
-# --- how much a method trains -----------------------------------------------------------------

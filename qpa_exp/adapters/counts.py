@@ -12,7 +12,7 @@ from qpa_exp.generator.rules import VARIANTS, Chunking, count_generator, fit
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from qpa_exp.adapters.adapted import AdaptedModel
+    from qpa_exp.adapters.qpa_model import AdaptedModel
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -21,19 +21,18 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qpa_exp.adapters.adapted import (
+from qpa_exp.adapters.catalogue import METHODS, pefts_types
+from qpa_exp.adapters.generated import merged, method_name, saved_config
+from qpa_exp.adapters.peft_model import build_for_sizes, trainable_tensors, whole_modules
+from qpa_exp.adapters.saved_method import (
     CONFIG,
     OLD_WEIGHTS,
     OLD_WHOLE,
     WEIGHTS,
-    AdaptedModel,
-    format_of,
+    load_weights,
+    peft_config_of,
     save_adapter,
 )
-from qpa_exp.adapters.catalogue import METHODS, pefts_types
-from qpa_exp.adapters.generated import merged, method_name, saved_config
-from qpa_exp.adapters.peft_model import build_for_sizes, trainable_tensors, whole_modules
-from qpa_exp.adapters.saved_method import load_weights, peft_config_of
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, first_line, one_line
 from qpa_exp.files import MIB, read_plain, typed, write_text
@@ -42,6 +41,9 @@ from qpa_exp.generator.generator import Generator
 from qpa_exp.generator.rules import VARIANTS, count_generator
 from qpa_exp.machine import free_memory
 from qpa_exp.registry import Registry
+
+if TYPE_CHECKING:
+    from qpa_exp.adapters.qpa_model import AdaptedModel
 
 T = TypeVar("T")
 
@@ -170,8 +172,8 @@ def _of_peft(record: dict[str, Any]) -> dict[str, Any]:
     given["peft_type"] = str(given["peft_type"]).removeprefix("QPA_")
     for name in ("inference_mode", "auto_mapping"):  # PEFT's own, of how it was built and saved
         given.pop(name, None)
-    return {"format": format_of(saved_config(qpa)), "qpa_config": qpa, "peft_config": given,
-            **generated}  # fmt: skip
+    reads = VARIANTS[saved_config(qpa).variant].saved_format
+    return {"format": reads, "qpa_config": qpa, "peft_config": given, **generated}
 
 
 @dataclass
@@ -193,7 +195,7 @@ def _parsed(source: Path, record: Any) -> tuple[SavedGenerator, list[str] | None
     """
     given = typed(_Record, record)
     qpa_config = saved_config(given.qpa_config)
-    if given.format != (reads := format_of(qpa_config)):
+    if given.format != (reads := VARIANTS[qpa_config.variant].saved_format):
         raise ValueError(f"its format is {given.format}, this version reads {reads}")
     if not VARIANTS[qpa_config.variant].generates:
         raise ValueError(f"qpa={qpa_config.variant} has no generator")

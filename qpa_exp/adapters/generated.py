@@ -25,11 +25,11 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from qpa_exp.adapters.methods._input_layer import register
 from qpa_exp.adapters.peft_model import (
     add_method,
     build_peft_model,
     checkpoint_activations,
+    register,
     train_adapter_only,
     trainable_tensors,
 )

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
-from peft.utils import ModulesToSaveWrapper
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from peft.utils import ModulesToSaveWrapper, register_peft_method
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -67,6 +67,24 @@ def _in_evaluation(layer: Any) -> Callable[..., Any]:
         return checkpoint(frozen, *inputs)
 
     return checkpoint_in_evaluation
+
+
+def register(name: str, config_class: type[PeftConfig], tuner: type[BaseTuner]) -> None:
+    """Make a method known to PEFT under ``name``; its tensors' names begin with ``name_``.
+
+    PEFT asks for a member of its ``PeftType``, which is closed: one is added, as the enum's own
+    class would have made it. A registry of PEFT's that took names of others would end this.
+    """
+    value = name.upper()
+    if value in PeftType.__members__:
+        return
+    member = str.__new__(PeftType, value)
+    member._name_, member._value_ = value, value
+    setattr(PeftType, value, member)
+    PeftType._member_names_.append(value)
+    PeftType._member_map_[value] = member
+    PeftType._value2member_map_[value] = member
+    register_peft_method(name=name, config_cls=config_class, model_cls=tuner)
 
 
 _KEYS = ("r", "lora_alpha", "lora_dropout", "target_modules")

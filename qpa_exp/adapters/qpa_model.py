@@ -1,32 +1,183 @@
-"""A language model whose PEFT tensors are generated instead of trained."""
+"""A language model with a PEFT method on it, whether its tensors are trained or generated."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from peft.utils import CONFIG_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qpa_exp.adapters import formats as files
-from qpa_exp.adapters.adapted import AdaptedModel, ClassicalModel, peft_dict, save_generator
 from qpa_exp.adapters.catalogue import check_method
 from qpa_exp.adapters.generated import GeneratedMethod, generated_config
 from qpa_exp.adapters.peft_model import (
     build_peft_model,
     checkpoint_activations,
     make_peft_config,
+    train_adapter_only,
     whole_modules,
     without_remarks,
 )
+from qpa_exp.adapters.saved_method import CONFIG, WEIGHTS, read_adapter, same_shapes, save_adapter
 from qpa_exp.config import Config, QPAConfig
-from qpa_exp.files import write_json
+from qpa_exp.errors import InputError, one_line
+from qpa_exp.files import whole_file, write_json
 from qpa_exp.generator.generator import Generator
 from qpa_exp.generator.rules import VARIANTS
+
+
+class AdaptedModel(nn.Module):
+    """A frozen language model and a PEFT method on it: what a run asks of either kind.
+
+    It is called as the language model is: ``model(input_ids=..., labels=...).loss.backward()``
+    leaves gradients in what is trained. :class:`ClassicalModel` trains the method's own tensors;
+    in :class:`QPAModel` a generator makes them.
+
+    Attributes:
+        peft_model: HF PEFT's model of the method.
+        generator: what makes the method's tensors; None where they are trained themselves.
+    """
+
+    peft_model: PeftModel
+    generator: Generator | None
+
+    if TYPE_CHECKING:  # in a QPAModel these are the base model's, as PeftModel finds them there
+
+        def begin_step(self) -> None:
+            """Generate the vector for one optimizer step.
+
+            For training loops that call :meth:`end_step` before each step of the optimizer: however
+            many batches a step gathers, the generator runs once, forward and backward. Other loops
+            need neither.
+            """
+
+        def end_step(self) -> None:
+            """Give the trained parameters the gradients of all batches since the step began."""
+
+        def refresh(self) -> None:
+            """Bring what is generated up to date with the parameters, as forward passes do."""
+
+        def trained_tensors(self) -> list[Tensor]:
+            """Return where the gradients of the language model's loss end.
+
+            For a loss that is computed piece by piece and adds gradients up itself.
+            """
+
+        def compile_generator(self) -> None:
+            """Make the generator faster, where there is one."""
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            """Write text: the language model's own ``generate``."""
+
+        def to_peft(self) -> PeftModel:
+            """Return a plain PEFT model of the same tensors."""
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return what an optimizer trains, by the names that checkpoints have."""
+        named = self.peft_model.named_parameters()
+        return {f"peft_model.{name}": p for name, p in named if p.requires_grad}
+
+    @property
+    def circuit_evaluations(self) -> Tensor | None:
+        """How often a circuit has been evaluated in this process; None where there is none."""
+        if self.generator is None or not VARIANTS[self.generator.config.variant].circuit:
+            return None
+        evaluations: Any = self.generator.circuit.evaluations
+        return torch.as_tensor(evaluations)
+
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """Within this context the model is the untouched language model."""
+        raise NotImplementedError
+
+    def language_model(self) -> Any:
+        """Return the language model as transformers has it, with the method's layers in it."""
+        return self.peft_model.get_base_model()
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write what was trained, and nothing of the language model."""
+        raise NotImplementedError
+
+
+class ClassicalModel(AdaptedModel):
+    """A PEFT method whose own tensors are trained (``qpa=off``)."""
+
+    generator = None
+
+    def __init__(self, peft_model: PeftModel) -> None:
+        super().__init__()
+        self.peft_model = peft_model
+        self.train(peft_model.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the language model's own output."""
+        return self.peft_model(*args, **kwargs)
+
+    def begin_step(self) -> None:
+        """Do nothing: no tensor is generated."""
+
+    end_step = refresh = compile_generator = begin_step
+
+    def trained_tensors(self) -> list[Tensor]:
+        """Return the method's own parameters."""
+        return [p for p in self.peft_model.parameters() if p.requires_grad]
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Write text: the language model's own ``generate``."""
+        return self.peft_model.generate(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> ClassicalModel:
+        """Set the training mode of what is trained; the backbone stays in evaluation mode."""
+        super().train(mode)
+        train_adapter_only(self.peft_model, mode)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model lies."""
+        return self.peft_model.device
+
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """Within this context the model is the untouched language model."""
+        context: AbstractContextManager[None] = self.peft_model.disable_adapter()
+        return context
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write the adapter in PEFT's format."""
+        save_adapter(self.peft_model, save_directory)
+
+    def to_peft(self) -> PeftModel:
+        """PEFT's model itself."""
+        return self.peft_model
+
+    @classmethod
+    def from_pretrained(cls, model: PreTrainedModel, directory: str | Path) -> ClassicalModel:
+        """Return the model that :meth:`save_pretrained` saved, on the same language model.
+
+        Evaluating.
+
+        Raises:
+            InputError: the directory is missing, or holds no adapter for this model.
+        """
+        source = Path(directory)
+        config, weights = read_adapter(source)
+        try:
+            loaded = PeftModel.from_pretrained(model, str(source), config=config)
+        except Exception as error:  # PEFT, safetensors and torch each have errors for damage
+            raise InputError(f"{directory} cannot be loaded: {one_line(error)[:300]}") from error
+        has = get_peft_model_state_dict(loaded, save_embedding_layers=False)
+        if not same_shapes(weights, has):
+            file = source / SAFETENSORS_WEIGHTS_NAME
+            raise InputError(f"{file} does not hold the tensors of its own {CONFIG_NAME}.")
+        return cls(loaded).eval()
 
 
 class QPAModel(PeftModel, AdaptedModel):
@@ -113,41 +264,6 @@ class QPAModel(PeftModel, AdaptedModel):
         """Return the language model's own output, with the method's tensors as they are now."""
         return self.base_model(*args, **kwargs)
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Write text: the language model's own ``generate``."""
-        return self.base_model.generate(*args, **kwargs)
-
-    def begin_step(self) -> None:
-        """Generate the vector for one optimizer step.
-
-        For training loops that call :meth:`end_step` before each step of the optimizer: however
-        many batches a step gathers, the generator runs once, forward and backward. Other loops
-        need neither.
-        """
-        self.base_model.begin_step()
-
-    def end_step(self) -> None:
-        """Give the generator's parameters the gradients of all batches since the step began."""
-        self.base_model.end_step()
-
-    def refresh(self) -> None:
-        """Bring the vector up to date with the parameters, as every forward pass does."""
-        self.base_model.refresh()
-
-    def compile_generator(self) -> None:
-        """Have ``torch.compile`` make the generator faster, and try it once.
-
-        Raises:
-            InputError: it cannot be compiled, for want of a C++ compiler for example.
-        """
-        self.base_model.compile_generator()
-
-    def trained_tensors(self) -> list[Tensor]:
-        """Return the vector, from where gradients go through the generator, and what is trained
-        whole.
-        """
-        return self.base_model.trained_tensors()
-
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return what an optimizer trains, by the names that checkpoints have."""
         own = {f"generator.{name}": p for name, p in self.generator.named_parameters()}
@@ -165,10 +281,6 @@ class QPAModel(PeftModel, AdaptedModel):
     def print_trainable_parameters(self) -> None:
         """Say how much is trained, in PEFT's own words, and how much that generates."""
         self.base_model.print_trainable_parameters()
-
-    def to_peft(self) -> PeftModel:
-        """Return a plain PEFT model with the generated tensors; see the base model's."""
-        return self.base_model.to_peft()
 
     def save_pretrained(
         self,
@@ -255,6 +367,54 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
     qpa = QPAModel(model, made)
     qpa.generator.chunking.warn_if_oversized()
     return qpa
+
+
+# --- its files ---------------------------------------------------------------------------------
+
+
+def save_generator(
+    directory: str | Path,
+    generator: Generator,
+    peft_config: PeftConfig,
+    shapes: dict[str, list[int]],
+    weights: Mapping[str, Tensor],
+) -> None:
+    """Write a generator; the directory is made where there is none.
+
+    Args:
+        directory: where the files are written, one after the other.
+        generator: whose config and start are written down.
+        peft_config: of the method whose tensors it makes.
+        shapes: of these tensors.
+        weights: the generator's own, and those of modules that are trained whole.
+    """
+    target = Path(directory)
+    stored = {name: p.detach().cpu().contiguous() for name, p in weights.items()}
+    with whole_file(target / WEIGHTS) as written:
+        written.write(to_bytes(stored, metadata={"format": "pt"}))
+    record = {
+        "format": VARIANTS[generator.config.variant].saved_format,
+        "qpa_config": {k: _plain(v) for k, v in dataclasses.asdict(generator.config).items()},
+        "peft_config": peft_dict(peft_config),
+        "shapes": shapes,
+        "whole": sorted(set(weights) - {name for name, _ in generator.named_parameters()}),
+        "start_norm": generator.start_norm(),
+    }
+    write_json(target / CONFIG, record)
+
+
+def peft_dict(config: PeftConfig) -> dict[str, Any]:
+    """PEFT's config as plain JSON, without the class names that its own loader would look up."""
+    record = {key: _plain(value) for key, value in config.to_dict().items() if value is not None}
+    for name in ("auto_mapping", "inference_mode", "runtime_config"):
+        record.pop(name, None)
+    return record
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set):
+        return sorted(value)
+    return value.value if isinstance(value, Enum) else value
 
 
 # --- either kind, from a config -----------------------------------------------------------------

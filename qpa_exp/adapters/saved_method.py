@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from qpa_exp.adapters.catalogue import METHODS, pefts_types
 from qpa_exp.errors import InputError, one_line
-from qpa_exp.files import fits
+from qpa_exp.files import fits, read_plain
+from qpa_exp.files.whole_directory import part_of
+
+WEIGHTS, CONFIG = SAFETENSORS_WEIGHTS_NAME, "qpa_config.json"
+OLD_WEIGHTS, OLD_WHOLE = "generator.safetensors", "modules.safetensors"
+"""Files of earlier versions: the generator's weights, and those of modules trained whole."""
 
 _OURS_TO_SAY = {
     "auto_mapping", "megatron_config", "megatron_core", "tokenizer_kwargs", "adapters",
@@ -91,3 +98,36 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
             raise InputError(f"{path}: {name[:100]} holds a number that is not finite.")
     return weights
+
+
+def read_adapter(source: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
+    """Return a saved adapter's config and tensors; nothing that they name is imported or run.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    if not (source / CONFIG_NAME).is_file():
+        raise InputError(f"{source} is missing: the run's trained adapter is not there.")
+    record = read_plain(source / CONFIG_NAME)
+    try:
+        config = peft_config_of(record)
+    except (ValueError, TypeError, LookupError, AssertionError) as error:
+        why = one_line(error)[:300].rstrip(".")
+        raise InputError(f"{source / CONFIG_NAME} is no method's config: {why}.") from error
+    return config, load_weights(source / SAFETENSORS_WEIGHTS_NAME)
+
+
+def same_shapes(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether both have the same names, shapes and types."""
+    pairs = ({name: (w.shape, w.dtype) for name, w in each.items()} for each in (one, other))
+    return next(pairs) == next(pairs)
+
+
+def save_adapter(model: PeftModel, directory: str | Path) -> None:
+    """Write an adapter in PEFT's format, and nothing of the language model."""
+    place = Path(directory)
+    with part_of(place / "adapter") as part:
+        # PEFT would add a copy of the embedding to an adapter on lm_head: it is not trained.
+        model.save_pretrained(str(part), save_embedding_layers=False)
+        for file in sorted(part.glob("adapter_*"), reverse=True):
+            file.replace(place / file.name)

@@ -18,9 +18,8 @@ from peft import LoraConfig, PeftConfig
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from qpa_exp.adapters.adapted import ClassicalModel
 from qpa_exp.adapters.peft_model import build_peft_model, make_peft_config
-from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
+from qpa_exp.adapters.qpa_model import ClassicalModel, QPAModel, get_qpa_model
 from qpa_exp.benchmarks.measuring import Seconds, fit_exponent, side_by_side
 from qpa_exp.benchmarks.shapes import Shape
 from qpa_exp.cli import compose_config

@@ -30,7 +30,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from qpa_exp.adapters.adapted import AdaptedModel
+from qpa_exp.adapters.qpa_model import AdaptedModel
 from qpa_exp.config import DataConfig
 from qpa_exp.data.datamodule import Batch, TextDataModule
 from qpa_exp.errors import InputError, one_line
@@ -148,7 +148,7 @@ class AdaptedHead:
     def _update(self, hidden: Tensor) -> Update | None:
         """Return what the method makes of the head; None where that has no formula here."""
         layer: Any = self.layer
-        update = self._dora(layer, hidden) if type(layer) is LoraLinear else None
+        update = self._lora(layer, hidden.flatten(0, 1)) if type(layer) is LoraLinear else None
         if update is None and layer.training not in self._without_formula:
             low = self.frozen.dtype.itemsize == 2
             update = find_update(layer, layer.get_base_layer(), hidden, keep_frozen=low)
@@ -156,24 +156,31 @@ class AdaptedHead:
                 self._without_formula.add(layer.training)
         return update
 
-    def _dora(self, layer: Any, hidden: Tensor) -> Update | None:
-        """Compute one DoRA adapter: PEFT's own makes the whole matrix to find its rows' norms."""
+    def _lora(self, layer: Any, hidden: Float[Tensor, "tokens k"]) -> Update | None:
+        """Write down one adapter of LoRA's or DoRA's, or none where they are switched off.
+
+        PEFT's DoRA makes the whole matrix, to find the norms of its rows.
+        """
         names = [] if layer.disable_adapters else layer.active_adapters
-        if layer.merged or len(names) != 1:
+        if layer.merged or len(names) > 1:
             return None
+        if not names:
+            return Update(hidden, bias=self.frozen.bias)
         (name,) = names
-        variant = layer.lora_variant.get(name)
-        if not (isinstance(variant, DoraLinearVariant) or variant is DoraLinearVariant):
-            return None
         a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+        variant, scaling = layer.lora_variant.get(name), layer.scaling[name]
         # A generated layer has a class made from Linear.
-        plain = all(isinstance(x, nn.Linear) and x.bias is None for x in (a, b))
+        if not all(isinstance(x, nn.Linear) and x.bias is None for x in (a, b)):
+            return None
+        if variant is None:
+            u = a(dropout(hidden.to(a.weight.dtype))) * scaling
+            return Update(hidden, u.float(), b.weight.float(), bias=self.frozen.bias)
         drops = not isinstance(dropout, nn.Identity) and (dropout.training and dropout.p > 0)
-        if not plain or drops:  # with dropout, DoRA drops inputs of the frozen product too
+        # With dropout, DoRA drops inputs of the frozen product too.
+        if drops or DoraLinearVariant not in (variant, type(variant)):
             return None
         magnitude = layer.lora_magnitude_vector[name].weight
-        scaling = layer.scaling[name]
-        return dora(self.frozen, hidden.flatten(0, 1), a.weight, b.weight, scaling, magnitude)
+        return dora(self.frozen, hidden, a.weight, b.weight, scaling, magnitude)
 
 
 def any_head_loss(

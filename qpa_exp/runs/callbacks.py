@@ -578,6 +578,3 @@ class GradientVariance(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what was measured before the run was interrupted."""
         self.figures = {str(k): float(v) for k, v in state_dict["figures"].items()}
-
-
-log = logging.getLogger(__name__)

@@ -36,7 +36,9 @@ import yaml
 from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import MISSING
 
-from qpa_exp.config import Config
+from qpa_exp.adapters.catalogue import METHODS
+from qpa_exp.config import Config, validate
+from qpa_exp.data.corpus import CORPORA, LAYOUTS
 from qpa_exp.errors import InputError, one_line, sentence_end
 from qpa_exp.files import (
     MIB,
@@ -49,9 +51,13 @@ from qpa_exp.files import (
     write_text,
 )
 from qpa_exp.files.plain_yaml import read_yaml
-from qpa_exp.registry import dotted, read_key
+from qpa_exp.generator.rules import REGISTRIES as OF_THE_GENERATOR
+from qpa_exp.generator.rules import check_generator
+from qpa_exp.registry import Registry, dotted, read_key, refuse_unread
 from qpa_exp.runs import signals
-from qpa_exp.runs.check_config import check
+from qpa_exp.runs.loggers import LOGGERS
+from qpa_exp.runs.optimizers import OPTIMIZERS
+from qpa_exp.task import TASKS
 
 CONFIG, METRICS, FAILED, CACHE = "config.yaml", "metrics.json", "failed.json", "cache.json"
 CHECKPOINTS, CURVES, CSV, SLURM = "checkpoints", "curves.png", "csv", "slurm.json"
@@ -117,6 +123,36 @@ def record_failure(run_dir: Path, error: Exception) -> None:
 
 
 # --- its config -------------------------------------------------------------------------------
+
+REGISTRIES: tuple[Registry[Any], ...] = (
+    TASKS, METHODS, CORPORA, LAYOUTS, OPTIMIZERS, LOGGERS, *OF_THE_GENERATOR,
+)  # fmt: skip
+"""The registries of every config key that names something."""
+
+
+def check(config: Config, *, saved: bool = False) -> None:
+    """Refuse the first value that is out of range, or names nothing, or has no effect.
+
+    Args:
+        config: of a run.
+        saved: was read from a file. There a key without effect is no mistake.
+
+    Raises:
+        InputError: one sentence with the key, its value and what would be right.
+    """
+    validate(config)
+    for registry in REGISTRIES:
+        _ = registry[read_key(config, registry.key)]
+    check_generator(config.qpa, saved=saved)
+    CORPORA[config.data.name].check(config.data)
+    TASKS[config.task].check(config)
+    if OPTIMIZERS[config.optim.name].search is not None and config.trainer.devices > 1:
+        raise InputError(
+            f"optim={config.optim.name} searches in one process: give trainer.devices=1, not "
+            f"{config.trainer.devices}."
+        )
+    if not saved:
+        refuse_unread(config, REGISTRIES)
 
 
 def claim(run_dir: Path, config: Config) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import get_scheduler
 
-from qpa_exp.adapters.adapted import AdaptedModel
+from qpa_exp.adapters.qpa_model import AdaptedModel
 from qpa_exp.config import Config, OptimConfig, TrainerConfig
 from qpa_exp.data.datamodule import Batch, TextSize
 from qpa_exp.errors import InputError

@@ -27,10 +27,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from qpa_exp.adapters.adapted import AdaptedModel
 from qpa_exp.adapters.catalogue import check_length
 from qpa_exp.adapters.counts import count, describe
-from qpa_exp.adapters.qpa_model import adapt
+from qpa_exp.adapters.qpa_model import AdaptedModel, adapt
 from qpa_exp.circuits.simulator import record_versions
 from qpa_exp.config import Config
 from qpa_exp.data.datamodule import TextDataModule
@@ -50,7 +49,6 @@ from qpa_exp.runs.callbacks import (
     Stopwatch,
     TerminalBar,
 )
-from qpa_exp.runs.check_config import check_machine
 from qpa_exp.runs.directory import CURVES, Metrics, last_of_curve, read_curve, validation_key
 from qpa_exp.runs.loggers import LOGGERS
 from qpa_exp.runs.module import AdapterModule, Divergence
@@ -232,6 +230,26 @@ def build(config: Config, cache_mode: str | None = None, *, fresh: bool = True) 
     if config.trainer.compile:
         model.compile_generator()
     return RunParts(config, accelerate(task, model, data, cache_mode), model, data, stopwatch)
+
+
+def check_machine(config: Config) -> None:
+    """Refuse what this machine does not have; for a run that is to start here.
+
+    Raises:
+        InputError: more processes than cores or GPUs, or a package that is not installed.
+    """
+    trainer, name = config.trainer, config.logger.name
+    if trainer.accelerator in ("gpu", "cuda"):
+        there, what = torch.cuda.device_count(), "GPUs"
+    else:
+        there, what = os.cpu_count() or 1, "cores"
+    if trainer.devices > there:
+        raise InputError(
+            f"trainer.devices={trainer.devices} is more than the {there} {what} of this machine."
+        )
+    for module in LOGGERS[name].needs:
+        if importlib.util.find_spec(module) is None:
+            raise InputError(f"logger={name} needs {module}: pip install 'qpa-exp[loggers]'.")
 
 
 def accelerate(

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qpa_exp.adapters.adapted import AdaptedModel
 from qpa_exp.adapters.formats import BASE_FILES, Format, adapted_head
-from qpa_exp.adapters.qpa_model import load_adapted
+from qpa_exp.adapters.qpa_model import AdaptedModel, load_adapted
 from qpa_exp.config import Config, ModelConfig, validate
 from qpa_exp.errors import InputError
 from qpa_exp.files import file_sha256

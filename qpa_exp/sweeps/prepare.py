@@ -24,9 +24,9 @@ from qpa_exp.config import Config
 from qpa_exp.data.corpus import comes_from_the_hub
 from qpa_exp.errors import InputError
 from qpa_exp.registry import NoEffect
-from qpa_exp.runs.check_config import plan
 from qpa_exp.runs.directory import OUTPUT, State, state_of
 from qpa_exp.sweeps.run_name import run_name
+from qpa_exp.task import TASKS
 
 Axes = dict[str, list[str]]
 """The values of each key of the config, as an override spells them."""
@@ -219,7 +219,7 @@ class Preparation:
         name = run_name(config, reads_text=not unread)
         shape = _shape(config)
         if shape not in self._counts:
-            self._counts[shape] = plan(config)
+            self._counts[shape] = TASKS[config.task].plan(config)
         return Job("", overrides, config, self._directory / name, self._counts[shape])
 
     def _compose(self, overrides: tuple[str, ...]) -> DictConfig:

@@ -15,7 +15,7 @@ from qpa_exp.task import Measured, Metric, Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qpa_exp.adapters.adapted import AdaptedModel
+    from qpa_exp.adapters.qpa_model import AdaptedModel
     from qpa_exp.data.datamodule import Batch, TextSize
     from qpa_exp.lm.losses import TokenLosses
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from qpa_exp.adapters.adapted import AdaptedModel
+    from qpa_exp.adapters.qpa_model import AdaptedModel
     from qpa_exp.data.datamodule import Batch
 
 

@@ -12,9 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from qpa_exp.adapters.adapted import AdaptedModel
 from qpa_exp.adapters.counts import count, plan_counts
-from qpa_exp.adapters.qpa_model import QPAModel, adapt, get_qpa_model, load_adapted
+from qpa_exp.adapters.qpa_model import AdaptedModel, QPAModel, adapt, get_qpa_model, load_adapted
 from qpa_exp.errors import InputError
 
 FAMILIES = {"gpt2": "c_attn", "llama": "q_proj"}

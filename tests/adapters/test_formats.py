@@ -97,7 +97,7 @@ def test_an_export_that_fails_leaves_nothing(
 ) -> None:
     from peft import get_peft_model
 
-    from qpa_exp.adapters.adapted import ClassicalModel
+    from qpa_exp.adapters.qpa_model import ClassicalModel
 
     for form in ("peft", "merged"):
         model = ClassicalModel(get_peft_model(make_model("gpt2"), peft_config("ffa")))

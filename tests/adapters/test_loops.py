@@ -74,8 +74,8 @@ def test_checkpointing_lets_no_dropout_of_the_backbone_act(make_model: Any, toke
 
 
 def test_a_classical_run_checkpoints_too(make_model: Any, peft_config: Any, tokens: Tensor):
-    from qpa_exp.adapters.adapted import ClassicalModel
     from qpa_exp.adapters.peft_model import build_peft_model
+    from qpa_exp.adapters.qpa_model import ClassicalModel
 
     def trained(checkpointed: bool) -> list[Tensor]:
         base = make_model("llama")

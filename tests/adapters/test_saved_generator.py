@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from qpa_exp.adapters import formats as files
-from qpa_exp.adapters.adapted import save_generator
-from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
+from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model, save_generator
 from qpa_exp.errors import InputError
 from qpa_exp.generator.generator import Generator
 

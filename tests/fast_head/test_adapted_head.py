@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig
 
-from qpa_exp.adapters.adapted import ClassicalModel
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.adapters.peft_model import build_peft_model
-from qpa_exp.adapters.qpa_model import get_qpa_model
+from qpa_exp.adapters.qpa_model import ClassicalModel, get_qpa_model
 from qpa_exp.fast_head import accelerator as module
 from qpa_exp.fast_head.accelerator import AdaptedHead, adapts_head_alone
 from qpa_exp.fast_head.hidden_tables import Backbone

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import linear
 
-from qpa_exp.generator.generator import basis_bits
+from qpa_exp.generator.generator import basis_bits, in_windows, linear_in_windows
 from qpa_exp.generator.mappings import _layers as windows
-from qpa_exp.generator.mappings._layers import in_windows, linear_in_windows
 
 
 def places(n_states: int, n: int, window: int, step: int = 1) -> Tensor:

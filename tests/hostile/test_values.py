@@ -18,8 +18,9 @@ from qpa_exp.config import Config, QPAConfig, validate
 from qpa_exp.errors import InputError
 from qpa_exp.generator.rules import count_generator
 from qpa_exp.registry import dotted, read_key
-from qpa_exp.runs.check_config import check_machine, plan
+from qpa_exp.runs.train import check_machine
 from qpa_exp.sweeps.prepare import MOST_RUNS, expand
+from qpa_exp.task import TASKS
 
 NASTY: list[Any] = [
     "", "'", "é", "a b", "x" * 5000, "../..", "/dev/null", "a\nb\x1b[2J", "${", "???",
@@ -58,7 +59,7 @@ def try_all(base: DictConfig, key: str, values: list[Any]) -> None:
                 config = to_config(composed)
             except (OmegaConfBaseException, OverflowError) as error:
                 raise InputError(explain(error)) from error
-            plan(config)
+            TASKS[config.task].plan(config)
         except InputError as error:
             assert 0 < len(str(error)) <= 500
             assert str(error).isprintable()
@@ -96,7 +97,7 @@ def test_more_processes_than_cores_are_refused_where_the_run_would_start() -> No
 
 
 def test_a_logger_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qpa_exp.runs.check_config.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("wandb", "tensorboard"):
         with pytest.raises(InputError, match=r"pip install 'qpa-exp\[loggers\]'"):
             check_machine(compose_config([f"logger={name}"]))

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import PeftConfig, PeftType
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import register_peft_method
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from qpa_exp.adapters.peft_model import register
 from qpa_exp.errors import InputError
+
+__all__ = ["LINEAR", "InputLayer", "InputTuner", "register"]
 
 LINEAR = (nn.Linear, Conv1D)
 """The layers that can be targeted; Conv1D is GPT-2's, a linear layer with its weight transposed."""
@@ -111,21 +113,3 @@ class InputTuner(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
-
-
-def register(name: str, config_class: type[PeftConfig], tuner: type[BaseTuner]) -> None:
-    """Make a method known to PEFT under ``name``; its tensors' names begin with ``name_``.
-
-    PEFT asks for a member of its ``PeftType``, which is closed: one is added, as the enum's own
-    class would have made it. A registry of PEFT's that took names of others would end this.
-    """
-    value = name.upper()
-    if value in PeftType.__members__:
-        return
-    member = str.__new__(PeftType, value)
-    member._name_, member._value_ = value, value
-    setattr(PeftType, value, member)
-    PeftType._member_names_.append(value)
-    PeftType._member_map_[value] = member
-    PeftType._value2member_map_[value] = member
-    register_peft_method(name=name, config_cls=config_class, model_cls=tuner)

@@ -25,7 +25,7 @@ def _count(config: QPAConfig, n_bits: int) -> int:
 
 
 def _make(config: QPAConfig, n_bits: int, in_order: bool) -> nn.Module:
-    from qpa_exp.generator.mappings._layers import MappingModel
+    from qpa_exp.generator.generator import MappingModel
 
     assert config.window is not None
     assert config.scale is not None

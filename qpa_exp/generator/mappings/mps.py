@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qpa_exp.config import QPAConfig
+from qpa_exp.generator.generator import linear_in_windows
 from qpa_exp.generator.mappings import MappingKind
-from qpa_exp.generator.mappings._layers import linear_in_windows
 
 
 class MatrixProductState(nn.Module):

@@ -14,11 +14,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from qpa_exp.adapters.adapted import ClassicalModel
 from qpa_exp.adapters.catalogue import METHODS, option_nodes
 from qpa_exp.adapters.counts import count
 from qpa_exp.adapters.peft_model import build_peft_model, make_peft_config, trainable_tensors
-from qpa_exp.adapters.qpa_model import QPAModel, adapt, get_qpa_model
+from qpa_exp.adapters.qpa_model import ClassicalModel, QPAModel, adapt, get_qpa_model
 from qpa_exp.cli import compose_config, conf_dir
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError

@@ -13,10 +13,9 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
-from qpa_exp.adapters.adapted import ClassicalModel
 from qpa_exp.adapters.formats import export
 from qpa_exp.adapters.methods._qpeft_layer import OrthogonalColumns, QPEFTConfig
-from qpa_exp.adapters.qpa_model import get_qpa_model
+from qpa_exp.adapters.qpa_model import ClassicalModel, get_qpa_model
 from qpa_exp.cli import compose_config
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
