@@ -116,6 +116,7 @@ def test_a_study_s_file_is_a_sweep(write: Callable[[str], Path], monkeypatch) ->
 
     path = write("sweeps/windows.yaml")
     monkeypatch.setattr(studies, "STUDIES", dict(studies.STUDIES))
+    studies.register_studies(studies.sweeps_dir())
     studies.register_studies(path.parent)
     study = studies.read_study("windows", "smoke")
     assert study.figures[0]["key"] == "qpa.window"

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import linear
 
+from qpa_exp.generator import generator as windows
 from qpa_exp.generator.generator import basis_bits, in_windows, linear_in_windows
-from qpa_exp.generator.mappings import _layers as windows
 
 
 def places(n_states: int, n: int, window: int, step: int = 1) -> Tensor:
