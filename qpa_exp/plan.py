@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     shown, steps = options.show, _steps(config, options)
     if shown not in ("data", "false"):
         raise InputError(f"show={shown:.100} is unknown: give show=data.")
-    counts = TASKS[config.task].plan(config)
+    counts = plan(config)
     example = first_example(config) if shown == "data" else None
     priced = None if options.price is None else _price(config, counts, options.price)
     if output == "json":
@@ -76,6 +76,15 @@ def main(arguments: list[str]) -> None:
             print(as_lines(example))
     if drawing != "false" and counts.n_qubits is not None:
         _draw(config, counts.n_qubits, drawing)
+
+
+def plan(config: Config) -> Counts:
+    """Return the sizes of the run that ``config`` describes, from its shapes alone.
+
+    Raises:
+        InputError: a target that the model does not have, too many qubits, too long examples.
+    """
+    return TASKS[config.task].plan(config)
 
 
 def _check_drawing(config: Config, output: str, drawing: str) -> None:
