@@ -25,6 +25,9 @@ from qpa_exp.files import read_bytes, typed_path
 _AT_A_TIME = 1000
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
+_HIDDEN = "\ue000"
+"""Stands for the content of a message; a character of Unicode's private use."""
+
 Message = dict[str, str]
 
 
@@ -185,19 +188,25 @@ def _write(
     if not turns:
         raise InputError("the chat has no message of the assistant's to learn from.")
     answered = "\n".join(messages[n]["content"] for n in turns)
+    around = chat.around(messages, turns)
     if chat.marks:
         return Written("", answered, marked=chat.marked(messages))
     text = chat.write(messages)
-    answers = []
-    for n in turns:
-        upto = chat.write(messages[: n + 1])
-        if not text.startswith(upto):
-            raise InputError(
-                f"the chat template writes message {n + 1} otherwise when more follow, so that "
-                "what the assistant says in it cannot be told: give a data.chat_template with "
-                "{% generation %} around it."
-            )
-        answers.append((chat.write(messages[:n], goes_on=True), upto))
+    answers, place = [], 0  # where an answer ends; -1 where that cannot be told
+    for n, before, after in zip(turns, around, around[1:], strict=False):
+        begin = place + len(before)
+        known = place >= 0 and text.startswith(before, place)
+        place = (text.rfind if n == turns[-1] else text.find)(after, begin) if known else -1
+        prompt, upto = chat.write(messages[:n], goes_on=True), chat.write(messages[: n + 1])
+        if not text.startswith(upto):  # as of Qwen3, which drops what was thought in earlier turns
+            if place < 0:
+                raise InputError(
+                    f"the chat template writes message {n + 1} otherwise when more follow, so that "
+                    "what the assistant says in it cannot be told: give a data.chat_template with "
+                    "{% generation %} around it."
+                )
+            upto = text[:place] + chat.around(messages[: n + 1], [n])[-1]
+        answers.append((prompt if text.startswith(prompt) else text[:begin], upto))
     return Written(text, answered, answers)
 
 
@@ -225,6 +234,27 @@ class _Chat:
     def write(self, messages: Sequence[Message], *, goes_on: bool = False) -> str:
         """Write the chat as text; with what begins the assistant's turn, where it ``goes_on``."""
         return str(self._apply(messages, tokenize=False, add_generation_prompt=goes_on))
+
+    def around(self, messages: Sequence[Message], turns: Sequence[int]) -> list[str]:
+        """What the template writes before, between and after the contents of these messages.
+
+        What an assistant thinks before it speaks counts as before.
+
+        Raises:
+            InputError: it does not write the content of one, or writes it more than once.
+        """
+        hidden = [
+            each | {"content": "".join(each["content"].rpartition("</think>")[:2]) + _HIDDEN}
+            if n in turns else each
+            for n, each in enumerate(messages)
+        ]  # fmt: skip
+        pieces = self.write(hidden).split(_HIDDEN)
+        if len(pieces) != len(turns) + 1:
+            raise InputError(
+                "the chat template does not write what the assistant says, once for each message: "
+                "give a data.chat_template for chats of text."
+            )
+        return pieces
 
     def marked(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         """Return the chat as ids, and which of them the template marks."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
+import re
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
+import trl
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from qpa_exp.config import DataConfig
 from qpa_exp.data.datamodule import TextDataModule
-from qpa_exp.data.instructions import pack, template_text
+from qpa_exp.data.instructions import pack, template_text, tokenise_records
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import BUNDLED
 
@@ -141,6 +145,45 @@ def test_marks_and_turns_agree_where_the_template_marks_what_it_adds(tmp_path, t
     assert torch.equal(found[0].answers, found[1].answers)
 
 
+THOUGHT = chat("What is it?", "<think>\nSo.\n</think>\n\nA map.", "And that?", "A state.")
+TEMPLATES = sorted(
+    file.name
+    for file in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")
+    if not file.stem.endswith("_training")
+)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_answers_are_found_whatever_a_family_of_models_makes_of_earlier_turns(
+    tiny, name: str
+) -> None:
+    """Qwen3 drops thoughts from earlier turns, Phi-3 ends the last one otherwise, and so on."""
+    tiny = copy.deepcopy(tiny)
+    tiny.bos_token = tiny.eos_token
+    template = (Path(trl.__file__).parent / "chat_templates" / name).read_text()
+    for messages in (CHATS[0]["messages"], THOUGHT):
+        record = json.dumps({"messages": messages})
+        if name in ("idefics3.jinja", "llava_next.jinja", "smolvlm.jinja"):  # lists of parts
+            with pytest.raises(InputError, match=r"does not write what|cannot write this chat"):
+                list(tokenise_records([record], tiny, template))
+            continue
+        ((_, ids, loss),) = tokenise_records([record], tiny, template)
+        runs = [
+            tiny.decode([token for token, _ in run])
+            for carries, run in itertools.groupby(zip(ids, loss, strict=True), lambda at: at[1])
+            if carries
+        ]
+        said = ("A map", "A state.")
+        assert len(runs) == len(said)
+        for text, words in zip(runs, said, strict=True):
+            assert words in text
+            assert "What" not in text
+            assert "that?" not in text
+        if "qwen3" in name or "phi" in name or "llama" in name:
+            assert re.search(r"A map.*\S", runs[0])
+            assert re.search(r"A state\..*<\|\w+\|", runs[1])
+
+
 @pytest.mark.parametrize("given", ["file", "text"])
 def test_a_template_is_a_file_or_its_text(tmp_path, given) -> None:
     (tmp_path / "chat.jinja").write_text(PLAIN)
@@ -202,7 +245,15 @@ def test_packed_rows_hold_the_examples_with_positions_of_their_own(tmp_path, tin
         (CHATS, {"chat_template": "no/such.jinja"}, "neither a file nor a template"),
         (CHATS, {"chat_template": "{% for %}"}, "cannot write this chat: TemplateSyntaxError"),
         (CHATS, {"chat_template": "{{ raise_exception('no') }}"}, "cannot write this chat.*no"),
-        (CHATS, {"chat_template": "{{ messages | length }}"}, "writes message 2 otherwise"),
+        (CHATS, {"chat_template": "{{ messages | length }}"}, "does not write what the assistant"),
+        (
+            CHATS,
+            {
+                "chat_template": "{% for m in messages %}{{ m['content'] | length }}"
+                "{{ messages | length }}{{ m['content'] }}{% endfor %}"
+            },
+            "writes message 2 otherwise",
+        ),
         (
             CHATS,
             {"chat_template": "{{ ''.__class__.__mro__[1].__subclasses__() }}"},
