@@ -187,11 +187,11 @@ def _write(
     turns = [n for n, each in enumerate(messages) if each["role"] == "assistant"]
     if not turns:
         raise InputError("the chat has no message of the assistant's to learn from.")
-    answered = "\n".join(messages[n]["content"] for n in turns)
-    around = chat.around(messages, turns)
+    around, text = chat.around(messages, turns), chat.write(messages)
+    said = (messages[n]["content"] for n in turns)
+    answered = "\n".join(each if each in text else _spoken(each)[1] for each in said)
     if chat.marks:
         return Written("", answered, marked=chat.marked(messages))
-    text = chat.write(messages)
     answers, place = [], 0  # where an answer ends; -1 where that cannot be told
     for n, before, after in zip(turns, around, around[1:], strict=False):
         begin = place + len(before)
@@ -206,8 +206,14 @@ def _write(
                     "{% generation %} around it."
                 )
             upto = text[:place] + chat.around(messages[: n + 1], [n])[-1]
-        answers.append((prompt if text.startswith(prompt) else text[:begin], upto))
+        answers.append((text[:begin] if known and not text.startswith(prompt) else prompt, upto))
     return Written(text, answered, answers)
+
+
+def _spoken(content: str) -> tuple[str, str]:
+    """Part what an assistant thinks, up to ``</think>``, from what it says after that."""
+    *thought, said = content.rpartition("</think>")
+    return "".join(thought), said.strip()
 
 
 @dataclass(frozen=True)
@@ -244,7 +250,7 @@ class _Chat:
             InputError: it does not write the content of one, or writes it more than once.
         """
         hidden = [
-            each | {"content": "".join(each["content"].rpartition("</think>")[:2]) + _HIDDEN}
+            each | {"content": _spoken(each["content"])[0] + _HIDDEN}
             if n in turns else each
             for n, each in enumerate(messages)
         ]  # fmt: skip
