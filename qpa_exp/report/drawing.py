@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -221,11 +222,11 @@ class Canvas:
             columns = {round(axis.get_position().x0, 2) for axis in self.axes}
             _break(text, words, min(room, 0.94 * figure.bbox.width / len(columns)), renderer)
         listed: list[_Name] = []
-        made: list[Text] = []
+        made: list[Artist] = []
         for _ in range(3):
             figure.draw_without_rendering()
-            for text in made:
-                text.remove()
+            for artist in made:
+                artist.remove()
             for axis in self.axes:
                 _thin(axis.xaxis, renderer, 0)
                 _thin(axis.yaxis, renderer, 1)
@@ -239,8 +240,8 @@ class Canvas:
             _legends(listed)
         else:
             figure.draw_without_rendering()
-            for text in made:
-                text.remove()
+            for artist in made:
+                artist.remove()
             _legends([name for name in self._names if name.handle is not None])
             figure.draw_without_rendering()
         figure.set_layout_engine("none")
@@ -376,15 +377,21 @@ _BESIDE = [
 ]
 
 
-def _place(figure: Figure, names: Sequence[_Name], renderer: Any) -> tuple[list[Text], list[_Name]]:
-    """Texts beside their points, over no other text; and the names that found no place."""
+def _place(
+    figure: Figure, names: Sequence[_Name], renderer: Any
+) -> tuple[list[Artist], list[_Name]]:
+    """Put texts beside their points, over no other text; give the names that found no place.
+
+    A line leads from a text to its point where that is not close.
+    """
     texts = _boxes(
         text.get_window_extent(renderer)
         for text in figure.findobj(Text)
         if text.get_visible() and text.get_text().strip()
     )
     marks = {axis: _marks(axis) for axis in {name.axis for name in names}}
-    made, missed = [], []
+    made: list[Artist] = []
+    missed = []
     for name in sorted(names, key=lambda name: name.handle is None):
         probe = name.axis.text(0, 0, name.text, fontsize=name.size)
         extent = probe.get_window_extent(renderer)
@@ -392,7 +399,7 @@ def _place(figure: Figure, names: Sequence[_Name], renderer: Any) -> tuple[list[
         wide, high = extent.width, extent.height
         inside = name.axis.get_window_extent(renderer)
         points = name.transform.transform(np.array(name.points, dtype=float))
-        best: tuple[float, Bbox] | None = None
+        best: tuple[float, Bbox, Any] | None = None
         for late, (x, y) in enumerate(points[::-1]):
             if not (inside.x0 - 2 <= x <= inside.x1 + 2 and inside.y0 - 2 <= y <= inside.y1 + 2):
                 continue
@@ -408,11 +415,19 @@ def _place(figure: Figure, names: Sequence[_Name], renderer: Any) -> tuple[list[
                 over = _inside(marks[name.axis], box).sum()
                 cost = 4.0 * over + 0.25 * reach + 0.5 * min(late, 6)
                 if best is None or cost < best[0]:
-                    best = cost, box
+                    best = cost, box, (x, y)
         if best is None or best[0] > _DEAREST:
             missed.append(name)
             continue
-        box = best[1]
+        box, point = best[1], np.array(best[2])
+        end = np.clip(point, *box.get_points())
+        if np.hypot(*(point - end)) > _FAR:
+            ends = name.axis.transAxes.inverted().transform([point, end])
+            leader = Line2D(
+                *ends.T, color=name.colour, linewidth=0.6, transform=name.axis.transAxes, zorder=1
+            )
+            leader.set_in_layout(False)
+            made.append(name.axis.add_artist(leader))
         x, y = name.axis.transAxes.inverted().transform((box.x0, box.y0 + high / 2))
         text = name.axis.text(
             x, y, name.text, transform=name.axis.transAxes, fontsize=name.size, color=name.colour,
@@ -425,6 +440,8 @@ def _place(figure: Figure, names: Sequence[_Name], renderer: Any) -> tuple[list[
 
 
 BEHIND = {"facecolor": GROUND, "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
+_FAR = 10
+"""Pixels from which a line leads to a name's point."""
 _DEAREST = 44.0
 """A name that would lie over much else goes to the legend."""
 
