@@ -1,4 +1,4 @@
-"""What leaves: a plain PEFT adapter, a merged language model, or the compact generator."""
+"""What is exported: a plain PEFT adapter, a merged language model, or the compact generator."""
 
 from __future__ import annotations
 

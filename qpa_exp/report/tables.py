@@ -31,7 +31,7 @@ is written by
 2B, `model=gemma`. The real gemma-2-2b has 2,304, `model=gemma2`, and counts of its own; they stand
 in the last table.
 
-**What the paper's own statements cannot all be.** It says 4 to 11 qubits for every experiment, but
+**The paper's own statements cannot all be true.** It says 4 to 11 qubits for every experiment, but
 on Gemma's shape DoRA at r = 4 and n_mlp = 512 generates 1,288,192 values in 2,516 chunks, and FFA
 at n_mlp = 1024 generates 2,099,712, its biases among them, in 2,051: both need 12 qubits. Eq. 10
 prints r (d + k) + k for DoRA, but the percentages in Table 2 need r (d + k) + d, a magnitude for

@@ -1,4 +1,4 @@
-"""What leaves loads without this package, and computes the same."""
+"""An export loads without this package, and computes the same."""
 
 from __future__ import annotations
 
