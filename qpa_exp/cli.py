@@ -319,7 +319,7 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
 
     So ``data.path=~/my texts/a.txt`` means what it says, with blanks, umlauts, ``'`` and ``=``.
 
-    Example:
+    Examples:
         >>> as_typed(["data.path=o'neil/ä.txt", "qpa.n_mlp=64"])
         ["data.path='o\\'neil/ä.txt'", 'qpa.n_mlp=64']
     """

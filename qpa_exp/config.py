@@ -62,8 +62,8 @@ class RecipeConfig:
     """
 
     n_mlp: int = MISSING
-    """``qpa.n_mlp`` of ``paper`` and ``released``; the other generators have a rule for all
-    models."""
+    """The value of ``qpa.n_mlp`` for ``paper`` and ``released``; the other generators have a rule
+    for all models."""
     lr: dict[str, dict[str, float]] = field(
         default_factory=lambda: {
             variant: {"lora": 1e-2, "others": 5e-3} for variant in ("tuned", "random")
@@ -77,11 +77,11 @@ class RecipeConfig:
     warmup_steps: dict[str, int] = field(default_factory=dict)
     """Warmup steps, by method."""
     lora_dropout: float = 0.0
-    """``peft.lora_dropout`` of LoRA."""
+    """The value of ``peft.lora_dropout`` for LoRA."""
     batch_size: int = 1
-    """``data.batch_size``."""
+    """The value of ``data.batch_size``."""
     max_length: int = 128
-    """``data.max_length`` of text in blocks."""
+    """The value of ``data.max_length`` for text in blocks."""
 
 
 @dataclass
@@ -183,7 +183,7 @@ class QPAConfig:
     """The device whose noise ``backend=density_matrix`` simulates: a snapshot that Qiskit Runtime
     ships."""
     device: str = "aer"
-    """For ``backend=qiskit``: aer, fake_torino, fake_fez, or the name of an IBM device."""
+    """The device of ``backend=qiskit``: aer, fake_torino, fake_fez, or an IBM device's name."""
     shots: str | None = worded(None, "{} shots")
     """How often a circuit is measured: a whole number, ``20x`` for 20 * 2^N, null = exact
     probabilities."""
@@ -205,7 +205,7 @@ class QPAConfig:
     mapping: str = "mlp"
     """The mapping model: a file of ``generator/mappings``."""
     bond_dim: int = ranged(8, least=1, most=4096)
-    """For ``mapping=mps``: how many values the index takes that two neighbouring tensors share."""
+    """How many values the index of two neighbouring tensors takes, under ``mapping=mps``."""
     mapping_hidden: list[int] = field(default_factory=list)
     """Widths of the mapping model's hidden layers (the paper: Table 1)."""
     activation: str = "gelu"
@@ -239,7 +239,7 @@ class DataConfig:
     name: str = "pydoc"
     """The corpus: a file of ``data/corpora``."""
     path: Any = None
-    """The user's own: a file (plain text, JSON lines, CSV, parquet, Arrow), a directory of such
+    """Your own text: a file (plain text, JSON lines, CSV, parquet, Arrow), a directory of such
     files, a list of files, a glob, a directory that ``save_to_disk`` of Hugging Face's datasets
     wrote, or a dataset of the hub (``owner/name``); null = the corpus' own source."""
     subset: str | None = None
@@ -271,7 +271,7 @@ class DataConfig:
     """Tokens in an example: a block, or the length that lines are padded and cut to. BOS is one of
     them where the tokenizer adds it."""
     stride: int | None = ranged(None, least=1, most=2**24)
-    """For validation and test: how many tokens lie between the starts of two blocks, at most
+    """How many tokens lie between the starts of two blocks of validation or test, at most
     ``max_length``. Tokens that a block shares with the one before it are context alone and are not
     scored again. The last block holds whatever is left. null = blocks side by side, as for
     training; tokens that do not fill a block at the end are dropped."""
@@ -434,7 +434,7 @@ def validate(config: Any, prefix: str = "") -> None:
     Raises:
         InputError: one sentence with the key, its value and what would be right.
 
-    Example:
+    Examples:
         >>> validate(QPAConfig(n_mlp=0), "qpa.")
         Traceback (most recent call last):
         qpa_exp.errors.InputError: qpa.n_mlp=0 is too small: give a whole number of at least 1.
@@ -503,7 +503,7 @@ def count_shots(shots: str | None, n_qubits: int, key: str = "qpa.shots") -> int
     Raises:
         InputError: neither a whole number from 1 up, nor one followed by ``x``.
 
-    Example:
+    Examples:
         >>> count_shots("20x", n_qubits=3)
         160
     """

@@ -13,7 +13,7 @@ class InputError(ValueError):
     standard error and leave with exit status 2; in Python it is an ordinary ``ValueError``.
     It is one line of at most 500 characters, whatever the value was.
 
-    Example:
+    Examples:
         >>> from qpa_exp import InputError, QPAConfig
         >>> try:
         ...     QPAConfig(ansatz="rings")

@@ -24,7 +24,7 @@ class QPAConfig(schema.QPAConfig):
     Raises:
         InputError: one sentence with the key, its value, and what would be right.
 
-    Example:
+    Examples:
         >>> from qpa_exp import QPAConfig
         >>> QPAConfig(n_mlp=64).variant, QPAConfig.paper(n_mlp=64).mapping_hidden
         ('tuned', [32, 64, 128, 128, 64, 32, 32])

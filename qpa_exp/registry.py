@@ -30,7 +30,7 @@ class Registry(Mapping[str, T], Generic[T]):
             read in its attribute ``reads``, or gives them from the config where that is a function;
             under the others such a key has no effect.
 
-    Example:
+    Examples:
         >>> from qpa_exp.registry import Registry
         >>> colours = Registry("colour", {"red": 1, "blue": 2})
         >>> colours["red"], list(colours)

@@ -77,7 +77,7 @@ def program(arguments: Sequence[str]) -> list[str]:
     Raises:
         InputError: there is no such command.
 
-    Example:
+    Examples:
         >>> program(["plan", "model=gpt2"])
         ['-m', 'qpa_exp.plan', 'model=gpt2']
         >>> program(["qpa.n_mlp=128"])

@@ -41,7 +41,7 @@ class Metric:
         restates: the metric that it is another form of: on one text one follows from the other. It
             has a column in tables, and neither a panel in figures nor a comparison of its own.
 
-    Example:
+    Examples:
         >>> from qpa_exp.task import Metric
         >>> Metric("f1", "F1 score", smaller_is_better=False).restates is None
         True
@@ -82,7 +82,7 @@ class Task(ABC):
         slope_section: under which section the backward pass is timed.
         cache_mode: whether and where results of the frozen model are kept: off, memory or disk.
 
-    Example:
+    Examples:
         >>> from qpa_exp.task import TASKS
         >>> TASKS["seq_cls"].ranked_by().name
         'accuracy'

@@ -37,7 +37,7 @@ class Method:
             same update, for exports; the model that it is given must not be used after it. None
             where PEFT has nothing like it.
 
-    Example:
+    Examples:
         >>> from qpa_exp.adapters.catalogue import METHODS
         >>> METHODS["dora"].fixed, METHODS["prefix"].config_class().__name__
         ({'use_dora': True}, 'PrefixConfig')

@@ -58,7 +58,7 @@ def plan_counts(
     Raises:
         InputError: a target that the model does not have, too many qubits, too long examples.
 
-    Example:
+    Examples:
         >>> from qpa_exp.cli import compose_config
         >>> plan_counts(compose_config(["model=gpt2", "qpa=paper"])).trainable_params
         106264

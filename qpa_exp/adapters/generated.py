@@ -746,7 +746,7 @@ PEFT and TRL build, save and load the adapter by it, as any other.
 Raises:
     InputError: ``qpa`` is out of range, names nothing, or contradicts itself.
 
-Example:
+Examples:
     >>> from peft import PeftModel, get_peft_model
     >>> from qpa_exp import QPAConfig, QPALoraConfig
     >>> from transformers import GPT2Config, GPT2LMHeadModel

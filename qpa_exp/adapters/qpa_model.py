@@ -190,7 +190,7 @@ class QPAModel(PeftModel, AdaptedModel):
     Attributes:
         base_model: the method and its generators, between this and the language model.
 
-    Example:
+    Examples:
         Train it as any module. The gradients end in the generator:
 
         >>> import torch
@@ -354,7 +354,7 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
         InputError: a target that does not exist, more qubits than the back end takes, or a
             ``config`` that is out of range, names nothing, or contradicts itself.
 
-    Example:
+    Examples:
         >>> from peft import LoraConfig
         >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> base = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1))

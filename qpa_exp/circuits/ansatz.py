@@ -114,7 +114,7 @@ class InBlocks:
 def ring(n_qubits: int) -> list[tuple[int, ...]]:
     """Return the neighbours, and then (N, 1); none where there is one qubit alone.
 
-    Example:
+    Examples:
         >>> ring(3)
         [(0, 1), (1, 2), (2, 0)]
     """
@@ -128,7 +128,7 @@ class Moment:
 
     A gate that turns takes the angle of its last qubit, so a moment has N angles.
 
-    Example:
+    Examples:
         >>> from qpa_exp.circuits.ansatz import Moment, neighbours
         >>> Moment("cz", neighbours).where(3)
         [(0, 1), (1, 2)]
@@ -170,7 +170,7 @@ class Ansatz:
         moments_under: gives the moments under a config; None where they are always the same.
         more_keys: config keys that it reads besides those that every ansatz of its kind reads.
 
-    Example:
+    Examples:
         >>> from qpa_exp.circuits.ansatz import CNOT_CHAIN, RY, Ansatz
         >>> [gate.name for gate in Ansatz("R_Y", (RY, CNOT_CHAIN)).gates(n_qubits=2, n_layers=1)]
         ['ry', 'ry', 'cx']
@@ -294,7 +294,7 @@ def order_of(gates: Iterable[Gate], n_qubits: int) -> Int32[np.ndarray, " states
         gates: that permute (``GATES[name].permutes``), in the order in which they act.
         n_qubits: of the state.
 
-    Example:
+    Examples:
         >>> order_of([Gate("cx", (0, 1))], n_qubits=2).tolist()
         [0, 1, 3, 2]
     """

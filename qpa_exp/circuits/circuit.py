@@ -73,7 +73,7 @@ def probabilities(
         2^N probabilities, in the order of the basis states' indices; they sum to 1. In theta's
         precision, and in single precision at least: an autocast around it changes nothing.
 
-    Example:
+    Examples:
         >>> import math, torch
         >>> from qpa_exp.circuits.circuit import probabilities
         >>> turned = torch.tensor([math.pi, 0.0]).view(1, 1, 2)

@@ -71,7 +71,7 @@ def price(config: QPAConfig, n_qubits: int, device: str) -> DevicePrice:
     Raises:
         InputError: no such device, no circuit, more qubits than it has, or Qiskit is missing.
 
-    Example:
+    Examples:
         >>> from qpa_exp.circuits.device_price import price
         >>> from qpa_exp.config import QPAConfig
         >>> price(QPAConfig(), 2, "fake_torino").circuits  # doctest: +SKIP

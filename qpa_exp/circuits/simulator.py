@@ -63,7 +63,7 @@ class Simulator(ABC):
         config: of the generator; its ansatz is ``ansatz``.
         n_qubits: the paper's N.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from qpa_exp.circuits.simulator import make_simulator
         >>> from qpa_exp.config import QPAConfig
@@ -191,7 +191,7 @@ def record_versions(config: QPAConfig) -> dict[str, str]:
     Args:
         config: as it has been checked; without a circuit there is nothing to record.
 
-    Example:
+    Examples:
         >>> from qpa_exp.circuits.simulator import record_versions
         >>> from qpa_exp.config import QPAConfig
         >>> record_versions(QPAConfig())

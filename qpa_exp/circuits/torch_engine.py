@@ -40,7 +40,7 @@ def gate_matrix(name: str, angle: Float[Tensor, "*batch"]) -> Complex[Tensor, "*
         name: in :data:`GATES`.
         angle: in radians; where the gate has none, only the shape counts.
 
-    Example:
+    Examples:
         >>> gate_matrix("ry", torch.tensor(torch.pi)).real.round().int().tolist()
         [[0, -1], [1, 0]]
     """

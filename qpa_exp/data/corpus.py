@@ -96,7 +96,7 @@ class Corpus:
             source; it takes the config.
         reads: conditional config keys that it reads.
 
-    Example:
+    Examples:
         >>> from qpa_exp.data.corpus import CORPORA
         >>> CORPORA["text"].rows("a file is a document"), CORPORA["ptb"].rows_are_lines
         (['a file is a document'], True)
@@ -317,7 +317,7 @@ def split_name(name: str) -> str:
     """Return the canonical name of a split or slice: ``valid``, ``val`` and ``dev`` are
     ``validation``.
 
-    Example:
+    Examples:
         >>> split_name("dev[:90%]")
         'validation[:90%]'
     """

@@ -158,7 +158,7 @@ def _require_eos(tokenizer: PreTrainedTokenizerBase) -> None:
 def added_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Give the BOS that the tokenizer puts before every text by default; nothing where it has none.
 
-    Example:
+    Examples:
         >>> from qpa_exp.lm.loading import BUNDLED
         >>> from transformers import AutoTokenizer
         >>> added_bos(AutoTokenizer.from_pretrained(BUNDLED["qpa_exp/tiny"]))

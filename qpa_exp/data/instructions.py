@@ -60,7 +60,7 @@ def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
     Returns:
         Their numbers, row by row.
 
-    Example:
+    Examples:
         >>> pack([2, 7, 5, 1], 8)
         [[1, 3], [2, 0]]
     """

@@ -180,7 +180,7 @@ def find_update(
     Returns:
         Logits as :func:`low_rank_loss` takes them; None where they are no such sum.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(4, 9).requires_grad_(False)
         >>> update = find_update(layer, layer, torch.ones(1, 2, 4))
         >>> update.hidden.shape, update.bias.shape, update.u

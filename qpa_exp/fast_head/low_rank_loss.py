@@ -261,7 +261,7 @@ def low_rank_loss(
     Returns:
         The loss, and the nats of each prediction, which have no gradient: 0 without a target.
 
-    Example:
+    Examples:
         >>> head, targets = FrozenHead(torch.eye(3)), torch.tensor([0, 2])
         >>> loss, nats = low_rank_loss(head, Update(torch.zeros(2, 3)), targets, torch.ones(2))
         >>> float(loss)  # 2 ln 3

@@ -158,7 +158,7 @@ def count_generator(m: int, config: QPAConfig) -> GeneratorCounts:
     Raises:
         InputError: more qubits than its back end takes, or than there is memory for.
 
-    Example:
+    Examples:
         >>> from qpa_exp.config import QPAConfig
         >>> from qpa_exp.generator.rules import count_generator
         >>> count_generator(4 * (50257 + 768), QPAConfig())
@@ -288,7 +288,7 @@ def check_generator(config: QPAConfig, *, saved: bool = False) -> None:
     Raises:
         InputError: one sentence with the key, its value, and what would be right.
 
-    Example:
+    Examples:
         >>> from qpa_exp.config import QPAConfig
         >>> from qpa_exp.generator.rules import check_generator
         >>> check_generator(QPAConfig(ansatz="none", shots="20x"))

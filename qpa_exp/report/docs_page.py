@@ -256,7 +256,7 @@ def _of_no_place(text: str) -> str:
     """Return a text whose absolute paths are cut to their last part: what is passed on names no
     machine.
 
-    Example:
+    Examples:
         >>> _of_no_place("data.path=/home/me/wikitext-2")
         'data.path=wikitext-2'
     """

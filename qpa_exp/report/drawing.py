@@ -343,7 +343,7 @@ def spread(wanted: Sequence[float] | np.ndarray, gap: float, low: float, high: f
 
     Where they do not fit they go beyond both ends.
 
-    Example:
+    Examples:
         >>> spread([5.0, 5.0, 9.0], gap=1.0, low=0.0, high=10.0).tolist()
         [4.5, 5.5, 9.0]
     """

@@ -59,7 +59,7 @@ def paired_test(trained: pd.Series, control: pd.Series) -> PairedTest | None:
     Returns:
         None where they share fewer than two seeds.
 
-    Example:
+    Examples:
         >>> trained = pd.Series({1: 100.0, 2: 110.0, 3: 90.0})
         >>> found = paired_test(trained, trained * pd.Series({1: 1.02, 2: 1.03, 3: 1.01}))
         >>> f"{found.change:.1f} % ({found.low:.1f} to {found.high:.1f})"
@@ -92,7 +92,7 @@ def smallest_effect(n: int) -> float:
 
     It is exact, by the noncentral t distribution; n is at least 2.
 
-    Example:
+    Examples:
         >>> [round(smallest_effect(n), 2) for n in (3, 8)]
         [3.26, 1.16]
     """
@@ -108,7 +108,7 @@ def smallest_effect(n: int) -> float:
 def holm(p: list[float]) -> list[float]:
     """Return the p values as Holm adjusts them for so many tests.
 
-    Example:
+    Examples:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """

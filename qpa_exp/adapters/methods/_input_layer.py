@@ -28,7 +28,7 @@ class InputLayer(nn.Module, BaseTunerLayer):
     A subclass names its trainable tensors in ``adapter_layer_names``, and has ``add_adapter`` and
     ``change``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from qpa_exp.adapters.methods._input_layer import InputLayer
         >>> class Gain(InputLayer):

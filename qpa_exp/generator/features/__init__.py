@@ -21,7 +21,7 @@ class Feature:
         read: from the probabilities, (circuits, states), and the number of qubits to the
             features, of the same shape; of the order of 1 or smaller.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from qpa_exp.generator.features import FEATURES
         >>> FEATURES["log"].read(torch.tensor([[0.5, 0.5, 0.0, 0.0]]), 2)  # log(1 + 2^N p)

@@ -31,7 +31,7 @@ class MappingKind:
         widest: the most numbers that are kept of a chunk between the layers.
         reads: the config keys that have an effect under it alone.
 
-    Example:
+    Examples:
         >>> from qpa_exp.config import QPAConfig
         >>> from qpa_exp.generator.mappings import MAPPINGS
         >>> config = QPAConfig(n_mlp=64, window=128, mapping_hidden=[])
