@@ -61,6 +61,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """What a test sets for a run of its own slows down none of those after it."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def refusal(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

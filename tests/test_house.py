@@ -88,7 +88,7 @@ def test_the_library_works_where_only_its_own_packages_are_installed(tmp_path: P
 _WITHOUT_EXTRAS = """
 import sys
 for name in ("hydra", "pytorch_lightning", "lightning", "torchmetrics", "datasets", "pandas",
-             "pyarrow", "matplotlib", "PIL", "wandb", "tensorboard", "xxhash"):
+             "pyarrow", "matplotlib", "PIL", "wandb", "tensorboard", "xxhash", "bitsandbytes"):
     sys.modules[name] = None  # as if it were not there
 import torch
 from peft import LoraConfig

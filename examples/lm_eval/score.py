@@ -20,6 +20,7 @@ from typing import Any
 import lm_eval
 import yaml
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -60,6 +61,7 @@ def score(
             batch_size=batch_size,
         ),
         tasks=[task],
+        task_manager=TaskManager(include_defaults=False),  # its thousands of others are not read
         bootstrap_iters=0,  # there is one document: no standard error
     )
     found = scored["results"][task["task"]]

@@ -9,6 +9,8 @@ what all studies share there, and ``${scale.seeds}`` refers to it.
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import shlex
 from collections.abc import Sequence
@@ -284,9 +286,12 @@ def _scale(name: str) -> DictConfig:
 
 
 def _load(path: Path) -> DictConfig:
-    loaded = OmegaConf.load(path)
+    loaded = copy.deepcopy(_parsed(path))
     assert isinstance(loaded, DictConfig)
     return loaded
+
+
+_parsed = functools.cache(OmegaConf.load)
 
 
 def read_study(name: str, scale: str) -> Study:
