@@ -131,6 +131,17 @@ def test_the_readme_is_short() -> None:
     assert len(text.split()) <= 1200
 
 
+def test_sentences_are_short() -> None:
+    """Of the pages that are read from top to bottom: no more than 34 words each."""
+    folders = {ROOT, ROOT / "docs" / "how-to", ROOT / "docs" / "concepts"}
+    for page in (page for page in PAGES if page.parent in folders):
+        text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+        text = re.sub(r"^(\||#).*$", "", text, flags=re.MULTILINE)  # tables and headings
+        text = re.sub(r"\]\([^)]*\)", "]", re.sub(r"`[^`]*`", "code", text))
+        for sentence in re.split(r"[.!?:;](?=[\s*)])|\n\s*(?=\n|- |\d\. )", text):
+            assert len(re.findall(r"\w[\w'%.,-]*", sentence)) <= 34, (page.name, sentence)
+
+
 def test_the_page_of_the_config_is_that_of_the_code() -> None:
     """python docs/write_config_page.py writes it again; here other tests may have added entries."""
     program = "import runpy, sys; print(runpy.run_path(sys.argv[1])['page'](), end='')"

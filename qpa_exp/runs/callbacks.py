@@ -243,7 +243,7 @@ class Lines(_Speed):
     def _say_of(self, what: str, batch_idx: int, batches: Any) -> None:
         if self._enabled and self._is_time():
             self._said = time.monotonic()
-            log.info("Batch %d of the %d of the %s", batch_idx + 1, sum(batches), what)
+            log.info("Batch %d of %d, %s split", batch_idx + 1, sum(batches), what)
 
 
 SECONDS_BETWEEN_LINES = 30.0

@@ -627,7 +627,8 @@ def summary(task: Task, lines: dict[str, str], metrics: Metrics) -> Table:
         table.add_row("tokens a second", "", f"{metrics['tokens_per_second']:,.0f}", "")
         total = sum(metrics["time_split"].values()) or 1.0
         for name, seconds in metrics["time_split"].items():
-            table.add_row(f"  time in the {name}", "", f"{100 * seconds / total:.1f} %", "")
+            where = "elsewhere" if name == "other" else f"in the {name}"
+            table.add_row(f"  time {where}", "", f"{100 * seconds / total:.1f} %", "")
     return table
 
 

@@ -50,7 +50,7 @@ def test_in_a_file_a_line_says_now_and_then_how_far_it_is(
     monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_LINES", 0.0)
     with caplog.at_level("INFO"):
         run(configure("trainer.progress_bar=true", "trainer.max_steps=2"), tmp_path / "often")
-    for line in ("Step 1 of 2: train/loss ", "Batch 1 of the 2 of the test", "left 0:00:00"):
+    for line in ("Step 1 of 2: train/loss ", "Batch 1 of 2, test split", "left 0:00:00"):
         assert line in caplog.text
     caplog.clear()
     monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_LINES", 3600.0)
