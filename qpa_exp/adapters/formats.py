@@ -280,21 +280,11 @@ def _write_generator(model: AdaptedModel, out: Path) -> None:
 
 
 def _write_adapter(model: AdaptedModel, out: Path) -> None:
-    plain = _as_pefts(model.to_peft())
-    if not _is_pefts_own(plain):
-        raise InputError(
-            f"Nothing of {method_name(plain)} is a type that PEFT has: give format=qpa."
-        )
-    save_adapter(plain, out)
+    save_adapter(_as_pefts(model.to_peft(), "is a type that PEFT has"), out)
 
 
 def _write_merged(model: AdaptedModel, out: Path) -> None:
-    plain = _as_pefts(model.to_peft())
-    if not _is_pefts_own(plain):
-        raise InputError(
-            f"Nothing of {method_name(plain)} can be merged into a weight: give format=qpa."
-        )
-    merged(plain).save_pretrained(out)
+    merged(_as_pefts(model.to_peft(), "can be merged into a weight")).save_pretrained(out)
 
 
 BASE_FILES = "base_model"
@@ -359,16 +349,18 @@ model = QPAModel.from_pretrained(base, "<this directory>")""",
 """HF PEFT's own files, a plain model, or the generator."""
 
 
-def _as_pefts(model: PeftModel) -> PeftModel:
-    """Return the same update as a method that PEFT has, where one of our own knows of one."""
+def _as_pefts(model: PeftModel, what: str) -> PeftModel:
+    """Return the same update as a method that PEFT has: it cannot read the layers of our own.
+
+    Raises:
+        InputError: there is none, and so nothing that ``what`` says.
+    """
     name = method_name(model).removeprefix("qpa_")
-    own = METHODS.own[name] if name in METHODS.own else None  # noqa: SIM401
-    return model if own is None or own.as_pefts is None else own.as_pefts(model)
-
-
-def _is_pefts_own(model: PeftModel) -> bool:
-    """Our own methods are layers of this package, which nothing else can read."""
-    return method_name(model) in pefts_types()
+    if name in METHODS.own and (as_pefts := METHODS.own[name].as_pefts) is not None:
+        model = as_pefts(model)
+    if method_name(model) not in pefts_types():
+        raise InputError(f"Nothing of {method_name(model)} {what}: give format=qpa.")
+    return model
 
 
 def adapted_head(model: PeftModel) -> tuple[Any, bool]:

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from qpa_exp.adapters.catalogue import METHODS, Method
 from qpa_exp.config import PeftMethodConfig
 from qpa_exp.errors import InputError, nearest, sentence_end
+from qpa_exp.files import fits
 from qpa_exp.lm.loading import keep_gradients
 
 
@@ -175,18 +176,8 @@ def _choices(hint: Any) -> list[Any]:
 
 def _fits(value: object, hint: Any) -> bool:
     """Whether a value from a config is of a hint's type; of one of PEFT's own, PEFT decides."""
-    for choice in _choices(hint):
-        if not isinstance(choice, type):
-            fits = value == choice
-        elif choice not in _WORDS:
-            fits = True
-        elif isinstance(value, bool):
-            fits = choice is bool
-        else:
-            fits = isinstance(value, int | float if choice is float else choice)
-        if fits:
-            return True
-    return False
+    own = (c for c in _choices(hint) if isinstance(c, type) and c not in _WORDS)
+    return fits(value, hint) or any(own)
 
 
 def _words(hint: Any) -> str:

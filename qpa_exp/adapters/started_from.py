@@ -46,28 +46,18 @@ def start_from(model: AdaptedModel, source: Path) -> None:
         if is_generator:
             raise InputError(f"{what} holds a generator, and this run trains none (qpa=off).")
         config, weights = read_adapter(source)
-        _compare(
-            what, _peft_values(config), _peft_values(model.peft_model.active_peft_config), "peft."
-        )
-        _compare_base(what, config, model)
+        _compare_method(what, config, model)
         peft_model = model.peft_model
-        if not same_shapes(
-            weights, get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-        ):
+        has = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+        if not same_shapes(weights, has):
             raise InputError(f"{what} holds tensors of another model's shapes.")
         set_peft_model_state_dict(peft_model, weights)
         return
     if not is_generator:
         raise InputError(f"{what} holds no generator, which this run trains: give qpa=off.")
     saved = formats.read(source)
-    _compare(
-        what,
-        _peft_values(saved.peft_config),
-        _peft_values(model.peft_model.active_peft_config),
-        "peft.",
-    )
+    _compare_method(what, saved.peft_config, model)
     _compare(what, _qpa_values(saved.qpa_config), _qpa_values(model.generator.config), "qpa.")
-    _compare_base(what, saved.peft_config, model)
     whole = dict(whole_modules(model.peft_model))
     shapes = {name: list(t.shape) for name, t in model.base_model.generated_tensors().items()}
     if saved.shapes != shapes or not same_shapes(saved.whole, formats.peft_names(whole)):
@@ -102,11 +92,11 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def _compare_base(what: str, config: PeftConfig, model: AdaptedModel) -> None:
-    there, here = (
-        str(config.base_model_name_or_path or ""),
-        str(model.language_model().name_or_path),
-    )
+def _compare_method(what: str, config: PeftConfig, model: AdaptedModel) -> None:
+    """Compare the methods, and the language models by their ids on the hub."""
+    own = model.peft_model.active_peft_config
+    _compare(what, _peft_values(config), _peft_values(own), "peft.")
+    there, here = str(config.base_model_name_or_path or ""), model.language_model().name_or_path
     hub = all(name and not os.path.exists(name) for name in (there, here))  # noqa: PTH110
     if hub and there != here:
         raise InputError(f"{what} was trained on the language model {there}, not on {here}.")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -97,41 +97,32 @@ class Workload:
 
     def steps(self) -> dict[str, Callable[[], object]]:
         """Everything that is timed: from a batch to new weights, AdamW included."""
-        steps: dict[str, Callable[[], object]] = {
-            "floor": self.floor(),
-            "lora_naive": self.naive(self.lora()),
-            "lora_fast": self.fast(self.lora()),
-            "qpa_naive": self.naive(self.qpa(self.naive_backend)),
-            "qpa_fast": self.fast(self.qpa("statevector")),
-            "qpa_fast_tuned": self.fast(self.tuned()),
-            "unilora_fast": self.fast(self.unilora()),
-        }
-        if self.shape.relatives:
-            for name in _RELATIVES:
-                steps[f"qpa_fast_{name}"] = self.step(f"qpa_fast_{name}")
-        if self.shape.layers:
-            steps["lora_fast_uncached"] = self.fast(self.lora(), cached=False)
-            steps["qpa_fast_uncached"] = self.fast(self.qpa("statevector"), cached=False)
-            steps["qpa_fast_bf16"] = self.fast(self.qpa("statevector"), low=torch.bfloat16)
-        return steps
+        return {name: self.step(name) for name in self._makers()}
 
     def step(self, name: str) -> Callable[[], object]:
-        """One of :meth:`steps`, the others not made."""
-        low = torch.bfloat16 if name.endswith("bf16") else None
-        if name == "floor":
-            return self.floor()
-        naive = "naive" in name
-        backend = self.naive_backend if naive else "statevector"
-        if name.endswith("tuned"):
-            return self.fast(self.tuned())
-        if (relative := name.rpartition("_")[2]) in _RELATIVES:
-            return self.fast(self._generated(QPAConfig(**_RELATIVES[relative])))
-        if name.startswith("unilora"):
-            return self.fast(self.unilora())
-        model = self.lora() if name.startswith("lora") else self.qpa(backend)
-        if naive:
-            return self.naive(model)
-        return self.fast(model, cached=not name.endswith("uncached"), low=low)
+        """Make one of :meth:`steps`, and not the others."""
+        return self._makers()[name]()
+
+    def _makers(self) -> dict[str, Callable[[], Callable[[], object]]]:
+        makers: dict[str, Callable[[], Callable[[], object]]] = {
+            "floor": self.floor,
+            "lora_naive": lambda: self.naive(self.lora()),
+            "lora_fast": lambda: self.fast(self.lora()),
+            "qpa_naive": lambda: self.naive(self.qpa(self.naive_backend)),
+            "qpa_fast": lambda: self.fast(self.qpa("statevector")),
+            "qpa_fast_tuned": lambda: self.fast(self.tuned()),
+            "unilora_fast": lambda: self.fast(self.unilora()),
+        }
+        generated = lambda keys: self.fast(self._generated(QPAConfig(**keys)))  # noqa: E731
+        for name, keys in _RELATIVES.items() if self.shape.relatives else ():
+            makers[f"qpa_fast_{name}"] = partial(generated, keys)
+        if self.shape.layers:
+            makers |= {
+                "lora_fast_uncached": lambda: self.fast(self.lora(), cached=False),
+                "qpa_fast_uncached": lambda: self.fast(self.qpa("statevector"), cached=False),
+                "qpa_fast_bf16": lambda: self.fast(self.qpa("statevector"), low=torch.bfloat16),
+            }
+        return makers
 
     # --- models ---------------------------------------------------------------------------------
 

@@ -75,11 +75,6 @@ class Examples:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
-    @property
-    def attention_mask(self) -> Int[Tensor, "n t"]:
-        """1 where an id is real, 0 where it is padding."""
-        return mask(self.lengths, self.input_ids.shape[1])
-
 
 def labels(examples: Examples, rows: list[int]) -> Int[Tensor, ...]:
     """Return what some examples are trained towards.
@@ -509,17 +504,6 @@ class TextDataModule(LightningDataModule):
             return replace(laid, classes=torch.tensor(self.corpus.classes[split]))
         except InputError as error:
             raise InputError(f"The {split} split of {self.corpus.source}: {error}") from error
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """``documents``, ``examples`` and real ``tokens`` of what serves for each purpose."""
-        return {
-            role: {
-                "documents": len(self.corpus.splits[split]),
-                "examples": len(self.examples[role]),
-                "tokens": int(self.examples[role].lengths.sum()),
-            }
-            for role, split in self.splits.items()
-        }
 
     def prepare_data(self) -> None:
         """Let one process of a machine fill the hub's cache before the others read it."""

@@ -213,27 +213,45 @@ def read_plain(path: Path, most: int = MIB, *, references: bool = False) -> Any:
         InputError: one sentence with the path: it cannot be read, is no JSON, or holds a reference
             (``${``), a number that is not finite or beyond 64 bits, or text that is none.
     """
-    content = read_bytes(path, most)
     try:
-        value = json.loads(content, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
-        text = json.dumps(value, ensure_ascii=False).encode()
+        value = json.loads(read_bytes(path, most))
+        check_plain(value, references)
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON that can be used: {str(error)[:200]}.") from error
-    if (b"${" in text and not references) or b"\\u0000" in text:
-        raise InputError(f"{path} holds a reference (${{) or a zero byte: it is to be plain data.")
     return value
 
 
-def _whole(digits: str) -> int:
-    if not -(2**63) <= (number := int(digits)) < 2**64:
-        raise ValueError(f"{digits[:20]}... is beyond 64 bits")
-    return number
+def check_plain(value: Any, references: bool) -> None:
+    """Refuse what is more than data: a reference, no text, no number of 64 bits, another type.
 
+    Args:
+        value: what a file holds, lists and tables among it.
+        references: whether texts may hold ``${``, which will be shown and nothing else.
 
-def _finite(digits: str) -> float:
-    if not math.isfinite(number := float(digits)):
-        raise ValueError(f"{digits[:20]} is no finite number")
-    return number
+    Raises:
+        ValueError: says which.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r:.50} is no text")
+            check_plain(key, references)
+            check_plain(item, references)
+    elif isinstance(value, list):
+        for item in value:
+            check_plain(item, references)
+    elif isinstance(value, str):
+        if not references and ("${" in value or value == "???"):
+            raise ValueError("it refers to something, and all values are written out")
+        if "\0" in value or value != value.encode(errors="replace").decode():
+            raise ValueError("it holds text that is none")
+    elif isinstance(value, int | float):  # a truth value is one, too
+        if not (math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**64):
+            raise ValueError("it holds a number that is not finite, or beyond 64 bits")
+    elif value is not None:
+        raise ValueError(f"it holds a {type(value).__name__}")
 
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from qpa_exp.errors import InputError, first_line
-from qpa_exp.files import read_bytes
+from qpa_exp.files import check_plain, read_bytes
 
 _MOST = 2**17
 """Bytes: above any config, and read in a second or two."""
@@ -44,7 +44,7 @@ def read_yaml(path: Path, *, references: bool = False) -> dict[str, Any]:
     """
     try:
         found = yaml.load(read_bytes(path, _MOST), _Loader)
-        _refuse_more_than_data(found, references)
+        check_plain(found, references)
     except RecursionError as error:
         raise InputError(f"{path} is not one of ours: it is too deep.") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -54,20 +54,3 @@ def read_yaml(path: Path, *, references: bool = False) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path} is not one of ours: it is no table of keys and values.")
     return found
-
-
-def _refuse_more_than_data(value: Any, references: bool) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ValueError(f"the key {key!r:.50} is no text")
-            _refuse_more_than_data(key, references)
-            _refuse_more_than_data(item, references)
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_more_than_data(item, references)
-    elif isinstance(value, str):
-        if not references and ("${" in value or value == "???"):
-            raise ValueError("it refers to something, and all values are written out")
-    elif value is not None and type(value) not in (bool, int, float):
-        raise ValueError(f"it holds a {type(value).__name__}")

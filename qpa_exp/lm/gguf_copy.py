@@ -97,19 +97,7 @@ def _sums(place: Path) -> dict[str, str]:
 
 # --- a file that somebody else may have written -------------------------------------------------
 
-_SCALARS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+_SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MOST_ITEMS = 2**22
 """The most entries of all lists together. The reader makes an object of each; the largest

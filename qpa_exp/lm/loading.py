@@ -67,11 +67,7 @@ def load_model(
     # Safetensors alone: a pickle may run code. Other shapes are refused below, in a sentence.
     more_options = {"use_safetensors": True, "ignore_mismatched_sizes": True}
     model, found = _load(loader, config, output_loading_info=True, **more_options, **options)
-    changed = {key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]}
-    prefix = f"{model.base_model_prefix}." if new_head else ""
-    _refuse_weights("lacks", source, {k for k in found["missing_keys"] if k.startswith(prefix)})
-    _refuse_weights("has other shapes of", source, {k for k in changed if k.startswith(prefix)})
-    _refuse_weights("has numbers that are not finite in", source, _not_finite(model))
+    _check_loaded(source, model, found, f"{model.base_model_prefix}." if new_head else "")
     keep_gradients(model.requires_grad_(False).eval())
     if auto_class == "AutoModelForCausalLM":
         _refuse_what_sees_ahead(source, model)
@@ -193,6 +189,16 @@ def _not_finite(model: PreTrainedModel) -> set[str]:
             and not torch.isfinite(weight.sum(dtype=torch.float32))
             and not torch.isfinite(weight).all()  # the sum of large ones may be infinite
         }
+
+
+def _check_loaded(
+    source: Path | str, model: PreTrainedModel, found: dict[str, Any], prefix: str = ""
+) -> None:
+    """Refuse weights that are not finite, and those of that prefix that are no file's own."""
+    changed = {key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]}
+    for what, keys in (("lacks", found["missing_keys"]), ("has other shapes of", changed)):
+        _refuse_weights(what, source, {key for key in keys if key.startswith(prefix)})
+    _refuse_weights("has numbers that are not finite in", source, _not_finite(model))
 
 
 def _refuse_weights(what: str, source: Path | str, names: Collection[str]) -> None:
@@ -445,10 +451,7 @@ def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             alone, config=architecture, dtype=torch.float32,
             output_loading_info=True, ignore_mismatched_sizes=True, **given,
         )  # fmt: skip
-        _refuse_weights("lacks", file, found["missing_keys"])
-        changed = {key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]}
-        _refuse_weights("has other shapes of", file, changed)
-        _refuse_weights("has numbers that are not finite in", file, _not_finite(model))
+        _check_loaded(file, model, found)
         _refuse_what_sees_ahead(file, model.eval())
         # transformers marks what it loads like this as quantized, and does not save it.
         empty.load_state_dict(model.state_dict(), assign=True)

@@ -41,7 +41,7 @@ _HIDDEN = ("method", "% of target")
 
 
 @dataclass
-class Saved:
+class Saved(Manifest):
     """A study at one scale as its file in ``data/`` holds it.
 
     Attributes:
@@ -50,18 +50,9 @@ class Saved:
         runs: one row a run, in the order of ``columns``.
     """
 
-    study: str
-    scale: str
-    title: str
-    paper: str
-    command: str
-    figures: list[dict[str, Any]]
-    tables: list[str]
-    notes: list[str]
-    differs: list[str]
     shared: dict[str, Any]
     columns: list[str]
-    runs: list[list[Any]]
+    runs: list[list[Any]]  # type: ignore[assignment]
 
 
 def write_pages(collected: Collected, docs: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from torch.nn.utils import parameters_to_vector
 
 from qpa_exp.config import OptimConfig
 from qpa_exp.errors import InputError
-from qpa_exp.runs.optimizers import OPTIMIZERS
+from qpa_exp.runs.optimizers import OPTIMIZERS, adamw
 
 Loss = Callable[[], float]
 """The loss of the step's batch with the parameters as they are now, without a gradient."""
@@ -61,16 +61,6 @@ def _check_search(searched: list[nn.Parameter], config: OptimConfig) -> None:
         )
 
 
-def _adamw(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        parameters,
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )
-
-
 class AlternatingSearch(torch.optim.Optimizer):
     """AdamW on some parameters, a search without gradients on the others, in turn.
 
@@ -96,7 +86,7 @@ class AlternatingSearch(torch.optim.Optimizer):
         self.config, self.loss = config, loss
         self.searched = list(searched)
         self.steps = 0
-        self.adamw = _adamw(list(stepped), config) if stepped else None
+        self.adamw = adamw(list(stepped), config) if stepped else None
         self._share_groups()
 
     def _share_groups(self) -> None:

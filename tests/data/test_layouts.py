@@ -27,15 +27,13 @@ property_test = settings(
 def test_lines_hold_each_line_then_eos(tokenizer, documents, max_length):
     examples = lay_out(documents, tokenizer, "lines", max_length)
     assert examples.input_ids.shape == (len(documents), max_length)
-    assert examples.input_ids.dtype == examples.attention_mask.dtype == torch.int64
+    assert examples.input_ids.dtype == torch.int64
     assert len(examples) == len(documents)
-    for row, real, document in zip(
-        examples.input_ids, examples.attention_mask, documents, strict=True
-    ):
+    for row, length, document in zip(examples.input_ids, examples.lengths, documents, strict=True):
         ids = tokenizer(document)["input_ids"][:max_length]
         assert row[: len(ids)].tolist() == ids
         assert (row[len(ids) :] == tokenizer.eos_token_id).all()
-        assert real.tolist() == [1] * len(ids) + [0] * (max_length - len(ids))
+        assert length == len(ids)
 
 
 @property_test
@@ -51,7 +49,7 @@ def test_blocks_are_the_token_stream(tokenizer, documents, max_length):
     examples = lay_out(documents, tokenizer, "blocks", max_length)
     whole = len(stream) // max_length * max_length
     assert examples.input_ids.flatten().tolist() == stream[:whole]
-    assert examples.attention_mask.all()
+    assert examples.lengths.eq(max_length).all()
     assert examples.input_ids.untyped_storage().nbytes() == whole * 8
 
 
