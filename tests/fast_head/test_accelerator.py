@@ -316,7 +316,7 @@ def test_batches_are_gathered_before_they_go_through_the_generator(
     config = configure(*gathered)
     with monkeypatch.context() as patch:  # as a bare loop would have it: a vector for each batch
         patch.setattr("qpa_exp.adapters.generated.GeneratedMethod.begin_step", lambda self: None)
-        patch.setattr("qpa_exp.adapters.qpa_model.QPAModel.end_step", lambda self: None)
+        patch.setattr("qpa_exp.adapters.generated.GeneratedMethod.end_step", lambda self: None)
         the_long_way(config, tmp_path / "each")
     calls = []
     proper = Generator.forward
