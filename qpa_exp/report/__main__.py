@@ -81,7 +81,8 @@ def report(places: list[str], study: str | None, out: Path, pages: Path | None =
             continue
         page = write_report(collected, out, command)
         written += 1
-        print(f"{collected.study}: {len(collected.runs)} runs, written to {page}")
+        n = len(collected.runs)
+        print(f"{collected.study}: {n} run{'s' * (n > 1)}, written to {page}")
         if pages is not None:
             from qpa_exp.report.docs_page import write_pages
 

@@ -40,6 +40,8 @@ from qpa_exp.report.tables import METRIC, reported_perplexities
 _RATE = "optim.lr"
 _LINE = 42
 """Letters in a line of a setting's name."""
+_FEW_LINES = 5
+"""The rows from which the axis is as long as the words beside it."""
 
 
 def parameters(
@@ -280,7 +282,8 @@ def categories(
         )
         counts.tick_params(length=0, labelcolor=drawing.MUTED)
         counts.spines["right"].set_visible(False)
-        counts.set_ylabel("trainable parameters", color=drawing.MUTED)
+        words = "trainable\nparameters" if len(lines) < _FEW_LINES else "trainable parameters"
+        counts.set_ylabel(words, color=drawing.MUTED)
         axis.set_xlabel(f"{panel.metric.label}; a dot for each seed, a diamond for their mean")
         drawing.baseline(drawn, axis, panel, across=True)
     return drawn

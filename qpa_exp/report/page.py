@@ -23,7 +23,7 @@ from PIL import Image
 from qpa_exp.errors import InputError
 from qpa_exp.files import whole_file
 from qpa_exp.report.collect import Collected
-from qpa_exp.report.comparisons import comparisons
+from qpa_exp.report.comparisons import aggregate, comparisons, ranked_by
 from qpa_exp.report.drawing import DARK
 from qpa_exp.report.figures import draw
 from qpa_exp.report.labels import named, plain
@@ -127,7 +127,7 @@ def words_of(collected: Collected) -> Words:
     """
     manifests = collected.manifests
     if not manifests:
-        return Words("Runs")
+        return Words(_title_of(collected.runs))
     first, scales = manifests[0], list(dict.fromkeys(m.scale for m in manifests))
     title = first.title or "Runs"
     today = study_of_record(first.study, scales[0])
@@ -136,6 +136,16 @@ def words_of(collected: Collected) -> Words:
     about = today.about if len(scales) == 1 else ""
     finding = today.finding.get(scales[0], "") if len(scales) == 1 else ""
     return Words(title, first.paper, about, finding.strip(), today.groups)
+
+
+def _title_of(runs: pd.DataFrame) -> str:
+    """Return what runs of no study have shown: one setting's result, else how many there are."""
+    table = aggregate(runs)
+    metric, first = ranked_by(table), table.iloc[0]
+    base = first.get(f"base_{metric.name}")
+    if len(table) > 1 or base is None or base != base:
+        return f"{len(table)} settings"
+    return f"{metric.name.capitalize()} {base:.4g} before, {first[metric.name]:.4g} after training"
 
 
 def figures_of(collected: Collected, title: str | None = None) -> Iterator[tuple[str, Figure]]:
@@ -189,7 +199,7 @@ def render(
     )  # fmt: skip
     manifests, runs, words = collected.manifests, collected.runs, words_of(collected)
     return environment.get_template("page.html").render(
-        study=collected.study,
+        study=collected.study if manifests else "",
         title=words.title,
         paper=words.paper,
         about=words.about,
