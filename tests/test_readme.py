@@ -257,18 +257,16 @@ def test_the_python_of_a_page_runs(page: Path, desk: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_the_tutorial_runs(tmp_path: Path) -> None:
+def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two steps and a few blocks to test on; as committed it has outputs and no paths."""
-    import nbformat
-    from nbclient import NotebookClient
-
     text = (ROOT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8")
     assert '"image/png"' in text
     assert not re.search(r"/(home|root|tmp|Users|work)/", text)
     short = text.replace("STEPS = 200", "STEPS = 2").replace("N_TEST = 128", "N_TEST = 4")
     assert len(text) - len(short) == 4
-    notebook = nbformat.reads(short, as_version=4)
+    cells = [cell["source"] for cell in json.loads(short)["cells"] if cell["cell_type"] == "code"]
+    monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the kernel's own
-        NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
+        warnings.simplefilter("ignore")  # of plt.show() where there is no screen
+        exec(compile("\n".join("".join(cell) for cell in cells), "tutorial", "exec"), {})
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()

@@ -349,7 +349,7 @@ def test_to_peft_shares_the_language_models_weights(make_qpa):
 
 LOAD_WITHOUT_US = """
 import sys
-sys.modules["qpa_exp"] = None
+sys.modules["qpa_exp"] = sys.modules["bitsandbytes"] = None  # the second takes seconds
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM

@@ -59,7 +59,13 @@ PAPER = ["ry", "rx", "rx_rz", "ry_rz", "product"]
 @pytest.mark.parametrize("n_qubits", [1, pytest.param(2, marks=pytest.mark.long), 5])
 @pytest.mark.parametrize(
     ("device", "ansatz"),
-    [(device, ansatz) for device in DEVICES for ansatz in PAPER] + [("aer", "of_a_user")],
+    [
+        pytest.param(device, ansatz, marks=pytest.mark.long if ansatz != "ry" else ())
+        for device in DEVICES
+        for ansatz in PAPER
+        if device != "aer"
+    ]
+    + [("aer", ansatz) for ansatz in (*PAPER, "of_a_user")],
 )
 def test_frequencies_are_those_of_the_device(
     qpa, sampler, device, ansatz, n_qubits, random_theta, sampling_p_value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,18 @@ def in_yaml(value: Any) -> bytes:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode(errors="replace")
 
 
+@cache
+def configs_like(whole_run: Path) -> st.SearchStrategy[bytes]:
+    """What may lie in the place of its config; to make this anew takes longer than an example."""
+    return files_like(yaml.safe_load((whole_run / "config.yaml").read_text()), in_yaml)
+
+
 def with_spoilt_config(home: Path, whole_run: Path, data: st.DataObject) -> Path:
     """A run whose config is drawn anew, and whose other files are whole."""
     run = home / "desk" / "out" / "run"
     if not run.exists():
         shutil.copytree(whole_run, run)
-    valid = yaml.safe_load((whole_run / "config.yaml").read_text())
-    (run / "config.yaml").write_bytes(data.draw(files_like(valid, in_yaml)))
+    (run / "config.yaml").write_bytes(data.draw(configs_like(whole_run)))
     return run
 
 
