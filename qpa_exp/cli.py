@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -376,9 +376,9 @@ def check_key(override: str) -> None:
 Schema = TypeVar("Schema")
 
 
-def option(says: str, default: Any = MISSING) -> Any:
-    """Return a field of a command's options, and what the command's help says of it."""
-    return field(default=default, metadata={"says": says})
+def option(says: str, default: Any = MISSING, *, choices: tuple[str, ...] = ()) -> Any:
+    """Describe an option of a command: what its help says of it, and the words that it takes."""
+    return field(default=default, metadata={"says": says, "choices": choices})
 
 
 def options_page(doc: str | None, schema: type) -> str:
@@ -421,7 +421,22 @@ def parse_options(schema: type[Schema], arguments: Sequence[str]) -> Schema:
     except OmegaConfBaseException as error:
         raise InputError(explain(error)) from error
     assert isinstance(options, schema)
+    for item in fields(cast(Any, options)):
+        if (choices := item.metadata["choices"]) and getattr(options, item.name) not in choices:
+            refused = f"{item.name}={getattr(options, item.name):.100} is unknown"
+            raise InputError(f"{refused}: give one of {', '.join(choices)}.")
     return options
+
+
+def split_options(schema: type[Schema], arguments: Sequence[str]) -> tuple[Schema, list[str]]:
+    """Return the options of a command that takes a run's keys, too, and the other arguments.
+
+    Raises:
+        InputError: as :func:`parse_options`.
+    """
+    names = tuple(f"{name}=" for name in get_type_hints(schema))
+    rest = [argument for argument in arguments if not argument.startswith(names)]
+    return parse_options(schema, [a for a in arguments if a.startswith(names)]), rest
 
 
 def to_config(composed: DictConfig, *, saved: bool = False) -> Config:

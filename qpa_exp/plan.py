@@ -17,14 +17,14 @@ import dataclasses
 import json
 import logging
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from qpa_exp.adapters.counts import Counts, describe
-from qpa_exp.cli import compose_config, option, options_page, parse_options, run_command
+from qpa_exp.cli import compose_config, option, options_page, run_command, split_options
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.files import typed_path
@@ -34,14 +34,14 @@ from qpa_exp.task import TASKS
 if TYPE_CHECKING:
     from qpa_exp.circuits.device_price import DevicePrice
 
-FORMATS = ("table", "json")
-
 
 @dataclass
 class PlanOptions:
     """What the command takes beside the keys of a run."""
 
-    format: str = option("table, or json with the keys of metrics.json", "table")
+    format: str = option(
+        "table, or json with the keys of metrics.json", "table", choices=("table", "json")
+    )
     draw: str = option("the circuit: true for text, or <file>.png|svg|pdf", "false")
     show: str = option("data: the first example, its tokens, and which carry loss", "false")
     price: str | None = option("fake_torino or fake_fez: what one run costs on it", None)
@@ -51,19 +51,15 @@ class PlanOptions:
 def main(arguments: list[str]) -> None:
     """Plan the run that these Hydra overrides describe."""
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
-    names = tuple(f"{item.name}=" for item in fields(PlanOptions))
-    overrides = [argument for argument in arguments if not argument.startswith(names)]
-    options = parse_options(PlanOptions, [a for a in arguments if a.startswith(names)])
+    options, overrides = split_options(PlanOptions, arguments)
     output, drawing = options.format, options.draw
-    if output not in FORMATS:
-        raise InputError(f"format={output} is unknown: give one of {', '.join(FORMATS)}.")
     config = compose_config(overrides)
     _check_drawing(config, output, drawing)
-    shown, steps = options.show, _steps(config, options)
-    if shown not in ("data", "false"):
-        raise InputError(f"show={shown:.100} is unknown: give show=data.")
+    steps = _steps(config, options)
+    if options.show not in ("data", "false"):
+        raise InputError(f"show={options.show:.100} is unknown: give show=data.")
     counts = plan(config)
-    example = first_example(config) if shown == "data" else None
+    example = first_example(config) if options.show == "data" else None
     priced = None if options.price is None else _price(config, counts, options.price)
     if output == "json":
         record = as_record(counts) | ({"example": example} if example else {})

@@ -31,8 +31,8 @@ from qpa_exp.cli import (
     known_keys,
     option,
     options_page,
-    parse_options,
     run_command,
+    split_options,
 )
 from qpa_exp.errors import InputError, nearest
 from qpa_exp.files import typed_path
@@ -67,9 +67,7 @@ ReportTask = tuple[list[str], str, Path]
 
 def main(arguments: list[str]) -> None:
     """Reproduce the studies that ``studies=`` names, at ``scale=``."""
-    names = tuple(f"{item.name}=" for item in fields(ReproduceOptions))
-    rest = [argument for argument in arguments if not argument.startswith(names)]
-    options = parse_options(ReproduceOptions, [a for a in arguments if a.startswith(names)])
+    options, rest = split_options(ReproduceOptions, arguments)
     _check_rest(rest)
     if options.studies is None:
         raise InputError(

@@ -13,36 +13,29 @@ Examples:
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from qpa_exp.cli import compose_config, option, options_page, parse_options, run_command
+from qpa_exp.cli import compose_config, option, options_page, run_command, split_options
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
-
-SPLITS = ("test", "validation")
 
 
 @dataclass
 class ScoreOptions:
     """What the command takes beside the keys of a run."""
 
-    split: str = option("test or validation", "test")
-    format: str = option("table or json", "table")
+    split: str = option("test or validation", "test", choices=("test", "validation"))
+    format: str = option("table or json", "table", choices=("table", "json"))
 
 
 def main(arguments: list[str]) -> None:
     """Measure the language model that these Hydra overrides describe."""
-    names = tuple(f"{item.name}=" for item in fields(ScoreOptions))
-    overrides = [argument for argument in arguments if not argument.startswith(names)]
-    options = parse_options(ScoreOptions, [a for a in arguments if a.startswith(names)])
-    for name, allowed in (("split", SPLITS), ("format", ("table", "json"))):
-        if (given := getattr(options, name)) not in allowed:
-            raise InputError(f"{name}={given} is unknown: give one of {', '.join(allowed)}.")
+    options, overrides = split_options(ScoreOptions, arguments)
     config = compose_config(overrides)
     figures = score(config, options.split)
     if options.format == "json":
