@@ -357,8 +357,9 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
     Examples:
         >>> from peft import LoraConfig
         >>> from transformers import GPT2Config, GPT2LMHeadModel
-        >>> base = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1))
-        >>> model = get_qpa_model(base, LoraConfig(target_modules=["lm_head"]), QPAConfig(n_mlp=16))
+        >>> shape = GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1)
+        >>> lora = LoraConfig(target_modules=["lm_head"])
+        >>> model = get_qpa_model(GPT2LMHeadModel(shape), lora, QPAConfig(n_mlp=16))
         >>> model.generator.chunking.m
         464
     """
