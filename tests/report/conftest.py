@@ -62,19 +62,13 @@ def write_run(
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run() -> MakeRun:
     """``make_run(path, *overrides, perplexity=...)``: as :func:`write_run`."""
     return write_run
 
 
-@pytest.fixture(scope="module")
-def write_a_run() -> MakeRun:
-    """The same for the tests of a module."""
-    return write_run
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_study() -> Callable[..., Path]:
     """``make_study(directory, runs, figures=...)``: the record of a study of these runs."""
 

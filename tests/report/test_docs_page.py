@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,23 +23,33 @@ old
 """
 
 
-@pytest.fixture
-def docs(make_run: MakeRun, make_study: MakeStudy, tmp_path: Path) -> Path:
-    """Pages of one study, written from its runs."""
+@pytest.fixture(scope="module")
+def written(
+    make_run: MakeRun, make_study: MakeStudy, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A study, its runs, and its pages in ``docs``."""
+    place = tmp_path_factory.mktemp("written")
     runs = [
-        make_run(tmp_path / "runs" / f"{n}", *overrides, perplexity=100.0 + n, validation=90.0)
+        make_run(place / "runs" / f"{n}", *overrides, perplexity=100.0 + n, validation=90.0)
         for n, overrides in enumerate((["qpa=off", "seed=1"], ["qpa=off", "seed=2"], ["seed=1"]))
     ]
     command_line = " ".join(["python -m qpa_exp -m", *(f"key{n}=1" for n in range(30))])
-    place = make_study(
-        tmp_path / "studies", runs, figures=[{"kind": "pareto"}, {"kind": "time"}],
+    study = make_study(
+        place / "studies", runs, figures=[{"kind": "pareto"}, {"kind": "time"}],
         tables=["table2"], study="own_study", command=command_line,
     )  # fmt: skip
-    docs = tmp_path / "docs"
+    docs = place / "docs"
     docs.mkdir()
     (docs / "README.md").write_text(INDEX)
-    command.main([f"runs={place}", f"out={tmp_path / 'out'}", f"pages={docs}"])
-    return docs
+    command.main([f"runs={study}", f"out={place / 'out'}", f"pages={docs}"])
+    return place
+
+
+@pytest.fixture
+def docs(written: Path, tmp_path: Path) -> Path:
+    """A copy of the pages, beside one of the study."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "docs"
 
 
 def test_a_page_has_its_finding_figure_table_command_and_data(docs: Path) -> None:

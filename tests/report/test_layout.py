@@ -30,14 +30,14 @@ WORD = st.text("abW m$_^\\", min_size=1, max_size=70)
 
 @pytest.fixture(scope="module")
 def rows(
-    write_a_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, object]]:
     """A run of LoRA, of QPA and of its controls, as they are collected."""
     place = tmp_path_factory.mktemp("runs")
     made = {"lora": ["qpa=off"], "unilora": ["qpa=off", "peft=unilora"], "qpa": [],
             "paper": ["qpa=paper"], "frozen": ["qpa.ansatz=frozen"]}  # fmt: skip
     for name, overrides in made.items():
-        write_a_run(place / name, *overrides, validation=150.0)
+        make_run(place / name, *overrides, validation=150.0)
     (collected,) = collect([str(place)])
     return {Path(row["path"]).name: row for row in collected.runs.to_dict("records")}
 
