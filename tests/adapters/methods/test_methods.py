@@ -49,7 +49,6 @@ def on(architectures: list[str]) -> Any:
 
 everywhere = on(ARCHITECTURES)
 in_two_places = on(["gpt2_untied", "llama"])
-every_method = pytest.mark.parametrize("method", METHOD_NAMES)
 some_methods = pytest.mark.parametrize(
     "method",
     [pytest.param(m, marks=() if m in CLOSELY else pytest.mark.long) for m in METHOD_NAMES],
@@ -175,11 +174,15 @@ def test_disabled_it_is_the_base_model(
 
 
 @in_two_places
-def test_to_peft_is_the_same_model(
+def test_saved_and_as_an_adapter_it_is_the_same_model(
     method: str, architecture: str, make_model: Any, make_qpa: Any, tokens: Tensor, tmp_path: Path
 ) -> None:
     model = make_qpa(method, architecture)
     train(model, tokens, 5e-3, steps=2)
+    model.save_pretrained(tmp_path / "generator")
+    loaded = QPAModel.from_pretrained(make_model(architecture), tmp_path / "generator").eval()
+    assert torch.equal(logits_of(loaded, tokens), logits_of(model, tokens))
+
     plain = model.to_peft()
     torch.testing.assert_close(
         logits_of(plain, tokens), logits_of(model, tokens), rtol=0, atol=1e-5
@@ -216,17 +219,6 @@ def test_the_gradient_is_that_of_trained_tensors(
     loss_of(model, tokens).backward()
     trained = torch.cat([tensor.grad.flatten() for _, tensor in named])
     torch.testing.assert_close(model.base_model.vector.grad, trained, rtol=1e-4, atol=1e-6)
-
-
-@every_method
-def test_a_saved_generator_is_the_same_model(
-    method: str, make_model: Any, make_qpa: Any, tokens: Tensor, tmp_path: Path
-) -> None:
-    model = make_qpa(method)
-    train(model, tokens, 5e-3, steps=2)
-    model.save_pretrained(tmp_path)
-    loaded = QPAModel.from_pretrained(make_model("gpt2"), tmp_path).eval()
-    assert torch.equal(logits_of(loaded, tokens), logits_of(model, tokens))
 
 
 @some_methods
