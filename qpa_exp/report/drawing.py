@@ -197,6 +197,15 @@ class Canvas:
         )
         self._names.append(name)
 
+    def curve(
+        self, axis: Axes, points: pd.DataFrame, x: str, y: str, label: str, **style: Any
+    ) -> list[tuple[Any, Any]]:
+        """Draw a series as :func:`curve` does, have its name beside it, and return its points."""
+        bars = curve(axis, points, x, y, label=label, **style)
+        places = list(zip(points[x], points[y], strict=True))
+        self.name(axis, label, [at for at in places if at[1] == at[1]], style["color"], bars)
+        return places
+
     def name_end(
         self, axis: Axes, text: str, points: Sequence[tuple[Any, Any]], colour: str
     ) -> None:
@@ -505,13 +514,9 @@ def _legends(names: Sequence[_Name]) -> None:
 # --- series -----------------------------------------------------------------------------------
 
 
-def curve(
-    axis: Axes, points: pd.DataFrame, x: str, y: str, *, label: str, join: bool = True, **style: Any
-) -> Any:
+def curve(axis: Axes, points: pd.DataFrame, x: str, y: str, *, label: str, **style: Any) -> Any:
     """One series from left to right, with bars of the standard deviation where there are seeds."""
     points = points.sort_values(x)
-    if not join:
-        style["linestyle"] = "none"
     spread = points[f"{y}_std"].fillna(0.0) if f"{y}_std" in points else pd.Series(dtype=float)
     if spread.any():
         style |= {"yerr": spread, "capsize": 2.5, "elinewidth": 1.1}

@@ -65,9 +65,7 @@ def parameters(
         _classical_curve(drawn, axis, panel)
         series = list(_series(panel.table, hue))
         for (label, points), style in zip(series, drawing.several(), strict=False):
-            bars = drawing.curve(axis, points, "trainable_params", name, label=label, **style)
-            places = list(zip(points["trainable_params"], points[name], strict=True))
-            drawn.name(axis, label, places, style["color"], bars)
+            places = drawn.curve(axis, points, "trainable_params", name, label, **style)
             if len(series) == 1 and len(points) > 1:
                 for place, n_mlp in zip(places, points["qpa.n_mlp"], strict=True):
                     said = f"n_mlp = {n_mlp:,.0f}" if place == places[0] else f"{n_mlp:,.0f}"
@@ -97,11 +95,8 @@ def pareto_front(runs: pd.DataFrame, metric: str | None = None, about: str = "")
             color=drawing.GRID, linewidth=6, label="Pareto front", zorder=0.5,
         )  # fmt: skip
         for name, points, style in _by_maker(shown.table):
-            bars = drawing.curve(
-                axis, points, "trainable_params", y, join=False, label=name, **style
-            )
-            places = list(zip(points["trainable_params"], points[y], strict=True))
-            drawn.name(axis, name, places, style["color"], bars)
+            style["linestyle"] = "none"
+            places = drawn.curve(axis, points, "trainable_params", y, name, **style)
             first = points.iloc[0]
             if not is_generated(first) and points["peft.r"].nunique() > 1:
                 for place, said in zip(places, _ranks(points), strict=True):
@@ -145,9 +140,7 @@ def over(
             places = [(place, row[y]) for place in np.linspace(0.03, 0.97, 9)]
             drawn.name(axis, name, places, drawing.CLASSICAL, level, axis.get_yaxis_transform())
         for (name, points), style in zip(_series(generated, None), drawing.several(), strict=False):
-            bars = drawing.curve(axis, points, key, y, label=name, **style)
-            places = list(zip(points[key], points[y], strict=True))
-            drawn.name(axis, name, places, style["color"], bars)
+            drawn.curve(axis, points, key, y, name, **style)
             top = best(points, panel.metric)
             at, said = (top[key], top[y]), f"optimum: {top[key]:g}"
             drawing.star(axis, at, 13, style["color"], said)
@@ -303,19 +296,12 @@ def _lines_of(panel: drawing.Panel) -> list[_Line]:
     order = panel.table.sort_values(
         panel.metric.name, ascending=panel.metric.smaller_is_better, kind="stable"
     )
+    groups = order["_group"].where(order["_name"] != "", "")
     lines: list[_Line] = []
-    for group, part in order.groupby(order["_group"].where(order["_name"] != "", ""), sort=False):
-        if group:
-            lines.append(_Line(f"{group}:", None))
-        elif lines:  # settings of no group stand first
-            continue
+    # Settings of no group stand first.
+    for group, part in sorted(order.groupby(groups, sort=False), key=lambda found: found[0] != ""):
+        lines += [_Line(f"{group}:", None)] * bool(group)
         lines += [_Line(row["_name"] or row["_group"], row) for _, row in part.iterrows()]
-    own = order[order["_group"].where(order["_name"] != "", "") == ""]
-    if not own.empty:
-        first = [_Line(row["_name"] or row["_group"], row) for _, row in own.iterrows()]
-        shown = {row["setting"] for _, row in own.iterrows()}
-        rest = [line for line in lines if line.row is None or line.row["setting"] not in shown]
-        return first + rest
     return lines
 
 
@@ -397,11 +383,9 @@ def _classical_curve(drawn: drawing.Canvas, axis: Axes, panel: drawing.Panel) ->
         return
     metric, colour = panel.metric.name, drawing.CLASSICAL
     name = family(classical.iloc[0])
-    bars = drawing.curve(
-        axis, classical, "trainable_params", metric, label=name, color=colour, marker="o"
+    places = drawn.curve(
+        axis, classical, "trainable_params", metric, name, color=colour, marker="o"
     )
-    places = list(zip(classical["trainable_params"], classical[metric], strict=True))
-    drawn.name(axis, name, places, colour, bars)
     if "peft.r" not in classical or not classical["peft.r"].notna().any():
         return
     for place, rank in zip(places, classical["peft.r"], strict=True):
@@ -494,9 +478,7 @@ def time(runs: pd.DataFrame, about: str = "") -> drawing.Canvas:
     for axis, (column, label) in zip(drawn.axes, columns.items(), strict=True):
         for name, style in looks.items():
             points = table[keys == name]
-            bars = drawing.curve(axis, points, "trainable_params", column, label=name, **style)
-            places = list(zip(points["trainable_params"], points[column], strict=True))
-            drawn.name(axis, name, [p for p in places if p[1] == p[1]], style["color"], bars)
+            drawn.curve(axis, points, "trainable_params", column, name, **style)
         drawing.parameters_axis(axis)
         axis.set_ylim(bottom=0)
         axis.set_ylabel(label)
