@@ -42,7 +42,7 @@ class AnglesOptimizer:
 OPTIMIZERS: Registry[AnglesOptimizer] = Registry("optim.name", __name__, decides=OF_A_SEARCH)
 
 
-def adamw(parameters: Any, config: OptimConfig) -> AdamW:
+def make_adamw(parameters: Any, config: OptimConfig) -> AdamW:
     """Make AdamW of parameters, or of groups of them, with the configured rates."""
     from torch.optim import AdamW
 
