@@ -487,7 +487,9 @@ def explain(error: BaseException) -> str:
     if match := re.match(r"InputError raised while resolving interpolation: (.*)", text):
         return f"{_full_key(text)}: {match[1]}"
     if isinstance(error, InterpolationKeyError):
-        return _explain_missing_default(error)
+        key = _full_key(text)
+        why = "has no default for this combination of model, variant and method"
+        return f"{key} {why}: give {key}=<value>."
     if match := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
         group, option = match.groups()
         if group == "peft":
@@ -535,22 +537,11 @@ def _explain_bad_value(key: str, value: str, reason: str) -> str:
     if match := re.search(r"could not be converted to (\w+)", reason):
         wanted = match.group(1)
         return f"{key}={value} has the wrong type: give {_ARTICLED.get(wanted, wanted)}."
-    return f"{key}={value} is not allowed: {_lower_first(first_line(reason)).rstrip('.')}."
+    why = first_line(reason).rstrip(".")
+    return f"{key}={value} is not allowed: {why[:1].lower()}{why[1:]}."
 
 
 _ARTICLED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
-def _explain_missing_default(error: BaseException) -> str:
-    key = _full_key(str(error))
-    return (
-        f"{key} has no default for this combination of model, variant and method: "
-        f"give {key}=<value>."
-    )
 
 
 def _cannot_be_read(overrides: Sequence[str], error: Exception) -> str:

@@ -70,7 +70,8 @@ class GeneratedConfig(PeftConfig):
         if isinstance(self.qpa, dict):  # as PEFT reads it from a file
             self.qpa = saved_config(self.qpa)
         else:
-            self.qpa = plain_config(self.qpa)
+            names = [item.name for item in fields(QPAConfig)]  # it may be a class made from it
+            self.qpa = QPAConfig(**{name: getattr(self.qpa, name) for name in names})
             check_generator(self.qpa, saved=self.generated is not None)
         if not VARIANTS[self.qpa.variant].generates:
             raise InputError(
@@ -99,11 +100,6 @@ class GeneratedConfig(PeftConfig):
     def is_adaption_prompt(self) -> bool:
         """False: the tuner below is a model around the language model, whatever it holds."""
         return False
-
-
-def plain_config(config: QPAConfig) -> QPAConfig:
-    """Return the fields of a generator's config, as the schema has them."""
-    return QPAConfig(**{item.name: getattr(config, item.name) for item in fields(QPAConfig)})
 
 
 def saved_config(record: dict[str, Any]) -> QPAConfig:

@@ -10,7 +10,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +124,6 @@ class Machine:
             accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             versions={"python": platform.python_version()} | _versions(),
         )
-
-    def record(self) -> dict[str, Any]:
-        """Return it as plain data, for JSON."""
-        return asdict(self)
 
 
 def _processor() -> str:

@@ -156,7 +156,7 @@ class Suite:
             for name, times in self.steps.items()
         }
         return {
-            "machine": Machine.this().record(),
+            "machine": vars(Machine.this()),
             "quick": self.quick,
             "circuits": [circuit.record() for circuit in self.circuits],
             "shapes": {name: vars(shape) for name, shape in self.measured_shapes.items()},

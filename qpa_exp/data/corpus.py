@@ -221,12 +221,10 @@ def load_corpus(config: DataConfig) -> CorpusText:
     corpus, asked = CORPORA[config.name], _asked_splits(config)
     corpus.check(config)
     needed = [name for split in asked for name in splits_within(split)]
-    if config.split is not None:
-        needed = splits_within(config.split)
-    read, source, whole = _read(config, corpus, list(dict.fromkeys(needed)))
+    wanted = needed if config.split is None else splits_within(config.split)
+    read, source, whole = _read(config, corpus, list(dict.fromkeys(wanted)))
     splits = _divide(read, config, source, whole=whole)
     if config.split is not None or None in read:
-        needed = [name for split in asked for name in splits_within(split)]
         check_splits(needed, splits, source)
     for name in needed:
         if not splits[name]:
