@@ -334,6 +334,12 @@ class OptimConfig:
     radius: float = positive(0.1)
     """How far a search looks at first, in radians for the angles."""
 
+    @property
+    def adamw(self) -> dict[str, Any]:
+        """The arguments of torch's AdamW."""
+        names = ("lr", "eps", "weight_decay")
+        return {"betas": tuple(self.betas)} | {name: getattr(self, name) for name in names}
+
 
 @dataclass
 class TrainerConfig:

@@ -17,7 +17,7 @@ from torch.nn.utils import parameters_to_vector
 
 from qpa_exp.config import OptimConfig
 from qpa_exp.errors import InputError
-from qpa_exp.runs.optimizers import OPTIMIZERS, make_adamw
+from qpa_exp.runs.optimizers import OPTIMIZERS
 
 Loss = Callable[[], float]
 """The loss of the step's batch with the parameters as they are now, without a gradient."""
@@ -86,7 +86,7 @@ class AlternatingSearch(torch.optim.Optimizer):
         self.config, self.loss = config, loss
         self.searched = list(searched)
         self.steps = 0
-        self.adamw = make_adamw(list(stepped), config) if stepped else None
+        self.adamw = torch.optim.AdamW(list(stepped), **config.adamw) if stepped else None
         self._share_groups()
 
     def _share_groups(self) -> None:

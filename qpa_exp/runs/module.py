@@ -20,7 +20,7 @@ from qpa_exp.config import Config, OptimConfig, TrainerConfig
 from qpa_exp.data.datamodule import Batch, TextSize
 from qpa_exp.errors import InputError
 from qpa_exp.runs.callbacks import Stopwatch
-from qpa_exp.runs.optimizers import OPTIMIZERS, make_adamw
+from qpa_exp.runs.optimizers import OPTIMIZERS
 from qpa_exp.task import Measured, Task
 
 log = logging.getLogger(__name__)
@@ -330,7 +330,7 @@ def make_optimizer(
             {"params": angles, "lr": config.theta_lr, "name": "theta"},
             {"params": others, "name": "others"},
         ]
-    return make_adamw([group for group in groups if group["params"]], config)
+    return torch.optim.AdamW([group for group in groups if group["params"]], **config.adamw)
 
 
 def _require_numbers(values: dict[str, float]) -> None:

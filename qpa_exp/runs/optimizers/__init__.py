@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qpa_exp.config import OptimConfig
 from qpa_exp.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.optim import AdamW
 
 OF_A_SEARCH = (
     "optim.over", "optim.search_every_n_steps", "optim.max_evaluations", "optim.radius",
@@ -40,13 +39,3 @@ class AnglesOptimizer:
 
 
 OPTIMIZERS: Registry[AnglesOptimizer] = Registry("optim.name", __name__, decides=OF_A_SEARCH)
-
-
-def make_adamw(parameters: Any, config: OptimConfig) -> AdamW:
-    """Make AdamW of parameters, or of groups of them, with the configured rates."""
-    from torch.optim import AdamW
-
-    beta1, beta2 = config.betas
-    return AdamW(
-        parameters, config.lr, (beta1, beta2), config.eps, weight_decay=config.weight_decay
-    )
