@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -39,6 +40,21 @@ def test_a_name_means_one_thing() -> None:
     named = Counter(path.stem for path in {*modules, *packages} - set(entries))
     named.update({file.stem for file in entries})
     assert [name for name, times in named.items() if times > 1] == []
+
+
+def test_no_room_names_anything_as_one_of_its_modules() -> None:
+    """Python puts the module in that name's place as soon as somebody imports it."""
+    for room in PACKAGE.rglob("__init__.py"):
+        modules = {path.stem for path in room.parent.iterdir()} - {"__init__"}
+        body = ast.parse(room.read_text(encoding="utf-8")).body
+        named = {getattr(each, "name", "") for each in body}
+        for each in body:
+            if isinstance(each, ast.ImportFrom) and each.module != f"qpa_exp.{room.parent.name}":
+                named |= {alias.asname or alias.name for alias in each.names}
+            if isinstance(each, ast.Assign | ast.AnnAssign):
+                targets = each.targets if isinstance(each, ast.Assign) else [each.target]
+                named |= {target.id for target in targets if isinstance(target, ast.Name)}
+        assert named & modules == set(), room
 
 
 def test_no_module_imports_in_a_circle() -> None:
