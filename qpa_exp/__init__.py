@@ -56,7 +56,7 @@ __all__ = ["InputError", "QPAConfig", "QPALoraConfig", "QPAModel", "get_qpa_mode
 
 def __dir__() -> list[str]:
     """List what ``dir(qpa_exp)`` and ``help(qpa_exp)`` show: the public names, imported or not."""
-    return sorted({*globals(), *_HOMES})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> Any:
