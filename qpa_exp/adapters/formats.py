@@ -104,14 +104,13 @@ def peft_names(whole: Mapping[str, T]) -> dict[str, T]:
     return {name.replace(".modules_to_save.default", ""): p for name, p in whole.items()}
 
 
-def local_copy(model_id: str | Path, subfolder: str | None = None, **hub: Any) -> Path:
+def local_copy(model_id: str | Path, subfolder: str | None, **hub: Any) -> Path:
     """Give the directory of a saved generator: one of this machine, or a copy of what the hub has.
 
     Args:
         model_id: a directory, or an id of the hub: ``owner/name``.
         subfolder: of either, where the generator lies in one.
-        hub: what ``huggingface_hub.snapshot_download`` takes: ``revision``, ``token``,
-            ``cache_dir``, ``local_files_only`` and the like.
+        hub: what ``huggingface_hub.snapshot_download`` takes.
 
     Raises:
         InputError: the hub has no such repository, or cannot be reached.

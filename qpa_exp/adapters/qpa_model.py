@@ -318,7 +318,15 @@ class QPAModel(PeftModel, AdaptedModel):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, model: PreTrainedModel, model_id: str | Path, **where: Any
+        cls,
+        model: PreTrainedModel,
+        model_id: str | Path,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        token: bool | str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
     ) -> QPAModel:
         """Return the model that :meth:`save_pretrained` saved, on the same language model.
 
@@ -327,14 +335,21 @@ class QPAModel(PeftModel, AdaptedModel):
         Args:
             model: the language model, which is changed in place.
             model_id: the directory, or the id of a repository of the hub: ``owner/name``.
-            where: ``subfolder`` of it, and for the hub ``revision``, ``token``, ``cache_dir`` and
-                what else ``huggingface_hub.snapshot_download`` takes.
+            subfolder: of either, where the generator lies in one.
+            revision: of the repository: a commit, tag or branch; None for the newest.
+            token: for a private repository; None for the one that ``hf auth login`` left.
+            cache_dir: where the hub's files are kept; None for Hugging Face's own place.
+            local_files_only: whether to use what is there, and no network.
 
         Raises:
             InputError: there is no such model, a file is damaged, or it was saved for another
                 language model.
         """
-        saved = files.read(files.local_copy(model_id, **where))
+        place = files.local_copy(
+            model_id, subfolder, revision=revision, token=token, cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )  # fmt: skip
+        saved = files.read(place)
         saved.check_base(model)
         loaded = cls(model, generated_config(saved.peft_config, saved.qpa_config, saved.start))
         saved.load_into(loaded.generator, dict(whole_modules(loaded.peft_model)))

@@ -180,11 +180,12 @@ def _write(
     chat = _Chat(tokenizer, template)
     if "prompt" in record:
         prompt, messages = record["prompt"], record["prompt"] + record["completion"]
+        chat.around(messages, _turns(messages, len(prompt)))
         text = chat.write(messages)
         answered = "\n".join(each["content"] for each in record["completion"])
         return Written(text, answered, [(chat.write(prompt, goes_on=True), text)])
     messages = record["messages"]
-    turns = [n for n, each in enumerate(messages) if each["role"] == "assistant"]
+    turns = _turns(messages)
     if not turns:
         raise InputError("the chat has no message of the assistant's to learn from.")
     around, text = chat.around(messages, turns), chat.write(messages)
@@ -208,6 +209,11 @@ def _write(
             upto = text[:place] + chat.around(messages[: n + 1], [n])[-1]
         answers.append((text[:begin] if known and not text.startswith(prompt) else prompt, upto))
     return Written(text, answered, answers)
+
+
+def _turns(messages: Sequence[Message], start: int = 0) -> list[int]:
+    """List the places of the assistant's messages, from ``start`` on."""
+    return [n for n in range(start, len(messages)) if messages[n]["role"] == "assistant"]
 
 
 def _spoken(content: str) -> tuple[str, str]:

@@ -488,6 +488,10 @@ def _one_sentence(source: Path, what: str) -> Iterator[None]:
 _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 
 
+CHATS = ("messages", "conversations")
+"""Columns that hold chats, unless ``data.column`` names another."""
+
+
 def text_column(table: Dataset, asked: str | None, source: str, key: str = "data.column") -> str:
     """Return the column of a table that holds its text.
 
@@ -510,7 +514,7 @@ def text_column(table: Dataset, asked: str | None, source: str, key: str = "data
     for column in ("text", "sentence"):
         if column in names:
             return column
-    if {"prompt", "completion"} <= set(names) or {"messages", "conversations"} & set(names):
+    if {"prompt", "completion"} <= set(names) or set(CHATS) & set(names):
         raise InputError(
             f"{source} holds instructions ({', '.join(map(repr, names))}): give data=instruct, or "
             f"{key}=<one of them> to train it as text."

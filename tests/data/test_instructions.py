@@ -166,6 +166,8 @@ def test_answers_are_found_whatever_a_family_of_models_makes_of_earlier_turns(
         if name in ("idefics3.jinja", "llava_next.jinja", "smolvlm.jinja"):  # lists of parts
             with pytest.raises(InputError, match=r"does not write what|cannot write this chat"):
                 list(tokenise_records([record], tiny, template))
+            with pytest.raises(InputError, match=r"does not write what|cannot write this chat"):
+                list(tokenise_records([json.dumps(CHAT_PAIRS[0])], tiny, template))
             continue
         ((_, ids, loss),) = tokenise_records([record], tiny, template)
         runs = [

@@ -196,3 +196,5 @@ def test_it_is_loaded_by_its_id_on_the_hub(
         assert torch.equal(logits(again), logits(model))
     with pytest.raises(InputError, match="you/adapter is no directory here, and cannot be had"):
         QPAModel.from_pretrained(make_base(), "you/adapter", **cached)
+    with pytest.raises(TypeError, match="is_trained"):
+        QPAModel.from_pretrained(make_base(), repository, is_trained=True)

@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import DataConfig
 from qpa_exp.data.corpus import OF_A_SOURCE, Corpus
-from qpa_exp.data.sources import TABLES, check_lines, texts_in
+from qpa_exp.data.sources import CHATS, TABLES, check_lines, texts_in
 from qpa_exp.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-_CHATS = ("messages", "conversations")
-"""Columns of chats, unless ``data.column`` names one."""
 
 _ROLES = {"human": "user", "gpt": "assistant"}
 """What ShareGPT calls a role, and what chat templates call it."""
@@ -29,7 +26,7 @@ def records(table: Dataset, config: DataConfig, source: str, kind: str) -> list[
     """Return the rows of a table as records."""
     names, pair = set(table.column_names), (config.prompt_column, config.completion_column)
     paired = config.column is None and set(pair) <= names
-    column = config.column or next((n for n in _CHATS if n in names), _CHATS[0])
+    column = config.column or next((name for name in CHATS if name in names), CHATS[0])
     if paired and column in names:
         raise InputError(
             f"{source} has both {pair[0]!r} with {pair[1]!r}, and {column!r}: give "
