@@ -399,9 +399,8 @@ def _saved(place: Path) -> dict[str | None, Dataset]:
                 plain_name(each.get("filename") if isinstance(each, dict) else None, str(file))
     with _one_sentence(place, "a dataset that save_to_disk wrote"):
         loaded: Any = datasets.load_from_disk(str(place.resolve()))
-        if isinstance(loaded, datasets.DatasetDict):
-            return {name: rows.with_format(None) for name, rows in loaded.items()}
-        return {None: loaded.with_format(None)}
+        tables = loaded if isinstance(loaded, datasets.DatasetDict) else {None: loaded}
+        return {name: _sound(rows.with_format(None)) for name, rows in tables.items()}
 
 
 def _read(kind: str, files: Sequence[Path]) -> Dataset:
@@ -425,14 +424,20 @@ def _read(kind: str, files: Sequence[Path]) -> Dataset:
             if plain.suffix == ".tsv":
                 options["sep"] = "\t"
             with _one_sentence(file, f"a readable {plain.suffix[1:]} file"):
-                table = datasets.load_dataset(
+                table = _sound(datasets.load_dataset(
                     kind, data_files=[str(plain)], split="train", cache_dir=f"{place}/cache",
                     keep_in_memory=True, **options,
-                )  # fmt: skip
+                ))  # fmt: skip
             _check_table(table, file, kind)
             tables.append(table)
         with _one_sentence(files[0].parent, "a directory whose files have the same columns"):
             return datasets.concatenate_datasets(tables) if len(tables) > 1 else tables[0]
+
+
+def _sound(table: Dataset) -> Dataset:
+    """Give the table whose every cell is what its column says; text is UTF-8, for one."""
+    table.data.validate(full=True)
+    return table
 
 
 def _check_ordinary(file: Path) -> None:

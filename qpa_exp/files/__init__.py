@@ -261,7 +261,7 @@ def typed(schema: type[T], value: Any, place: str = "") -> T:
     """Return an object of a dataclass from plain data, where every key is known and has its type.
 
     Args:
-        schema: the dataclass; a field may be one, too.
+        schema: the dataclass; a field may be one, too, or one or null.
         value: what a file holds.
         place: the key at which it stands there, for the sentence.
 
@@ -276,8 +276,9 @@ def typed(schema: type[T], value: Any, place: str = "") -> T:
         key, hint = f"{place}.{name}".lstrip("."), hints.get(name)
         if hint is None:
             raise ValueError(f"{key[:100]} is not known")
-        if dataclasses.is_dataclass(hint):
-            item = typed(typing.cast(type, hint), item, key)
+        table = next(filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))), None)
+        if table is not None and not (item is None and hint is not table):
+            item = typed(typing.cast(type, table), item, key)
         elif not fits(item, hint):
             raise ValueError(f"{key}={str(item)[:100]} has the wrong type")
         given[name] = item

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise yaml.YAMLError("it has an anchor or an alias, which nothing here writes")
+            raise yaml.YAMLError("it has an anchor or an alias, which nothing here may have")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -30,6 +31,17 @@ class _Loader(yaml.SafeLoader):
         return found
 
 
+class _HydrasLoader(_Loader):
+    """Takes ``1e-3`` for a number, as in Hydra's files; what we write never is spelt so."""
+
+
+_HydrasLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+$", re.IGNORECASE),
+    list("-+.0123456789"),
+)
+
+
 def read_yaml(path: Path, *, references: bool = False) -> dict[str, Any]:
     """Return a table of texts, numbers, truth values, lists and tables.
 
@@ -37,20 +49,23 @@ def read_yaml(path: Path, *, references: bool = False) -> dict[str, Any]:
 
     Args:
         path: an ordinary file of at most 128 KiB.
-        references: texts may refer to something; they are not followed.
+        references: it is for Hydra: texts may refer to something, and are not followed.
 
     Raises:
         InputError: one sentence with the path: it cannot be read, or holds anything else.
     """
     try:
-        found = yaml.load(read_bytes(path, _MOST), _Loader)
+        loader = _HydrasLoader if references else _Loader
+        found = yaml.load(read_bytes(path, _MOST), loader)
         check_plain(found, references)
     except RecursionError as error:
-        raise InputError(f"{path} is not one of ours: it is too deep.") from error
+        raise InputError(f"{path} cannot be used: it is too deep.") from error
     except (yaml.YAMLError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is not one of ours: {first_line(error).rstrip('.')}.") from error
+        mark = getattr(error, "problem_mark", None)
+        why = f"line {mark.line + 1}: {error.problem}" if mark else first_line(error)  # type: ignore[union-attr]
+        raise InputError(f"{path} cannot be used: {why.rstrip('.')}.") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} is not one of ours: it is no table of keys and values.")
+        raise InputError(f"{path} cannot be used: it is no table of keys and values.")
     return found

@@ -381,6 +381,8 @@ class OwnFiles(TorchCheckpointIO):
         """
         loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
         kept = {kind.__qualname__ for kind in (StepTimes, BestWeights, Patience, GradientVariance)}
+        _check_counts(loaded["loops"], "loops")
+        _check_counts(loaded.get("circuit_evaluations") or 0, "circuit_evaluations")
         states = loaded["callbacks"]
         loaded["callbacks"] = {key: states[key] for key in states.keys() & kept}
         return loaded
@@ -389,6 +391,15 @@ class OwnFiles(TorchCheckpointIO):
         """Remove one of this run's own checkpoints; any other path is left alone."""
         if Path(path) in directory.checkpoints(self._run_dir):
             Path(path).unlink()
+
+
+def _check_counts(value: Any, place: str) -> None:
+    """Refuse what is no count: Lightning's loops read much of their state late."""
+    if isinstance(value, dict | list) and (value or isinstance(value, dict)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_counts(item, f"{place}.{key}")
+    elif not (isinstance(value, int) and 0 <= value < 2**63):
+        raise ValueError(f"{place} holds {value!r:.100} where a count is to be")
 
 
 class Checkpoints(Checkpoint):

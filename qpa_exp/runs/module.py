@@ -89,7 +89,7 @@ class AdapterModule(LightningModule):
     its own, so a resumed run draws what an uninterrupted one would.
 
     Attributes:
-        has_begun: whether the first training step has been reached in this process.
+        has_begun: whether this process has made a training step: what a checkpoint holds was used.
         tests_last: whether a test is of the last weights where others are kept: its figures then
             have ``last_`` before their names, and the base model, tested with the others, is left
             out.
@@ -113,7 +113,6 @@ class AdapterModule(LightningModule):
         A run that is trained longer than it was to be follows the schedule of its new length; under
         any other these rates are those of the checkpoint.
         """
-        self.has_begun = True
         scheduler: Any = self.lr_schedulers()
         groups = scheduler.optimizer.param_groups
         before = [group["lr"] for group in groups]
@@ -181,7 +180,7 @@ class AdapterModule(LightningModule):
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Stop the clock: what follows, a validation or a test, is not timed."""
-        self.stopwatch.on = False
+        self.stopwatch.on, self.has_begun = False, True
         here = self.model.circuit_evaluations
         if here is not None:  # a tensor: asking its value would wait
             self.log("train/circuit_evaluations", 1.0 * (self._evaluations_before + here))

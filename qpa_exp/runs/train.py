@@ -396,12 +396,15 @@ def _end_logger(trainer: Trainer, config: Config, metrics: Metrics, status: int)
 def _fit(
     trainer: Trainer, module: AdapterModule, data: TextDataModule, checkpoint: Path | None
 ) -> None:
-    """Train; a checkpoint that is whole but does not fit the run is refused in a sentence."""
+    """Train; a checkpoint that is whole but does not fit the run is refused in a sentence.
+
+    What it holds is used for the first time in the first step.
+    """
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except InputError:
+    except (InputError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except Exception as error:
         if checkpoint is None or module.has_begun:
             raise
         raise InputError(

@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import os
+import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError
+from omegaconf.errors import OmegaConfBaseException
 
 from qpa_exp.errors import InputError, first_line
-from qpa_exp.files import MIB, plain_name, read_plain, typed, write_json
+from qpa_exp.files import MIB, fits, plain_name, read_plain, typed, write_json
+from qpa_exp.files.plain_yaml import read_yaml
 
 if TYPE_CHECKING:
     from qpa_exp.sweeps.prepare import Job
@@ -259,46 +262,82 @@ def points_of(study: str) -> dict[str, dict[str, Any]]:
     """Return the block of every scale at which this study exists, what it takes over included.
 
     ``paper: true`` in a block says that the paper has the study there.
+
+    Raises:
+        InputError: the study's file cannot be used.
     """
-    points = _load(STUDIES[study]).get("points", {})
-    return {scale: _taken_over(points, scale) for scale in points}
+    path = STUDIES[study]
+    points = _load(path).get("points", {})
+    if not fits(points, dict[str, dict[str, Any]]):
+        raise InputError(f"{path}: points={points!s:.100} must be a table with one for each scale.")
+    return {scale: _taken_over(points, scale, path) for scale in points}
 
 
-def _taken_over(points: DictConfig, scale: str) -> dict[str, Any]:
+def _taken_over(
+    points: dict[str, dict[str, Any]], scale: str, path: Path, depth: int = 0
+) -> dict[str, Any]:
+    if scale not in points or depth > len(points):
+        raise InputError(f"{path}: as={scale!s:.100} must name a scale that it has points for.")
     block = dict(points[scale])
     if "as" in block:
-        block = {**_taken_over(points, block.pop("as")), "paper": False, **block}
+        other = _taken_over(points, str(block.pop("as")), path, depth + 1)
+        block = {**other, "paper": False, **block}
     return block
 
 
 def runs_side_by_side(scale: str) -> bool:
     """Whether several of its runs at once are faster: those of other scales keep a GPU busy."""
-    return bool(_scale(scale).get("runs_side_by_side", False))
+    return _scale(scale).runs_side_by_side
 
 
-def _scale(name: str) -> DictConfig:
-    if name not in SCALES:
-        raise InputError(f"scale={name} is unknown: give one of {', '.join(scale_names())}.")
+@dataclass
+class _Scale:
+    """A file of ``sweeps/scale/``; ``as`` takes over another."""
+
+    about: str = ""
+    seeds: list[int] = field(default_factory=list)
+    fixed: dict[str, Any] = field(default_factory=dict)
+    differs: list[str] = field(default_factory=list)
+    runs_side_by_side: bool = False
+
+
+def _scale(name: str, depth: int = 0) -> _Scale:
+    if name not in SCALES or depth > len(SCALES):
+        raise InputError(f"scale={name:.100} is unknown: give one of {', '.join(scale_names())}.")
     own = _load(SCALES[name])
-    merged = OmegaConf.merge(_scale(own.pop("as")), own) if "as" in own else own
-    assert isinstance(merged, DictConfig)
-    return merged
+    other = _scale(str(own.pop("as")), depth + 1) if "as" in own else _Scale()
+    try:
+        scale = typed(_Scale, vars(other) | own)
+    except ValueError as error:
+        raise InputError(f"{SCALES[name]}: {error}.") from error
+    return replace(scale, fixed=other.fixed | scale.fixed)
 
 
-def _load(path: Path) -> DictConfig:
-    loaded = copy.deepcopy(_parsed(path))
-    assert isinstance(loaded, DictConfig)
-    return loaded
+_REFERENCE = re.compile(r"\$\{(points|scale)(\.\w+|\[\d+\])+\}")
 
 
-_parsed = functools.cache(OmegaConf.load)
+def _load(path: Path) -> dict[str, Any]:
+    return copy.deepcopy(_parsed(path))
+
+
+@functools.cache
+def _parsed(path: Path) -> dict[str, Any]:
+    found = read_yaml(path, references=True)
+    _, refers, rest = _REFERENCE.sub("", json.dumps(found)).partition("${")
+    if refers:
+        raise InputError(
+            f"{path} refers to ${{{rest.split('}')[0][:60]}}}: it may refer to "
+            "${points. ...} and ${scale. ...} alone."
+        )
+    return found
 
 
 def read_study(name: str, scale: str) -> Study:
     """Return the study of this name at this scale, every reference resolved.
 
     Raises:
-        InputError: no such study, no such scale, or the study has no points there.
+        InputError: no such study, no such scale, the study has no points there, or a file of these
+            cannot be used.
     """
     if name not in STUDIES:
         raise InputError(f"sweep={name} is unknown: give one of {', '.join(study_names())}.")
@@ -307,19 +346,20 @@ def read_study(name: str, scale: str) -> Study:
         raise InputError(
             f"sweep={name} has no points at scale={scale}: it has them at {', '.join(points)}."
         )
-    place, spec = _scale(scale), _load(STUDIES[name])
-    spec.fixed = OmegaConf.merge(place.get("fixed", {}), spec.get("fixed", {}))
-    spec.points, spec.scale = points[scale], place
+    place, spec = _scale(scale), _load(STUDIES[name]) | {"points": points[scale]}
     try:
-        plain: Any = OmegaConf.to_container(spec, resolve=True)
+        plain = _resolved({**spec, "scale": vars(place)})
+        fixed = {**plain.pop("scale")["fixed"], **plain.get("fixed", {})}
         del plain["points"]
-        said = {key: plain["scale"][key] for key in ("differs", "about") if key in plain["scale"]}
-        del plain["scale"]
-        search = Search(**plain.pop("search")) if "search" in plain else None
-        study = Study(**plain, **said, scale=scale, search=search)
-    except (InterpolationKeyError, TypeError) as error:
+        given = {**plain, "fixed": fixed, "differs": place.differs, "about": place.about}
+        study = typed(Study, {**given, "scale": scale})
+    except (ValueError, TypeError, RecursionError, OmegaConfBaseException) as error:
         raise InputError(f"{STUDIES[name]} at scale={scale}: {first_line(error)}") from error
     return study
+
+
+def _resolved(spec: dict[str, Any]) -> Any:
+    return OmegaConf.to_container(OmegaConf.create(spec), resolve=True)
 
 
 def study_of_record(name: str, scale: str) -> Study | None:
@@ -348,8 +388,8 @@ def own_sweep(name: str | None, scale: str, *, at_scale: bool) -> Study:
         plain_name(name, "the name of the sweep")
     if not at_scale:
         return Study(name, scale)
-    plain: Any = OmegaConf.to_container(OmegaConf.create({"scale": _scale(scale)}), resolve=True)
-    return Study(name, scale, fixed=plain["scale"]["fixed"], differs=plain["scale"]["differs"])
+    plain = _resolved({"scale": vars(_scale(scale))})["scale"]
+    return Study(name, scale, fixed=plain["fixed"], differs=plain["differs"])
 
 
 def name_scales(arguments: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 SECRET = "hf_thisIsASecretThatNobodyMaySee"
 
-_VALUES = st.one_of(
+VALUES = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(),
@@ -70,7 +70,7 @@ def files_like(valid: Any, write: Callable[[Any], bytes] = in_json) -> st.Search
     """What a crash, an editor or an enemy may leave in the place of a file of this data."""
     whole = write(valid)
     how = st.sampled_from(["replace", "replace", "replace", "remove", "add"])
-    spoilt = st.builds(changed, st.just(valid), st.sampled_from(places(valid)), how, _VALUES)
+    spoilt = st.builds(changed, st.just(valid), st.sampled_from(places(valid)), how, VALUES)
     return st.one_of(
         st.sampled_from(_NO_FILES),
         st.binary(max_size=64),

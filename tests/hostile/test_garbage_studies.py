@@ -8,12 +8,14 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import SECRET, files_like
@@ -28,7 +30,9 @@ from qpa_exp.report.figures import KINDS, draw
 from qpa_exp.report.page import as_csv, render
 from qpa_exp.report.tables import TABLES, runs_table
 from qpa_exp.runs.directory import METRICS, claim, read_config
-from qpa_exp.sweeps.studies import MANIFEST, read_manifest
+from qpa_exp.sweeps import studies
+from qpa_exp.sweeps.prepare import expand
+from qpa_exp.sweeps.studies import MANIFEST, read_manifest, read_study, register_studies, sweeps_dir
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
 EXAMPLES = settings(max_examples=200, suppress_health_check=list(HealthCheck))
@@ -94,6 +98,71 @@ def test_a_studys_record(home, data):
     if manifest := attempt(lambda: read_manifest(path.parent)):
         assert "/" not in manifest.study + manifest.scale
         attempt(lambda: collect([str(path.parent)]))
+
+
+def in_yaml(value: Any) -> bytes:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode(errors="replace")
+
+
+OWN = {
+    "study": "own", "title": "A title", "paper": "Figure 2",
+    "points": {"smoke": {"windows": [1, 4]}, "own": {"as": "smoke"}},
+    "fixed": {"peft": "lora", "seed": "${scale.seeds}"},
+    "parts": [{"qpa": "tuned", "qpa.window": "${points.windows}"}],
+    "search": {"n_trials": 2, "space": {"qpa.n_mlp": [64, 128]}},
+    "figures": [{"kind": "pareto"}], "tables": ["table2"], "notes": ["a"],
+    "groups": {"wide": {"qpa.window": 4}}, "finding": {"smoke": "A sentence."},
+}  # fmt: skip
+OWN_SCALE = {
+    "as": "smoke", "about": "a model and a text", "seeds": [1, 2], "differs": ["a sentence"],
+    "fixed": {"model": "tiny", "data.max_length": 32}, "runs_side_by_side": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoilt", ["study", "scale"])
+@EXAMPLES
+@given(data=st.data())
+def test_a_study_of_the_users_own(home, monkeypatch, spoilt, data):
+    """Files of ``sweeps/`` are written by hand, and copied from others."""
+    register_studies(sweeps_dir())
+    files = {"study": home / "own.yaml", "scale": home / "scale.yaml"}
+    for kind, valid in (("study", OWN), ("scale", OWN_SCALE)):
+        content = in_yaml(valid)
+        files[kind].write_bytes(
+            data.draw(files_like(valid, in_yaml)) if kind == spoilt else content
+        )
+    monkeypatch.setitem(studies.STUDIES, "own", files["study"])
+    monkeypatch.setitem(studies.SCALES, "own", files["scale"])
+    studies._parsed.cache_clear()
+    if study := attempt(lambda: read_study("own", "own")):
+        attempt(lambda: expand(study.parts, study.fixed, []))
+        assert SECRET not in str(study)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (in_yaml(OWN | {"notes": ["${oc.env:HF_TOKEN}"]}), "refers to ${oc.env:HF_TOKEN}: it may"),
+        (in_yaml(OWN | {"part": []}), "part is not known"),
+        (in_yaml(OWN | {"parts": [{"peft.r": "${points.ranks}"}]}), "'points.ranks' not found"),
+        (in_yaml(OWN | {"points": {"smoke": {"as": "nowhere"}}}), "as=nowhere must name a scale"),
+        (b"study: own\npoints: {smoke: {a: [1, 2}}\nparts: []\n", "line 2: expected ',' or ']'"),
+    ],
+)
+def test_a_slip_in_a_study_is_named(home, monkeypatch, content, says):
+    (home / "own.yaml").write_bytes(content)
+    monkeypatch.setitem(studies.STUDIES, "own", home / "own.yaml")
+    studies._parsed.cache_clear()
+    with pytest.raises(InputError, match=re.escape(says)) as caught:
+        read_study("own", "smoke")
+    assert str(home / "own.yaml") in str(caught.value)
+
+
+def test_a_rate_is_a_number_however_it_is_spelt(home, monkeypatch):
+    (home / "own.yaml").write_text("study: own\npoints: {smoke: {}}\nparts: [{optim.lr: 1e-3}]\n")
+    monkeypatch.setitem(studies.STUDIES, "own", home / "own.yaml")
+    studies._parsed.cache_clear()
+    assert read_study("own", "smoke").parts == [{"optim.lr": 0.001}]
 
 
 @EXAMPLES

@@ -18,7 +18,6 @@ from qpa_exp.data.corpus import CorpusText, load_corpus
 from qpa_exp.errors import InputError
 
 GARBAGE = settings(max_examples=200, suppress_health_check=list(HealthCheck))
-TABLES = settings(GARBAGE, max_examples=50)  # datasets takes a few hundredths of a second
 TEXT = "".join(f"line {i} of a text\n" for i in range(40))
 
 
@@ -64,7 +63,7 @@ rows = st.lists(
 )
 
 
-@TABLES
+@GARBAGE
 @given(
     content=st.one_of(
         st.binary(max_size=60),
@@ -90,7 +89,7 @@ def proper() -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-@TABLES
+@GARBAGE
 @given(
     place=st.integers(0, 2000),
     more=st.binary(max_size=9),

@@ -342,7 +342,7 @@ def test_lengths_beyond_the_file_are_refused_at_once(nothing_left: None, tmp_pat
     assert "cut short or damaged" in sentence_of(load_model, at(tmp_path / "x.gguf"))
 
 
-_MANY = settings(max_examples=25, suppress_health_check=list(HealthCheck))
+_MANY = settings(max_examples=200, suppress_health_check=list(HealthCheck))
 
 
 @_MANY

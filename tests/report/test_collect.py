@@ -63,8 +63,8 @@ BROKEN = {
     "no status": ({"config.yaml": None, "metrics.json": "{}"}, "is not one of ours"),
     "no config": ({"metrics.json": "{}"}, "is not a run directory"),
     "other config": ({"config.yaml": "a: 1\n", "metrics.json": "{}"}, "is not the config of a run"),
-    "code": ({"config.yaml": "a: !!python/object/apply:os.abort []\n"}, "is not one of ours"),
-    "reference": ({"config.yaml": "seed: ${oc.env:HOME}\n"}, "is not one of ours"),
+    "code": ({"config.yaml": "a: !!python/object/apply:os.abort []\n"}, "cannot be used"),
+    "reference": ({"config.yaml": "seed: ${oc.env:HOME}\n"}, "cannot be used"),
 }
 
 
