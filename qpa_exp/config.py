@@ -129,7 +129,7 @@ class PeftMethodConfig:
     """One PEFT method on the modules it targets. null = PEFT's own default for that key."""
 
     method: str = "lora"
-    """The PEFT method: one of ours (``prefix``, ``ffa``), or PEFT's own name of it."""
+    """The PEFT method: one of ours (``prefix``, ``ffa``, ``qpeft``), or PEFT's own name of it."""
     r: int | None = ranged(None, least=1, most=2**20, says="r = {}")
     """The rank, for methods that have one."""
     lora_alpha: int | None = ranged(None, least=1, most=2**40)

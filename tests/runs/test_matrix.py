@@ -40,7 +40,8 @@ text is made up: the table shows that it works, not how well. It is written by
 
     python -m pytest tests/runs/test_matrix.py --matrix docs/matrix.md
 
-`prefix` and `ffa` are layers of this package, for which neither PEFT nor a plain model has a place.
+`prefix`, `ffa` and `qpeft` are layers of this package. PEFT and a plain model have a place for the
+last alone, which leaves as a LoRA.
 What acts on the attention or before the text cannot be merged into weights. Where a cell says
 `refused`, the run ends with a sentence that says why, before anything is written.
 
@@ -192,7 +193,8 @@ def test_it_trains_and_leaves_what_others_load(
     tokens = torch.randint(1, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(1))
     trained = logits_of(load_run(tmp_path / "run").model, tokens)
     loaders = {"qpa": lambda base, place: QPAModel.from_pretrained(base, place)}
-    if method not in METHODS.own:
+    own = METHODS.own.get(method)
+    if own is None or own.as_pefts is not None:
         loaders["peft"] = PeftModel.from_pretrained
         if method not in NEVER_MERGED:
             loaders["merged"] = lambda base, place: AutoModelForCausalLM.from_pretrained(place)

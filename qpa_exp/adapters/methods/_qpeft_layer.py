@@ -217,6 +217,7 @@ def as_lora(model: PeftModel) -> PeftModel:
             found[path] = layer.factors(model.active_adapter)
             parent, _, leaf = path.rpartition(".")
             setattr(language_model.get_submodule(parent), leaf, layer.base_layer)
+    del language_model.peft_config  # of the layers that are gone; PEFT would warn of two adapters
     plain = LoraConfig(
         r=config.r, lora_alpha=config.r, target_modules=sorted(found), task_type=config.task_type
     )
