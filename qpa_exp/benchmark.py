@@ -1,12 +1,13 @@
-"""``qpa-exp benchmark``: circuits, training steps, memory and growth, side by side.
+"""``qpa-exp benchmark``: circuits, steps of every method, memory and growth, side by side.
 
-The same: ``python -m qpa_exp.benchmark``. The whole takes under fifteen minutes, ``--quick`` under
-two. Every figure is measured in this run.
+The same: ``python -m qpa_exp.benchmark``. The whole takes under twenty minutes, ``--quick`` under
+four. Every figure is measured in this run.
 
 Examples:
   qpa-exp benchmark --quick
   qpa-exp benchmark --json figures.json
   qpa-exp benchmark --only steps --shapes smollm2
+  qpa-exp benchmark --only methods --shapes gpt2    every method's step over LoRA's
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-PARTS = ("circuits", "memory", "steps", "growth")
+PARTS = ("circuits", "memory", "steps", "methods", "growth")
 
 _LOGITS_HELD_NAIVELY = 7
 """Tensors of the size of the logits that a step holds which makes them all at once."""

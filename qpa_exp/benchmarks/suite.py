@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.benchmarks.measuring import (
     CircuitTimes,
     Machine,
@@ -26,22 +28,24 @@ from qpa_exp.benchmarks.workloads import (
     measure_growth,
     measure_memory,
 )
+from qpa_exp.errors import InputError, first_line
 from qpa_exp.machine import free_memory, release_freed_memory
 
 log = logging.getLogger(__name__)
 
 _QUICK_VOCAB = 16384
 _ROUNDS = {
-    "circuits": 10, "tiny": 16, "smollm2": 15, "gpt2": 10, "gemma": 4, "gemma2": 4, "growth": 5,
+    "circuits": 10, "tiny": 16, "smollm2": 15, "gpt2": 10, "gemma": 4, "gemma2": 4, "methods": 5,
+    "growth": 5,
 }  # fmt: skip
 _QUICK_ROUNDS = {
-    "circuits": 3, "tiny": 7, "smollm2": 5, "gpt2": 3, "gemma": 2, "gemma2": 2, "growth": 3,
+    "circuits": 3, "tiny": 7, "smollm2": 5, "gpt2": 3, "gemma": 2, "gemma2": 2, "methods": 3,
+    "growth": 3,
 }  # fmt: skip
 _QUBITS = [4, 6, 8, 10, 12, 14, 16, 18, 20]
 _QUICK_QUBITS = [4, 8, 12]
 _RATIOS = {
     "qpa_over_lora": {"": ("qpa_fast", "lora_fast"), "_tuned": ("qpa_fast_tuned", "lora_fast")},
-    "unilora_over_lora": {"": ("unilora_fast", "lora_fast")},
     "naive_over_fast": {
         "_cached": ("qpa_naive", "qpa_fast"),
         "_uncached": ("qpa_naive", "qpa_fast_uncached"),
@@ -60,7 +64,7 @@ class Suite:
     Attributes:
         quick: fewer sizes, fewer rounds, and for the Gemmas a smaller vocabulary.
         rounds: how often each step is timed; None is the suite's own choice.
-        shapes: the heads to measure at.
+        shapes: the heads to measure at; every method of ``peft=`` at the first but tiny.
     """
 
     quick: bool = False
@@ -69,6 +73,7 @@ class Suite:
     circuits: list[CircuitTimes] = field(default_factory=list)
     steps: dict[str, dict[str, Seconds]] = field(default_factory=dict)
     memory: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    methods: dict[str, dict[str, Seconds]] = field(default_factory=dict)
     growth: list[Growth] = field(default_factory=list)
     bf16_perplexity_change: float | None = None
     measured_shapes: dict[str, Shape] = field(default_factory=dict)
@@ -121,6 +126,30 @@ class Suite:
             shape = self.measured_shapes.get(name) or self._fitted(name)
             self.memory[name] = measure_memory(shape, [*_PROBED, *extra], threads)
 
+    @property
+    def methods_at(self) -> str:
+        """At which shape every method is measured."""
+        return next((name for name in self.shapes if name != "tiny"), "tiny")
+
+    def _run_methods(self) -> None:
+        """Time each method in turn with LoRA: all of them at once would not fit the memory."""
+        work = Workload(self._fitted(self.methods_at))
+        lora = work.fast(work.lora())
+        for name in METHODS:
+            try:
+                with warnings.catch_warnings():  # PEFT's, of a model that is nothing but a head
+                    warnings.simplefilter("ignore")
+                    step = work.fast(work.method(name))
+                    step()
+            except (InputError, ValueError) as error:
+                self.notes.append(f"{name} is left out: {first_line(error)}")
+                continue
+            log.info("  %s at the shape of %s", name, self.methods_at)
+            self.methods[name] = side_by_side({"lora": lora, name: step}, self._rounds("methods"))
+            del step
+            gc.collect()
+            release_freed_memory()
+
     def _run_growth(self) -> None:
         self.growth = measure_growth(self._rounds("growth"), self.quick)
 
@@ -136,6 +165,8 @@ class Suite:
             found["circuit_over_torchquantum"] = over
         if self.steps:
             found |= {name: self._over(kinds) for name, kinds in _RATIOS.items()}
+        if self.methods:
+            found["method_over_lora"] = {n: t[n].over(t["lora"]) for n, t in self.methods.items()}
         if self.memory:
             found["extra_memory_mib"] = {n: mib.get("qpa_fast") for n, mib in self.memory.items()}
         return found
@@ -163,6 +194,7 @@ class Suite:
             "steps": steps,
             "bf16_perplexity_change": self.bf16_perplexity_change,
             "memory_mib": self.memory,
+            "methods": {name: times[name].record() for name, times in self.methods.items()},
             "growth": {growth.name: growth.record() for growth in self.growth},
             "ratios": self.ratios(),
             "notes": self.notes,
@@ -208,6 +240,16 @@ def tables(suite: Suite) -> Iterator[Table]:
             for step in dict.fromkeys(step for mib in measured for step in mib)
         ]
         yield _table("Peak memory above the weights (MiB)", ["", *suite.memory], rows)
+    if suite.methods:
+        rows = [
+            [METHODS[name].label, _ms(times[name]), f"{times[name].over(times['lora']):.2f}"]
+            for name, times in suite.methods.items()
+        ]
+        yield _table(
+            f"A training step of every method, at the shape of {suite.methods_at}",
+            ["", "ms", "over LoRA"],
+            rows,
+        )
     if suite.growth:
         rows = []
         for growth in suite.growth:

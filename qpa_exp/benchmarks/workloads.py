@@ -25,7 +25,7 @@ from qpa_exp.benchmarks.shapes import Shape
 from qpa_exp.cli import compose_config
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
-from qpa_exp.fast_head.accelerator import AdaptedHead
+from qpa_exp.fast_head.accelerator import AdaptedHead, adapts_head_alone
 from qpa_exp.fast_head.hidden_tables import Backbone
 from qpa_exp.fast_head.low_rank_loss import FinalLogits
 from qpa_exp.generator.generator import Generator
@@ -33,7 +33,6 @@ from qpa_exp.machine import keep_freed_memory, release_freed_memory, stock_memor
 
 _SEED = 0
 _RANK = 4
-_UNILORA = 8192
 _RELATIVES: dict[str, dict[str, Any]] = {
     "random": {"variant": "random"},
     "mps": {"mapping": "mps"},
@@ -111,7 +110,6 @@ class Workload:
             "qpa_naive": lambda: self.naive(self.qpa(self.naive_backend)),
             "qpa_fast": lambda: self.fast(self.qpa("statevector")),
             "qpa_fast_tuned": lambda: self.fast(self.tuned()),
-            "unilora_fast": lambda: self.fast(self.unilora()),
         }
         generated = lambda keys: self.fast(self._generated(QPAConfig(**keys)))  # noqa: E731
         for name, keys in _RELATIVES.items() if self.shape.relatives else ():
@@ -150,10 +148,17 @@ class Workload:
         """PEFT's own LoRA of rank 4 on the head."""
         return self._classical(self._lora_config())
 
-    def unilora(self) -> Any:
-        """PEFT's own Uni-LoRA: the same factors, made of 8,192 numbers."""
-        config = compose_config(["peft=unilora", f"peft.options.theta_d_length={_UNILORA}"])
-        return self._classical(make_peft_config(config.peft))
+    def method(self, name: str) -> Any:
+        """Return any method of ``peft=`` on the head, as conf/ has it.
+
+        Raises:
+            InputError: it is not for this head, or not for a head alone.
+        """
+        config = compose_config([f"peft={name}"])
+        model = self._classical(make_peft_config(config.peft))
+        if not adapts_head_alone(model):
+            raise InputError(f"{name} changes more than the head.")
+        return model
 
     def _classical(self, config: PeftConfig) -> Any:
         return ClassicalModel(build_peft_model(self._fresh_base(), config, _SEED)).train()

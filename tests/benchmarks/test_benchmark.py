@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.benchmark import parse
 from qpa_exp.benchmarks import suite as suite_module
 from qpa_exp.benchmarks.measuring import N_LAYERS, SIMULATORS, Seconds, fit_exponent, side_by_side
@@ -122,6 +123,8 @@ def test_the_whole_leaves_a_record_of_every_figure(monkeypatch, tmp_path):
     monkeypatch.setattr(
         suite_module, "measure_memory", lambda shape, steps, threads: dict.fromkeys(steps, 1.5)
     )
+    some = {name: METHODS[name] for name in ("ia3", "unilora", "ln_tuning")}
+    monkeypatch.setattr(suite_module, "METHODS", some)
     suite = Suite(quick=True, rounds=2, shapes=SMALL)
     list(suite.run())
     write_json(tmp_path / "record.json", suite.record())
@@ -136,9 +139,11 @@ def test_the_whole_leaves_a_record_of_every_figure(monkeypatch, tmp_path):
             assert step["quartiles"][0] <= step["median"] <= step["quartiles"][1]
     ratios = record["ratios"]
     assert set(ratios) - {"circuit_over_torchquantum"} == {
-        "qpa_over_lora", "unilora_over_lora", "naive_over_fast", "lora_over_floor",
-        "extra_memory_mib",
+        "qpa_over_lora", "naive_over_fast", "lora_over_floor",
+        "extra_memory_mib", "method_over_lora",
     }  # fmt: skip
+    assert set(ratios["method_over_lora"]) == set(record["methods"]) == {"ia3", "unilora"}
+    assert "ln_tuning is left out: ln_tuning changes more than the head." in record["notes"]
     assert set(ratios["naive_over_fast"]) == {
         "gpt2_cached", "gpt2_uncached", "gpt2_cached_bf16", "gemma2_cached",
     }  # fmt: skip
