@@ -29,7 +29,7 @@ from qpa_exp.errors import InputError, first_line, nearest
 from qpa_exp.files import typed_path
 from qpa_exp.generator.rules import VARIANTS
 from qpa_exp.registry import dotted
-from qpa_exp.runs.directory import check, source_name
+from qpa_exp.runs.directory import check, source_name, trained_at
 
 USAGE_ERROR = 2
 
@@ -432,10 +432,18 @@ def split_options(schema: type[Schema], arguments: Sequence[str]) -> tuple[Schem
     """Return the options of a command that takes a run's keys, too, and the other arguments.
 
     Raises:
-        InputError: as :func:`parse_options`.
+        InputError: as :func:`parse_options`; or ``resume`` or ``init_from`` as no run can have it.
     """
     names = tuple(f"{name}=" for name in get_type_hints(schema))
     rest = [argument for argument in arguments if not argument.startswith(names)]
+    for key, _, value in (argument.partition("=") for argument in rest):
+        if key == "resume" and value != "null":
+            raise InputError(
+                f"resume={value:.200} is for qpa-exp train: this command takes the keys of a run, "
+                "which are in its config.yaml."
+            )
+        if key == "init_from" and value != "null":
+            trained_at(typed_path(value))
     return parse_options(schema, [a for a in arguments if a.startswith(names)]), rest
 
 

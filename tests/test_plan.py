@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from qpa_exp import plan as command
+from qpa_exp import score
 from qpa_exp.adapters.counts import count
 from qpa_exp.adapters.qpa_model import adapt
 from qpa_exp.cli import compose_config
@@ -212,6 +213,19 @@ def test_an_oversized_chunk_is_warned_of(caplog):
 def test_what_could_not_run_is_refused(overrides, sentence):
     with pytest.raises(InputError, match=sentence):
         planned("model=gpt2", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("resume=run", "resume=run is for qpa-exp train: this command takes the keys of a run"),
+        ("init_from=nowhere", "init_from=nowhere is neither a run nor the directory of a saved"),
+    ],
+)
+@pytest.mark.parametrize("main", [command.main, score.main], ids=["plan", "score"])
+def test_what_a_run_goes_on_from_is_not_passed_over(main, given, sentence):
+    with pytest.raises(InputError, match=sentence):
+        main([given])
 
 
 # --- the data as the model sees it --------------------------------------------------------------
