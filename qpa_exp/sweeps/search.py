@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
-from qpa_exp.errors import InputError
+from qpa_exp.errors import InputError, first_line
+from qpa_exp.files import check_file
 from qpa_exp.runs.directory import State, error_of, validation_of_kept
 from qpa_exp.sweeps.prepare import MOST_RUNS, Job, Preparation, expand, spell
 from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, unique
@@ -80,13 +81,28 @@ def _run_trials(trials: Trials, runner: Runner, record: Callable[[Sequence[Job]]
 
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Two searches in one file would take each other's trials for abandoned ones."""
+    """Hold the record of a search: two in one would take each other's trials for abandoned ones.
+
+    Raises:
+        InputError: another process is at it, Optuna is not installed, or the record cannot be
+            written any more.
+    """
+    try:
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError as error:
+        raise InputError("A search needs Optuna: pip install 'qpa-exp[sweeps]'.") from error
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(directory / f".{STORAGE}.lock", timeout=0):
             yield
     except Timeout as error:
         raise InputError(f"{directory} is being searched by another process already.") from error
+    except (SQLAlchemyError, StorageInternalError) as error:  # a full disk, for one
+        raise InputError(
+            f"{directory / STORAGE} cannot be used any more ({first_line(error)}): mend that, and "
+            "start the search again, which goes on."
+        ) from error
 
 
 def _base(study: Study, given: Sequence[str]) -> dict[str, str]:
@@ -207,14 +223,31 @@ def _label(values: Mapping[str, Any]) -> str:
 
 
 def _open(path: Path, name: str, seed: int, directions: Sequence[Any]) -> optuna.Study:
-    try:
-        import optuna
-    except ImportError as error:
-        raise InputError("A search needs Optuna: pip install 'qpa-exp[sweeps]'.") from error
+    """Return the search in this file, begun here where there is none.
+
+    Raises:
+        InputError: the file is something else, or damaged.
+    """
+    import optuna
+    from sqlalchemy import URL
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=f"sqlite:///{path}", study_name=name, directions=directions, load_if_exists=True
-    )
+    try:
+        check_file(path, "")
+        study = optuna.create_study(
+            storage=URL.create("sqlite", database=str(path)).render_as_string(),
+            study_name=name, directions=directions, load_if_exists=True,
+        )  # fmt: skip
+        if [direction.name.lower() for direction in study.directions] != list(directions):
+            raise ValueError("it searches for something else")
+        seen = len(study.trials)
+    except InputError:
+        raise
+    except Exception as error:  # SQLite's, SQLAlchemy's, Optuna's, and what damage leads them to
+        raise InputError(
+            f"{path} is not the record of this search, or is damaged ({first_line(error)[:150]}): "
+            "take it away to begin the search anew; complete runs are kept."
+        ) from error
     # A search that goes on must not draw again what it drew at its start.
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+    study.sampler = optuna.samplers.TPESampler(seed=seed + seen)
     return study

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -32,6 +33,7 @@ from qpa_exp.report.tables import TABLES, runs_table
 from qpa_exp.runs.directory import METRICS, claim, read_config
 from qpa_exp.sweeps import studies
 from qpa_exp.sweeps.prepare import expand
+from qpa_exp.sweeps.search import STORAGE, _alone, _open
 from qpa_exp.sweeps.studies import MANIFEST, read_manifest, read_study, register_studies, sweeps_dir
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
@@ -163,6 +165,30 @@ def test_a_rate_is_a_number_however_it_is_spelt(home, monkeypatch):
     monkeypatch.setitem(studies.STUDIES, "own", home / "own.yaml")
     studies._parsed.cache_clear()
     assert read_study("own", "smoke").parts == [{"optim.lr": 0.001}]
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory) -> bytes:
+    """The record of a search with a trial that has ended and one that has not."""
+    file = tmp_path_factory.mktemp("search") / STORAGE
+    study = _open(file, "own", 0, ["minimize", "minimize"])
+    for _ in range(2):
+        trial = study.ask()
+        trial.suggest_categorical("peft.r", [1, 2])
+    study.tell(0, [1.0, 2.0])
+    return file.read_bytes()
+
+
+@EXAMPLES
+@given(data=st.data())
+def test_a_searchs_record(home, trials, data):
+    file = home / STORAGE
+    at = data.draw(st.integers(0, len(trials) - 1))
+    more = data.draw(st.binary(min_size=1, max_size=99))
+    spoilt = [trials[:at], trials[:at] + more + trials[at + len(more) :], more, b""]
+    file.write_bytes(data.draw(st.sampled_from(spoilt)))
+    with contextlib.suppress(InputError), _alone(home):
+        _open(file, "own", 0, ["minimize", "minimize"])
 
 
 @EXAMPLES
