@@ -39,7 +39,7 @@ _ROUNDS = {
     "growth": 5,
 }  # fmt: skip
 _QUICK_ROUNDS = {
-    "circuits": 3, "tiny": 7, "smollm2": 5, "gpt2": 3, "gemma": 2, "gemma2": 2, "methods": 3,
+    "circuits": 3, "tiny": 7, "smollm2": 5, "gpt2": 3, "gemma": 2, "gemma2": 2, "methods": 1,
     "growth": 3,
 }  # fmt: skip
 _QUBITS = [4, 6, 8, 10, 12, 14, 16, 18, 20]

@@ -37,9 +37,11 @@ def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
 
 
 KILLS = """
-import json, os, random, signal, sys, threading, time
+import contextlib, json, os, random, signal, sys, threading, time
 import numpy, torch
-import qpa_exp.fast_head, qpa_exp.runs.train
+import qpa_exp.runs.train
+with contextlib.suppress(ImportError):  # whose folder may be deleted
+    import qpa_exp.fast_head
 from qpa_exp.__main__ import main
 from pathlib import Path
 

@@ -193,8 +193,7 @@ def test_it_trains_and_leaves_what_others_load(
     tokens = torch.randint(1, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(1))
     trained = logits_of(load_run(tmp_path / "run").model, tokens)
     loaders = {"qpa": lambda base, place: QPAModel.from_pretrained(base, place)}
-    own = METHODS.own.get(method)
-    if own is None or own.as_pefts is not None:
+    if method not in METHODS.own or METHODS.own[method].as_pefts is not None:
         loaders["peft"] = PeftModel.from_pretrained
         if method not in NEVER_MERGED:
             loaders["merged"] = lambda base, place: AutoModelForCausalLM.from_pretrained(place)
