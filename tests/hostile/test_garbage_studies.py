@@ -74,6 +74,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     # The configs stay as they are here, and reading one takes as long as all else.
     monkeypatch.setattr(collecting, "read_config", read_once)
+    register_studies(sweeps_dir())
     for name, variant in (("good", "off"), ("bad", "tuned")):
         claim(tmp_path / name, composed(variant))
         (tmp_path / name / METRICS).write_text(json.dumps(FIGURES))
@@ -126,7 +127,6 @@ OWN_SCALE = {
 @given(data=st.data())
 def test_a_study_of_the_users_own(home, monkeypatch, spoilt, data):
     """Files of ``sweeps/`` are written by hand, and copied from others."""
-    register_studies(sweeps_dir())
     files = {"study": home / "own.yaml", "scale": home / "scale.yaml"}
     for kind, valid in (("study", OWN), ("scale", OWN_SCALE)):
         content = in_yaml(valid)
