@@ -234,6 +234,8 @@ def _open(path: Path, name: str, seed: int, directions: Sequence[Any]) -> optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         check_file(path, "")
+        if path.is_file() and not _is_database(path):
+            raise ValueError("it is no database of SQLite's")
         study = optuna.create_study(
             storage=URL.create("sqlite", database=str(path)).render_as_string(),
             study_name=name, directions=directions, load_if_exists=True,
@@ -251,3 +253,9 @@ def _open(path: Path, name: str, seed: int, directions: Sequence[Any]) -> optuna
     # A search that goes on must not draw again what it drew at its start.
     study.sampler = optuna.samplers.TPESampler(seed=seed + seen)
     return study
+
+
+def _is_database(path: Path) -> bool:
+    """Whether a file begins as SQLite's do; an empty one becomes one."""
+    with path.open("rb") as file:
+        return file.read(16) in (b"SQLite format 3\0", b"")

@@ -40,6 +40,7 @@ def begun(
     # What takes the longest, and is fed with garbage elsewhere.
     monkeypatch.setattr(train, "build", lambda *_, **__: parts)
     monkeypatch.setattr(directory, "read_config", lambda run_dir: config)
+    monkeypatch.setattr("lightning_fabric.utilities.registry.entry_points", lambda **_: [])
 
     def choose(*_: object) -> None:
         raise Trained

@@ -185,7 +185,7 @@ def test_a_searchs_record(home, trials, data):
     file = home / STORAGE
     at = data.draw(st.integers(0, len(trials) - 1))
     more = data.draw(st.binary(min_size=1, max_size=99))
-    spoilt = [trials[:at], trials[:at] + more + trials[at + len(more) :], more, b""]
+    spoilt = [trials[:at], trials[:at] + more + trials[at + len(more) :], more]
     file.write_bytes(data.draw(st.sampled_from(spoilt)))
     with contextlib.suppress(InputError), _alone(home):
         _open(file, "own", 0, ["minimize", "minimize"])
