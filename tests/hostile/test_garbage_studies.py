@@ -208,7 +208,7 @@ VALUES = st.one_of(
 WRONG = st.dictionaries(st.sampled_from(list(FIGURES)), VALUES, min_size=1, max_size=4)
 
 
-@settings(max_examples=5, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, suppress_health_check=list(HealthCheck))
 @given(figures=WRONG)
 def test_what_is_made_of_a_runs_figures(home, figures):
     (home / "bad" / METRICS).write_text(json.dumps(FIGURES | figures))
@@ -219,7 +219,7 @@ def test_what_is_made_of_a_runs_figures(home, figures):
     assert SECRET not in render(collected, {}, [runs_table(collected.runs)], "report")
 
 
-@settings(max_examples=16, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(
     kind=st.sampled_from(list(KINDS)),
     options=st.dictionaries(
