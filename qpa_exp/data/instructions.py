@@ -37,8 +37,10 @@ def template_text(given: str | None) -> str | None:
     Raises:
         InputError: there is no such file, and it is no template.
     """
-    if given is None or "{{" in given or "{%" in given:
-        if given is not None and given != given.encode(errors="replace").decode():
+    if given is None:
+        return None
+    if "{{" in given or "{%" in given:
+        if given != given.encode(errors="replace").decode():
             raise InputError("data.chat_template holds text that is not valid UTF-8.")
         return given
     path = typed_path(given)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import yaml
 from hypothesis import strategies as st
 
 SECRET = "hf_thisIsASecretThatNobodyMaySee"
@@ -64,6 +65,11 @@ def changed(valid: Any, place: tuple[Any, ...], how: str, value: Any) -> Any:
 def in_json(value: Any) -> bytes:
     """As a JSON file has it."""
     return json.dumps(value).encode()
+
+
+def in_yaml(value: Any) -> bytes:
+    """As a run writes its config, and a person a study."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode(errors="replace")
 
 
 def files_like(valid: Any, write: Callable[[Any], bytes] = in_json) -> st.SearchStrategy[bytes]:

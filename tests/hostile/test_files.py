@@ -13,7 +13,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutations import files_like
+from mutations import files_like, in_yaml
 
 from qpa_exp import export, generate
 from qpa_exp.__main__ import main as train
@@ -21,11 +21,6 @@ from qpa_exp.errors import InputError
 from qpa_exp.report import __main__ as report
 from qpa_exp.report.collect import collect
 from qpa_exp.runs import directory
-
-
-def in_yaml(value: Any) -> bytes:
-    """As a run writes its config."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode(errors="replace")
 
 
 @cache

@@ -16,10 +16,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutations import SECRET, files_like
+from mutations import SECRET, files_like, in_yaml
 
 from qpa_exp.cli import compose_config
 from qpa_exp.errors import InputError
@@ -67,6 +66,11 @@ def read_once(run_dir: Path) -> Any:
     return _read(config.read_bytes(), run_dir)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _known_studies() -> None:
+    register_studies(sweeps_dir())
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A complete run ``good``, another ``bad`` whose files a test replaces, and an empty study."""
@@ -74,7 +78,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     # The configs stay as they are here, and reading one takes as long as all else.
     monkeypatch.setattr(collecting, "read_config", read_once)
-    register_studies(sweeps_dir())
     for name, variant in (("good", "off"), ("bad", "tuned")):
         claim(tmp_path / name, composed(variant))
         (tmp_path / name / METRICS).write_text(json.dumps(FIGURES))
@@ -101,10 +104,6 @@ def test_a_studys_record(home, data):
     if manifest := attempt(lambda: read_manifest(path.parent)):
         assert "/" not in manifest.study + manifest.scale
         attempt(lambda: collect([str(path.parent)]))
-
-
-def in_yaml(value: Any) -> bytes:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode(errors="replace")
 
 
 OWN = {
@@ -208,7 +207,7 @@ VALUES = st.one_of(
 WRONG = st.dictionaries(st.sampled_from(list(FIGURES)), VALUES, min_size=1, max_size=4)
 
 
-@settings(max_examples=3, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, suppress_health_check=list(HealthCheck))
 @given(figures=WRONG)
 def test_what_is_made_of_a_runs_figures(home, figures):
     (home / "bad" / METRICS).write_text(json.dumps(FIGURES | figures))
@@ -219,7 +218,7 @@ def test_what_is_made_of_a_runs_figures(home, figures):
     assert SECRET not in render(collected, {}, [runs_table(collected.runs)], "report")
 
 
-@settings(max_examples=8, suppress_health_check=list(HealthCheck))
+@settings(max_examples=16, suppress_health_check=list(HealthCheck))
 @given(
     kind=st.sampled_from(list(KINDS)),
     options=st.dictionaries(

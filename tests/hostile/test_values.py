@@ -121,7 +121,7 @@ def test_a_sweep_of_too_many_runs_is_refused_before_it_is_written_out(arguments:
 _TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
 
 
-@settings(max_examples=50)
+@settings(max_examples=100)
 @given(_TEXT)
 def test_a_quoted_text_is_read_as_it_is(text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
