@@ -23,12 +23,12 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, TextIO
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.cli import (
     as_typed,
-    compose_config,
+    compose_whole,
     conf_dir,
     known_keys,
     plain_text,
@@ -102,8 +102,10 @@ def start_run(arguments: list[str]) -> None:
 
     A job of SLURM that has been started again goes on with the run that it began.
     """
-    config = compose_config(arguments)
-    run_dir = planned_directory(arguments)
+    config, composed = compose_whole(arguments)
+    run_dir = Path(composed.hydra.run.dir)
+    if composed.hydra.job.chdir:
+        run_dir = run_dir.absolute()
     _log_to(sys.stdout)
     from qpa_exp.runs import directory
     from qpa_exp.runs.train import begin, prepare, resume
@@ -114,16 +116,38 @@ def start_run(arguments: list[str]) -> None:
     prepared = prepare(config, run_dir)
     first = directory.first_missing(run_dir)
     # The time in the directory's name stays the one that was checked.
-    there = [*arguments, f"{RUN_DIR}{quoted(str(run_dir))}"]
+    with read_write(composed.hydra):
+        composed.hydra.run.dir = str(run_dir)
     try:
-        with hydra_of(conf_dir()) as started:
-            refusal = started.run(
-                "config", lambda _: refusal_of(lambda: begin(prepared)), there
-            ).return_value
+        refusal = _as_hydras_job(composed, lambda: begin(prepared))
     finally:
         directory.discard(run_dir, first)
     if refusal is not None:
         raise refusal
+
+
+def _as_hydras_job(composed: DictConfig, make: Callable[[], Any]) -> Exception | None:
+    """Do this as Hydra does a job that it composed itself: its logging, callbacks, environment.
+
+    Returns:
+        The refusal, if any.
+    """
+    from hydra._internal.callbacks import Callbacks  # as Hydra's own launchers do
+    from hydra.core.utils import run_job
+    from hydra.types import HydraContext
+
+    callbacks = Callbacks(composed)
+    with hydra_of(conf_dir()) as started:
+        callbacks.on_run_start(config=composed, config_name="config")
+        done = run_job(
+            task_function=lambda _: refusal_of(make),
+            config=composed,
+            job_dir_key="hydra.run.dir",
+            job_subdir_key=None,
+            hydra_context=HydraContext(started.config_loader, callbacks),
+        )
+        callbacks.on_run_end(config=composed, config_name="config", job_return=done)
+    return done.return_value
 
 
 def place_as_typed(argument: str) -> str:
@@ -139,17 +163,6 @@ def place_as_typed(argument: str) -> str:
     if len(path) > 1 and path[0] in "'\"" and path[-1] == path[0]:
         return argument
     return f"{RUN_DIR}{quoted(str(typed_path(path)))}"
-
-
-def planned_directory(arguments: list[str]) -> Path:
-    """Where the run that these overrides describe will lie."""
-    from hydra import compose
-    from hydra.core.hydra_config import HydraConfig
-
-    with hydra_of(conf_dir()):
-        composed = compose("config", overrides=arguments, return_hydra_config=True)
-    HydraConfig.instance().set_config(composed)  # the directory may refer to it
-    return Path(composed.hydra.run.dir)
 
 
 def one_run(composed: DictConfig) -> Exception | None:

@@ -20,7 +20,7 @@ from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from qpa_exp.adapters.catalogue import METHODS, option_nodes, unknown_method
@@ -65,23 +65,51 @@ def compose_config(overrides: Sequence[str]) -> Config:
     Raises:
         InputError: a key, an option or a value that is not allowed.
     """
+    overrides = _checked(overrides)
+    return compose_by(functools.partial(_from_conf, str(conf_dir())), overrides)
+
+
+def compose_whole(overrides: Sequence[str]) -> tuple[Config, DictConfig]:
+    """Return :func:`compose_config`'s config, and all that Hydra composed, its own keys included.
+
+    Raises:
+        InputError: as :func:`compose_config`.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = _checked(overrides)
+    with _explained(overrides):
+        whole = _by_hydra(str(conf_dir()), overrides, return_hydra_config=True)
+        HydraConfig.instance().set_config(whole)  # the run's directory may refer to it
+        composed = copy.deepcopy(whole)
+        with open_dict(composed):
+            del composed["hydra"]
+        return to_config(composed), whole
+
+
+def _checked(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of one run as Hydra takes them."""
     overrides = as_typed(overrides)
     refuse_interpolations(overrides)
     for override in overrides:
         check_key(override)
     refuse_several(overrides)
     register_schema()
-    return compose_by(functools.partial(_from_conf, str(conf_dir())), overrides)
+    return overrides
 
 
 @functools.lru_cache(maxsize=256)
 def _from_conf(directory: str, overrides: tuple[str, ...]) -> DictConfig:
+    return _by_hydra(directory, overrides)
+
+
+def _by_hydra(directory: str, overrides: Sequence[str], **more: bool) -> DictConfig:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(directory, version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+    with initialize_config_dir(directory, version_base="1.3", job_name="qpa_exp"):
+        return compose("config", overrides=list(overrides), **more)
 
 
 def with_values(config: Config, overrides: Sequence[str]) -> Config:
@@ -131,7 +159,7 @@ def compose_by(
 
     values = [override for override in overrides if _VALUE.match(override)]
     groups = tuple(override for override in overrides if override not in values)
-    try:
+    with _explained(overrides):
         try:
             composed = copy.deepcopy(load(groups))
             for key, _, value in (override.partition("=") for override in values):
@@ -140,6 +168,15 @@ def compose_by(
             # Hydra itself says what is wrong.
             composed = load(tuple(overrides))
         return to_config(composed, saved=saved)
+
+
+@contextlib.contextmanager
+def _explained(overrides: Sequence[str]) -> Iterator[None]:
+    """Turn what Hydra and OmegaConf say of these overrides into one sentence."""
+    from hydra.errors import HydraException
+
+    try:
+        yield
     except InputError:
         raise
     except (HydraException, OmegaConfBaseException) as error:

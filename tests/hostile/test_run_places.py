@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from qpa_exp.__main__ import main, place_as_typed, planned_directory
+from qpa_exp.__main__ import main, place_as_typed
+from qpa_exp.cli import compose_whole
 from qpa_exp.errors import InputError
 from qpa_exp.runs import directory
 
@@ -146,5 +147,5 @@ def test_a_path_is_taken_as_it_is_typed(path: str) -> None:
 
 def test_home_and_times_are_put_into_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/an na")
-    planned = planned_directory([place_as_typed("hydra.run.dir=~/ü/${seed}-${now:%Y}")])
-    assert str(planned).startswith("/home/an na/ü/2025-20")
+    _, composed = compose_whole([place_as_typed("hydra.run.dir=~/ü/${seed}-${now:%Y}")])
+    assert composed.hydra.run.dir.startswith("/home/an na/ü/2025-20")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from saved_weights import same, weights
 
-from qpa_exp.__main__ import main, planned_directory
+from qpa_exp.__main__ import main
+from qpa_exp.cli import compose_whole
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.runs import directory
@@ -207,5 +208,5 @@ def test_a_run_is_named_after_the_weights_that_it_starts_from(
     (tmp_path / "other").rename(tmp_path / "one")
     assert run_name(configure(f"init_from={tmp_path}/one")) == names[0] != names[1]
     assert run_name(configure()) not in names
-    planned = planned_directory([f"init_from={tmp_path}/one/generator"])
-    assert planned.parent == Path("outputs/tiny-lora-tuned-from-one")
+    _, composed = compose_whole([f"init_from={tmp_path}/one/generator"])
+    assert composed.hydra.run.dir.startswith("outputs/tiny-lora-tuned-from-one/")
