@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import shutil
 import struct
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -26,6 +28,13 @@ from qpa_exp.sweeps.run_name import run_name
 
 WriteGguf = Callable[..., Path]
 IDS = torch.arange(2, 26).view(2, 12)
+
+
+@pytest.fixture(autouse=True)
+def _one_map_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers makes the same one for each module of a model, which is half of its time."""
+    kept = functools.cache(gguf.get_tensor_name_map)
+    monkeypatch.setattr(gguf, "get_tensor_name_map", kept)
 
 
 @pytest.fixture
