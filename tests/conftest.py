@@ -7,36 +7,24 @@ import gc
 import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from families import OVERRIDES
-from huggingface_hub import constants
 from hypothesis import settings
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
-from transformers.utils.logging import disable_progress_bar
 
-# qpa_exp is imported inside the fixtures: the type-checking import hook comes after this file.
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM
+
+# Torch, transformers and qpa_exp are imported inside the fixtures: the process that only hands out
+# the tests has no use for them, and the type-checking import hook comes after this file.
 
 # One thread each, commands that are started included: the tests themselves run side by side.
-torch.set_num_threads(1)
-# Looking for cycles among all that the libraries have imported is a tenth of the time.
-gc.set_threshold(50_000, 20, 100)
 os.environ["OMP_NUM_THREADS"] = "1"
 # No test needs a hub, and asking for one that is not there takes half a minute.
 os.environ["HF_HUB_OFFLINE"] = "1"
-constants.HF_HUB_OFFLINE = True
-disable_progress_bar()
+# Looking for cycles among all that the libraries have imported is a tenth of the time.
+gc.set_threshold(50_000, 20, 100)
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("repeatable")
 
@@ -50,12 +38,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def method_overrides() -> dict[str, list[str]]:
     """Command-line overrides that fit each PEFT method to the small models."""
+    from families import OVERRIDES
+
     return OVERRIDES
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Hidden states of these models are no use to anybody else."""
+def _once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No bars, and a cache of its own: hidden states of these models are no use to anybody else."""
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    if not torch.accelerator.is_available():  # else torch notes the stack at every seed for them
+        torch.cuda.manual_seed_all = torch.xpu.manual_seed_all = lambda seed: None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QPA_EXP_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -64,6 +60,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """What a test sets for a run of its own slows down none of those after it."""
+    import torch
+
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(1)
 
@@ -96,6 +95,10 @@ def refusal(
 @pytest.fixture(scope="session")
 def small_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 of two layers, 16 wide, with random weights, and a tokenizer of whole words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
     directory = tmp_path_factory.mktemp("small_gpt2")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -116,12 +119,16 @@ def small_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def make_gpt2(small_directory: Path) -> Callable[[], GPT2LMHeadModel]:
     """The small model, a new one at each call: PEFT changes the one that it is given."""
+    from transformers import GPT2LMHeadModel
+
     return lambda: GPT2LMHeadModel.from_pretrained(small_directory).eval()
 
 
 @pytest.fixture(scope="session")
-def batch() -> dict[str, torch.Tensor]:
+def batch() -> dict[str, Tensor]:
     """Right-padded examples of 12, 7 and 0 tokens, and labels that leave the padding out."""
+    import torch
+
     mask = (torch.arange(12) < torch.tensor([[12], [7], [0]])).long()
     ids = torch.randint(1, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(1)) * mask
     labels = ids.masked_fill(mask == 0, -100)
@@ -188,6 +195,9 @@ def configure(overrides: list[str]) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def small_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random GPT-2 of 64 positions with the bundled tokenizer, in the hub's own format."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+
     from qpa_exp.lm.loading import BUNDLED
 
     directory = tmp_path_factory.mktemp("model")
@@ -202,6 +212,9 @@ def small_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_llama() -> LlamaForCausalLM:
     """A random Llama of two layers, 32 wide, for the tokens of :func:`write_gguf`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=260, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -218,6 +231,7 @@ def write_gguf(small_llama: LlamaForCausalLM) -> Callable[..., Path]:
     ``without`` are names of tensors and of metadata that it lacks.
     """
     import gguf
+    from tokenizers import pre_tokenizers
 
     config = small_llama.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)

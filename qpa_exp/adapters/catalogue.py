@@ -145,6 +145,11 @@ class _Methods(Registry[Method]):
         own = list(self.own)
         return iter([*own, *sorted({*pefts_types(), *_WITH_MORE} - {*_REFUSED, *own})])
 
+    def __contains__(self, name: object) -> bool:
+        if name in self.own:
+            return True
+        return name not in _REFUSED and (name in pefts_types() or name in _WITH_MORE)
+
     def __getitem__(self, name: str) -> Method:
         """Return the method of that name.
 

@@ -36,8 +36,13 @@ def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-KILLS = """
-import contextlib, json, os, random, signal, sys, threading, time
+NOT_ASKED_FOR = 'import sys; sys.modules["bitsandbytes"] = None'
+"""PEFT imports it where it is, for seconds."""
+
+KILLS = (
+    NOT_ASKED_FOR
+    + """
+import contextlib, json, os, random, signal, threading, time
 import numpy, torch
 import qpa_exp.runs.train
 with contextlib.suppress(ImportError):  # whose folder may be deleted
@@ -81,6 +86,7 @@ for seed in range(first, last):
     status, _ = run(arguments, cache)
     assert status == 0, status
 """
+)
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 1), pytest.param(1, 15, marks=pytest.mark.long)])
@@ -120,8 +126,10 @@ def test_a_compiled_run_that_is_killed_is_resumed_to_the_same_weights(
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
-SIGNALLED = """
-import os, signal, sys
+SIGNALLED = (
+    NOT_ASKED_FOR
+    + """
+import os, signal
 from qpa_exp.__main__ import main
 from qpa_exp.cli import run_command
 from qpa_exp.runs.module import AdapterModule
@@ -136,6 +144,7 @@ def signalling(self, batch, batch_idx):
 AdapterModule.on_train_batch_start = signalling
 run_command(main)
 """
+)
 
 
 def test_a_job_of_slurm_is_started_again_and_goes_on(
