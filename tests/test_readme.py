@@ -52,7 +52,10 @@ FILLED_IN = {
     'eval "$(qpa-exp -sc install=bash)"': "qpa-exp -sc install=bash",
 }
 # A run is cut short like this.
-SHORT = ["trainer.max_steps=2", "trainer.limit_eval_batches=1", "trainer.progress_bar=false"]
+SHORT = [
+    "trainer.max_steps=2", "trainer.limit_eval_batches=1", "trainer.progress_bar=false",
+    "data.train_split=train[:20%]",
+]  # fmt: skip
 SHORTER = {
     "optim=cobyla": "optim.max_evaluations=50",
     "sweep=": "hydra.sweeper.only_plan=true",  # make reproduce-all SCALE=smoke runs them all
