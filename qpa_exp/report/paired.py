@@ -12,7 +12,7 @@ from scipy import optimize, stats
 
 from qpa_exp.report.comparisons import has_trained_circuit, is_generated, percent, ranked_by
 
-CIRCUIT = ("qpa.ansatz", "qpa.n_layers", "qpa.variant")
+CIRCUIT = ("qpa.ansatz", "qpa.n_layers", "qpa.variant", "optim.theta_lr")
 """The keys in which a trained circuit and its control may differ; all others are equal."""
 
 LEVEL, POWER = 0.05, 0.8

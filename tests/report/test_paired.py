@@ -74,18 +74,24 @@ def test_the_table_pairs_a_circuit_with_the_controls_that_are_equal_in_all_else(
     paths = []
     for seed in (1, 2, 3):
         for window in (64, 128):
-            for ansatz, more in (("ry", 0.0), ("frozen", 0.1 * seed), ("none", 20.0 + seed)):
-                keys = [f"qpa.window={window}", f"qpa.ansatz={ansatz}", f"seed={seed}"]
+            for circuit, more in (
+                ("qpa.ansatz=ry", 0.0),
+                ("qpa.ansatz=frozen", 0.1 * seed),
+                ("qpa.ansatz=none", 20.0 + seed),
+                ("qpa=random", 30.0 + seed),
+            ):
+                keys = [circuit, f"qpa.window={window}", f"seed={seed}"]
                 path = tmp_path / "-".join(keys)
                 paths.append(make_run(path, *keys, perplexity=100.0 + seed + more))
     make_study(tmp_path / "study", paths, tables=["controls"])
     (collected,) = collect([str(tmp_path / "study")])
     rows = TABLES["controls"]("controls", collected.runs).rows
-    assert len(rows) == 4  # two windows, two controls each
+    assert len(rows) == 6  # two windows, three controls each
     assert set(rows["seeds"]) == {3}
     words = rows["verdict"].tolist()
     assert [w.startswith("no difference seen; equal within 0.") for w in words].count(True) == 2
     assert [w.startswith("the control is worse by 2") for w in words].count(True) == 2
+    assert [w.startswith("the control is worse by 3") for w in words].count(True) == 2
 
 
 def test_the_verdict_knows_which_way_is_better() -> None:
