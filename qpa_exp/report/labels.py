@@ -191,7 +191,7 @@ def _told_apart(head: str, settings: pd.DataFrame) -> dict[str, str]:
 
     def names(kept: list[str]) -> dict[Any, str]:
         said = {n: ", ".join(w[key] for key in kept if key in w) for n, w in words.items()}
-        between = ", " if "," in head else " "
+        between = ", " if "," in head or head.islower() else " "  # LoRA r = 4; random features, …
         return {n: between.join(part for part in (head, text) if part) for n, text in said.items()}
 
     for key in reversed(keys):  # what a study's file says last says least

@@ -43,6 +43,10 @@ def table(*labels: str, **more: object) -> pd.DataFrame:
         (["trainer.max_epochs=1", "trainer.max_epochs=2"], ["1 epoch", "2 epochs"]),
         (["run7", "another"], ["run7", "another"]),
         (["qpa=random peft.r=1", "qpa=tuned peft.r=1"], ["random features", "default"]),
+        (
+            ["qpa=random qpa.n_mlp=16", "qpa=random qpa.n_mlp=64", "qpa=tuned"],
+            ["random features, n_mlp = 16", "random features, n_mlp = 64", "default"],
+        ),
     ],
 )  # fmt: skip
 def test_names_are_words_that_tell_settings_apart(labels: list[str], names: list[str]) -> None:
