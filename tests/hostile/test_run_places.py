@@ -149,3 +149,13 @@ def test_home_and_times_are_put_into_a_path(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("HOME", "/home/an na")
     _, composed = compose_whole([place_as_typed("hydra.run.dir=~/ü/${seed}-${now:%Y}")])
     assert composed.hydra.run.dir.startswith("/home/an na/ü/2025-20")
+
+
+def test_a_run_that_hydra_works_in_is_not_put_into_itself(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main([*overrides, "trainer.max_steps=1", "hydra.run.dir=run", "hydra.job.chdir=true"])
+    assert (tmp_path / "run" / "metrics.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert not (tmp_path / "run" / "run").exists()
