@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -62,6 +63,14 @@ def test_no_module_imports_in_a_circle() -> None:
     graph = grimp.build_graph("qpa_exp", exclude_type_checking_imports=True, cache_dir=None)
     modules = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
     TopologicalSorter(modules).prepare()
+
+
+def test_only_its_own_tests_need_the_fast_head() -> None:
+    """Without the folder, and tests/fast_head, all others still pass."""
+    for file in (PACKAGE.parent / "tests").rglob("*.py"):
+        if "fast_head" not in file.parts:
+            text = file.read_text(encoding="utf-8")
+            assert not re.search(r"^(from|import) qpa_exp\.fast_head", text, re.MULTILINE), file
 
 
 @pytest.mark.long
