@@ -15,10 +15,9 @@ Examples:
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill
 from typing import Any, TextIO
@@ -30,6 +29,7 @@ from qpa_exp.cli import (
     as_typed,
     compose_whole,
     conf_dir,
+    hydra_of,
     known_keys,
     plain_text,
     quoted,
@@ -127,12 +127,12 @@ def start_run(arguments: list[str]) -> None:
 
 
 def _as_hydras_job(composed: DictConfig, make: Callable[[], Any]) -> Exception | None:
-    """Do this as Hydra does a job that it composed itself: its logging, callbacks, environment.
+    """Do this as ``Hydra.run`` does a job that it composes itself: logging, callbacks, environment.
 
     Returns:
         The refusal, if any.
     """
-    from hydra._internal.callbacks import Callbacks  # as Hydra's own launchers do
+    from hydra._internal.callbacks import Callbacks  # no public way calls them
     from hydra.core.utils import run_job
     from hydra.types import HydraContext
 
@@ -193,18 +193,6 @@ def run_sweep(arguments: list[str]) -> None:
     refuse_interpolations(arguments)
     with hydra_of(conf_dir()) as started:
         started.multirun("multirun", work, name_scales(arguments))
-
-
-@contextlib.contextmanager
-def hydra_of(directory: Path) -> Iterator[Any]:
-    """Hydra with this config tree: ``hydra.main`` takes its arguments from the shell alone."""
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    register_schema()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(directory), version_base="1.3", job_name="qpa_exp"):
-        yield GlobalHydra.instance().hydra
 
 
 def refuse_sweeps(arguments: list[str]) -> None:

@@ -94,7 +94,6 @@ def _checked(overrides: Sequence[str]) -> list[str]:
     for override in overrides:
         check_key(override)
     refuse_several(overrides)
-    register_schema()
     return overrides
 
 
@@ -104,12 +103,22 @@ def _from_conf(directory: str, overrides: tuple[str, ...]) -> DictConfig:
 
 
 def _by_hydra(directory: str, overrides: Sequence[str], **more: bool) -> DictConfig:
-    from hydra import compose, initialize_config_dir
+    from hydra import compose
+
+    with hydra_of(Path(directory)):
+        return compose("config", overrides=list(overrides), **more)
+
+
+@contextlib.contextmanager
+def hydra_of(directory: Path) -> Iterator[Any]:
+    """Hydra with this config tree: ``hydra.main`` takes its arguments from the shell alone."""
+    from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    register_schema()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(directory, version_base="1.3", job_name="qpa_exp"):
-        return compose("config", overrides=list(overrides), **more)
+    with initialize_config_dir(str(directory), version_base="1.3", job_name="qpa_exp"):
+        yield GlobalHydra.instance().hydra
 
 
 def with_values(config: Config, overrides: Sequence[str]) -> Config:

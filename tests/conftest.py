@@ -50,6 +50,7 @@ def _once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    torch.set_num_threads(1)
     if not torch.accelerator.is_available():  # else torch notes the stack at every seed for them
         torch.cuda.manual_seed_all = torch.xpu.manual_seed_all = lambda seed: None
     with pytest.MonkeyPatch.context() as patch:
@@ -60,10 +61,9 @@ def _once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """What a test sets for a run of its own slows down none of those after it."""
+    yield
     import torch
 
-    torch.set_num_threads(1)
-    yield
     torch.set_num_threads(1)
 
 

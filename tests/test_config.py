@@ -7,8 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from qpa_exp.cli import compose_config, conf_dir, known_keys
+from qpa_exp.cli import compose_config, compose_whole, conf_dir, known_keys
 from qpa_exp.config import Config, QPAConfig, validate
 from qpa_exp.errors import InputError
 from qpa_exp.generator.rules import VARIANTS
@@ -93,6 +95,32 @@ def test_python_and_the_command_line_mean_the_same_by_tuned():
 def test_the_seed_of_the_run_is_the_generators():
     assert compose_config(["seed=7"]).qpa.seed == 7
     assert compose_config(["seed=7", "qpa.seed=8"]).qpa.seed == 8
+
+
+VALUES = {
+    "qpa": st.sampled_from([name for name in VARIANTS if name != "off"]),
+    "peft": st.sampled_from(["lora", "dora"]),
+    "seed": st.integers(0, 99),
+    "qpa.n_mlp": st.integers(1, 4096),
+    "peft.target_modules": st.sampled_from(["[lm_head]", "all-linear", "'.*attn'", ".*(q|v)_proj"]),
+    "data.path": st.sampled_from(["null", "~/my texts", "o'neil/ä.txt", "a=b", "1e3"]),
+    "optim.lr": st.sampled_from(["1e-3", ".5", "1.0e-02"]),
+    "peft.options.n_frequency": st.integers(1, 9),
+}
+
+
+@settings(max_examples=25)
+@given(given_=st.fixed_dictionaries({}, optional=VALUES))
+def test_a_run_has_the_config_that_every_other_command_composes(given_):
+    """They set single values on a copy; for a run Hydra composes all."""
+    overrides = [f"{key}={value}" for key, value in given_.items()]
+    found = []
+    for compose in (compose_config, lambda words: compose_whole(words)[0]):
+        try:
+            found.append(compose(overrides))
+        except InputError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
 
 
 def test_composing_does_not_depend_on_the_working_directory(tmp_path, monkeypatch):

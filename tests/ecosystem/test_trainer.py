@@ -20,8 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 ATTENTION, HEAD = ["q_proj", "v_proj"], ["lm_head"]
 PLACES = pytest.mark.parametrize(
-    ("targets", "tied"),
-    [(HEAD, True), pytest.param(HEAD, False, marks=pytest.mark.long), (ATTENTION, True)],
+    ("targets", "tied"), [(HEAD, True), (HEAD, False), (ATTENTION, True)]
 )
 
 

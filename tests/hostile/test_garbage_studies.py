@@ -148,6 +148,7 @@ def test_a_study_of_the_users_own(home, monkeypatch, spoilt, data):
         (in_yaml(OWN | {"parts": [{"peft.r": "${points.ranks}"}]}), "'points.ranks' not found"),
         (in_yaml(OWN | {"points": {"smoke": {"as": "nowhere"}}}), "as=nowhere must name a scale"),
         (b"study: own\npoints: {smoke: {a: [1, 2}}\nparts: []\n", "line 2: "),
+        (b"study: own\npoints: {smoke: {a: [1, 2}}\nparts: []\n", "expected ',' or ']'"),
     ],
 )
 def test_a_slip_in_a_study_is_named(home, monkeypatch, content, says):
