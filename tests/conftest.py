@@ -59,11 +59,17 @@ def _once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """What a test sets for a run of its own slows down none of those after it."""
-    yield
+def _on_its_own() -> Iterator[None]:
+    """A test draws the same random numbers alone and among others, and has one thread."""
+    import random
+
+    import numpy as np
     import torch
 
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
     torch.set_num_threads(1)
 
 

@@ -176,6 +176,7 @@ def _attempt_here(
         # A run keeps what it has freed, for its next step. The next run of this process begins with
         # little again: joblib ends a worker that has grown, and a new one takes long to import.
         gc.collect()
+        gc.freeze()  # what is left are the packages: no need to look through them again
         release_freed_memory()
 
 

@@ -65,11 +65,11 @@ def logits_of(model: Any, tokens: Tensor) -> Tensor:
 
 
 def train(model: Any, tokens: Tensor, lr: float, steps: int = 8) -> list[float]:
-    # The backbone's dropout stays off, as in a run.
+    # The backbone's dropout stays off, as in a run; first and last there is no noise either.
+    losses = [loss_of(model.eval(), tokens).item()]
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
-    losses = []
     for _ in range(steps):
         loss = loss_of(model, tokens)
         optimizer.zero_grad()
@@ -148,10 +148,13 @@ def test_the_start_is_the_unchanged_model(
 def test_training_lowers_the_loss(
     method: str, architecture: str, make_off: Any, make_qpa: Any, tokens: Tensor
 ) -> None:
-    losses = train(make_off(method, architecture), tokens, 1e-2)
-    assert losses[-1] < losses[0]
-    losses = train(make_qpa(method, architecture), tokens, 5e-3)
-    assert losses[-1] < losses[0]
+    steps = 40 if method == "pvera" else 8  # it trains under noise
+    for model, lr in (
+        (make_off(method, architecture), 1e-2),
+        (make_qpa(method, architecture), 5e-3),
+    ):
+        losses = train(model, tokens, lr, steps)
+        assert losses[-1] < losses[0]
 
 
 @everywhere
