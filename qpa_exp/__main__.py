@@ -114,14 +114,11 @@ def start_run(arguments: list[str]) -> None:
         resume(begun)
         return
     prepared = prepare(config, run_dir)
-    first = directory.first_missing(run_dir)
     # The time in the directory's name stays the one that was checked.
     with read_write(composed.hydra):
         composed.hydra.run.dir = str(run_dir)
-    try:
+    with directory.tidied(run_dir):
         refusal = _as_hydras_job(composed, lambda: begin(prepared))
-    finally:
-        directory.discard(run_dir, first)
     if refusal is not None:
         raise refusal
 

@@ -18,13 +18,13 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from qpa_exp.adapters.catalogue import METHODS, option_nodes, unknown_method
-from qpa_exp.config import Config
+from qpa_exp.config import Config, validate
 from qpa_exp.errors import InputError, first_line, nearest
 from qpa_exp.files import typed_path
 from qpa_exp.generator.rules import VARIANTS
@@ -127,25 +127,15 @@ def with_values(config: Config, overrides: Sequence[str]) -> Config:
     Raises:
         InputError: a key that does not exist, a value that is not allowed, or a group's choice.
     """
-    overrides = as_typed(overrides)
-    refuse_interpolations(overrides)
+    overrides = _checked(overrides)
     for override in overrides:
-        check_key(override)
         if not _VALUE.match(override):
             raise InputError(
                 f"{override} cannot change when a run goes on: give single keys that may, "
                 "for example trainer.max_epochs=8."
             )
     register_schema()
-
-    def load(given: tuple[str, ...]) -> DictConfig:
-        if given:  # a value that does not fit: Hydra itself says why
-            _from_conf(str(conf_dir()), given)
-            raise ValueError(given[0])
-        saved: DictConfig = OmegaConf.structured(config)
-        return saved
-
-    return compose_by(load, overrides, saved=True)
+    return compose_by(lambda _: OmegaConf.structured(config), overrides, saved=True)
 
 
 def compose_by(
@@ -164,18 +154,19 @@ def compose_by(
     Raises:
         InputError: a key, an option or a value that is not allowed.
     """
-    from hydra.errors import HydraException
-
     values = [override for override in overrides if _VALUE.match(override)]
     groups = tuple(override for override in overrides if override not in values)
     with _explained(overrides):
-        try:
-            composed = copy.deepcopy(load(groups))
-            for key, _, value in (override.partition("=") for override in values):
-                OmegaConf.update(composed, key, _read(value))
-        except (OmegaConfBaseException, HydraException, ValueError):
-            # Hydra itself says what is wrong.
-            composed = load(tuple(overrides))
+        composed = copy.deepcopy(load(groups))
+        for override in values:
+            parsed = _parsed(override)
+            if parsed is None or parsed.is_sweep_override():
+                raise InputError(f"{override} {_UNREADABLE}")
+            key, _, value = override.partition("=")
+            try:
+                OmegaConf.update(composed, key, parsed.value())
+            except OmegaConfBaseException as error:
+                raise InputError(_explain_bad_value(key, value, str(error))) from error
         return to_config(composed, saved=saved)
 
 
@@ -190,6 +181,10 @@ def _explained(overrides: Sequence[str]) -> Iterator[None]:
         raise
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(error)) from error
+    except (AssertionError, AttributeError) as error:
+        if sentence := _explain_below_null(error, overrides):
+            raise InputError(sentence) from error
+        raise
     except RecursionError as error:
         raise InputError(f"{' '.join(overrides)} is too deep, or refers to itself.") from error
     except (ValueError, OverflowError) as error:  # Hydra's own, for an override of another form
@@ -214,6 +209,7 @@ def refuse_several(overrides: Iterable[str]) -> None:
             )
 
 
+@functools.lru_cache(maxsize=4096)
 def _parsed(override: str) -> Any:
     """Return what Hydra reads there; None where it cannot."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -227,14 +223,6 @@ def _parsed(override: str) -> Any:
 
 _VALUE = re.compile(r"(?!hydra\.)(\w+(\.\w+)+|seed|task|resume|init_from)=", re.ASCII)
 """The beginning of an override that sets one key, and chooses no group."""
-
-
-@functools.cache
-def _read(value: str) -> Any:
-    override = _parsed(f"key={value}")
-    if override is None or override.is_sweep_override():
-        raise ValueError(f"{value} is not one value")
-    return override.value()
 
 
 # --- references -------------------------------------------------------------------------------
@@ -374,14 +362,14 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
 
 def _as_typed(argument: str) -> str:
     key, equals, value = argument.partition("=")
-    if not equals or _PLAIN.fullmatch(value) or key not in _text_keys():
+    if not equals or PLAIN.fullmatch(value) or key not in _text_keys():
         return argument
     if key == _PATTERN_KEY and _PATTERN.match(value):
         return f"{key}={quoted(value)}"
     return argument if _parsed(argument) is not None else f"{key}={quoted(value)}"
 
 
-_PLAIN = re.compile(r"[\w./+-]+", re.ASCII)
+PLAIN = re.compile(r"[\w./+-]+", re.ASCII)
 _PATTERN_KEY = "peft.target_modules"
 _TEXT_OR_LIST = ("data.path", _PATTERN_KEY)
 _PATTERN = re.compile(r"(?!['\"]|\[[\w.,\s-]*\](,|$)|(choice|sort|shuffle)\().*[\\()|*+?^$]")
@@ -422,9 +410,11 @@ def check_key(override: str) -> None:
 Schema = TypeVar("Schema")
 
 
-def option(says: str, default: Any = MISSING, *, choices: tuple[str, ...] = ()) -> Any:
-    """Describe an option of a command: what its help says of it, and the words that it takes."""
-    return field(default=default, metadata={"says": says, "choices": choices})
+def option(says: str, default: Any = MISSING, **limits: Any) -> Any:
+    """Describe an option of a command: what its help says of it, and limits as config.py's fields
+    have them.
+    """
+    return field(default=default, metadata={"says": says, **limits})
 
 
 def options_page(doc: str | None, schema: type) -> str:
@@ -448,7 +438,7 @@ def parse_options(schema: type[Schema], arguments: Sequence[str]) -> Schema:
     dataclass.
 
     Raises:
-        InputError: an option that does not exist, has the wrong type, or is missing.
+        InputError: an option that does not exist, has the wrong type, is missing or out of range.
     """
     structured = OmegaConf.structured(schema)
     names = list(get_type_hints(schema))
@@ -467,10 +457,7 @@ def parse_options(schema: type[Schema], arguments: Sequence[str]) -> Schema:
     except OmegaConfBaseException as error:
         raise InputError(explain(error)) from error
     assert isinstance(options, schema)
-    for item in fields(cast(Any, options)):
-        if (choices := item.metadata["choices"]) and getattr(options, item.name) not in choices:
-            refused = f"{item.name}={getattr(options, item.name):.100} is unknown"
-            raise InputError(f"{refused}: give one of {', '.join(choices)}.")
+    validate(options)
     return options
 
 
@@ -518,16 +505,9 @@ def to_config(composed: DictConfig, *, saved: bool = False) -> Config:
     return config
 
 
-def known_keys(node: type = Config, prefix: str = "") -> list[str]:
+def known_keys() -> list[str]:
     """Every key of the schema, dotted: ``qpa.n_mlp``."""
-    hints = get_type_hints(node)
-    keys: list[str] = []
-    for item in fields(node):
-        kind = hints[item.name]
-        keys.append(prefix + item.name)
-        if isinstance(kind, type) and is_dataclass(kind):
-            keys += known_keys(kind, f"{prefix}{item.name}.")
-    return keys
+    return [key for key, _ in dotted(Config())]
 
 
 def explain(error: BaseException) -> str:
@@ -586,7 +566,7 @@ def _explain_unknown_key(key: str) -> str:
 
 
 def _explain_bad_value(key: str, value: str, reason: str) -> str:
-    if re.search(r"Key '\w+' not in", reason):
+    if re.search(r"Key '\w+' (is )?not in", reason):
         return _explain_unknown_key(key)
     if match := re.search(r"could not be converted to (\w+)", reason):
         wanted = match.group(1)
@@ -595,13 +575,36 @@ def _explain_bad_value(key: str, value: str, reason: str) -> str:
     return f"{key}={value} is not allowed: {why[:1].lower()}{why[1:]}."
 
 
+def _explain_below_null(error: BaseException, overrides: Iterable[str]) -> str | None:
+    """One sentence where OmegaConf failed to set a key of a table that is null, else None.
+
+    It asserts that there is a table, and does not say which key it was.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if not frame.f_globals["__name__"].startswith("omegaconf."):
+        return None
+    pairs = (override.lstrip("+").partition("=") for override in overrides)
+    below = [
+        key
+        for key, _, value in pairs
+        if "." in key and (key not in known_keys() or value.startswith("{"))
+    ]
+    return (
+        f"{', '.join(below)} cannot be set: the table is null here, and takes no keys: leave it "
+        "out, or choose an option whose file has that table."
+    )
+
+
 _ARTICLED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
 def _cannot_be_read(overrides: Sequence[str], error: Exception) -> str:
     """Which override Hydra could not make sense of: the one that its message quotes, or all."""
     named = [override for override in overrides if override in str(error)]
-    return f"{' '.join(named or overrides)} cannot be read as an override: write key=value."
+    return f"{' '.join(named or overrides)} {_UNREADABLE}"
+
+
+_UNREADABLE = "cannot be read as an override: write key=value."
 
 
 def _full_key(text: str) -> str:
@@ -720,6 +723,9 @@ def _explain_any(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OmegaConfBaseException) or type(error).__module__.startswith("hydra."):
         return str(InputError(explain(error)))
+    if isinstance(error, AssertionError | AttributeError):
+        sentence = _explain_below_null(error, sys.argv[1:])
+        return sentence and str(InputError(sentence))
     if isinstance(error, OSError):
         return str(InputError(_explain_os_error(error)))
     refused = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))

@@ -17,7 +17,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from qpa_exp.cli import option, options_page, parse_options, run_command
-from qpa_exp.config import Config
+from qpa_exp.config import MOST_SEED, Config
 from qpa_exp.errors import InputError
 from qpa_exp.files import typed_path
 from qpa_exp.task import TASKS
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from qpa_exp.runs.trained import TrainedRun
 
-_MOST_TOKENS = 2**20
 _COLDEST, _HOTTEST = 1e-3, 1e2
 
 
@@ -37,9 +36,9 @@ class GenerateOptions:
 
     run: str = option("the directory of a complete run")
     prompt: str = option("the text to go on from")
-    max_new_tokens: int = option("how much to write", 40)
+    max_new_tokens: int = option("how much to write", 40, least=1, most=2**20)
     temperature: float = option("of the sampling; 0 = always the likeliest token", 0.0)
-    seed: int = option("of the sampling", 0)
+    seed: int = option("of the sampling", 0, least=0, most=MOST_SEED)
 
 
 def main(arguments: list[str]) -> None:
@@ -64,19 +63,10 @@ def main(arguments: list[str]) -> None:
 
 def check(options: GenerateOptions) -> None:
     """Refuse what no run can write; nothing has been read."""
-    if not 1 <= options.max_new_tokens <= _MOST_TOKENS:
-        raise InputError(
-            f"max_new_tokens={options.max_new_tokens} is out of range: give a whole number from 1 "
-            f"to {_MOST_TOKENS:,}."
-        )
     if options.temperature != 0 and not _COLDEST <= options.temperature <= _HOTTEST:
         raise InputError(
             f"temperature={options.temperature} is out of range: give 0, or a number from "
             f"{_COLDEST:g} to {_HOTTEST:g}."
-        )
-    if not 0 <= options.seed < 2**63:
-        raise InputError(
-            f"seed={options.seed} is out of range: give a whole number from 0 to below 2^63."
         )
     if not options.prompt:
         raise InputError("prompt= is empty: give some text to go on from.")

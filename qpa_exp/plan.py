@@ -147,20 +147,17 @@ def price_table(priced: DevicePrice, steps: int) -> Table:
     )
     table.add_column("what")
     table.add_column("value", justify="right")
-    lines = {
-        "qubits, angles": f"{priced.n_qubits}, {priced.n_angles:,}",
-        "gates, of them on two qubits": f"{priced.gates:,}, {priced.two_qubit_gates:,}",
-        "depth": f"{priced.depth:,}",
-        "duration, delay (microseconds)": f"{1e6 * priced.duration:.2f}, {1e6 * priced.delay:.0f}",
-        "shots of a circuit": f"{priced.shots:,}",
-        "steps": f"{steps:,}",
-    }
+    microseconds = f"{1e6 * priced.duration:.2f}, {1e6 * priced.delay:.0f}"
+    table.add_row("qubits, angles", f"{priced.n_qubits}, {priced.n_angles:,}")
+    table.add_row("gates, of them on two qubits", f"{priced.gates:,}, {priced.two_qubit_gates:,}")
+    table.add_row("depth", f"{priced.depth:,}")
+    table.add_row("duration, delay (microseconds)", microseconds)
+    table.add_row("shots of a circuit", f"{priced.shots:,}")
+    table.add_row("steps", f"{steps:,}")
     for rule, circuits in priced.circuits.items():
-        lines[f"circuits of a step, {rule}"] = f"{circuits:,}"
-        lines["  shots in all"] = f"{circuits * priced.shots * steps:,}"
-        lines["  hours of device time"] = f"{priced.seconds(rule, steps) / 3600:,.1f}"
-        for label in list(lines):
-            table.add_row(label, lines.pop(label))
+        table.add_row(f"circuits of a step, {rule}", f"{circuits:,}")
+        table.add_row("  shots in all", f"{circuits * priced.shots * steps:,}")
+        table.add_row("  hours of device time", f"{priced.seconds(rule, steps) / 3600:,.1f}")
     return table
 
 
@@ -180,14 +177,14 @@ def first_example(config: Config) -> dict[str, Any]:
     Raises:
         InputError: the data or the tokenizer cannot be used.
     """
-    from qpa_exp.data.datamodule import ExampleBatches, TextDataModule
+    from qpa_exp.data.datamodule import TextDataModule
     from qpa_exp.lm.loading import load_tokenizer
     from qpa_exp.runs.callbacks import Stopwatch
 
     task = TASKS[config.task](config, Stopwatch())
     tokenizer = load_tokenizer(config.model)
     data = TextDataModule(config.data, tokenizer, config.seed, classes=task.predicts_classes)
-    batch = ExampleBatches(data.examples["train"])[[0]]
+    batch = data.examples["train"][[0]]
     loss = task.scored(batch)[0]
     n = int((batch["attention_mask"][0].bool() | loss).nonzero()[-1:].sum()) + 1
     ids = batch["input_ids"][0, :n].tolist()

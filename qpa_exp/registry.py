@@ -9,8 +9,10 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from graphlib import TopologicalSorter
 from importlib import import_module
 from importlib.util import find_spec
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from qpa_exp.errors import InputError
@@ -72,22 +74,16 @@ class Registry(Mapping[str, T], Generic[T]):
             InputError: there is none.
         """
         if name not in self:
-            raise InputError(f"{self.key}={name} is unknown: give {self._choices()}.")
+            raise InputError(f"{self.key}={name} is unknown: give one of {', '.join(self)}.")
         if not isinstance(self._entries, str):
             return self._entries[name]
         entry: T = import_module(f"{self._entries}.{name}").ENTRY
         return entry
 
-    def _choices(self) -> str:
-        names = list(self)
-        return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
-
 
 def read_key(config: Any, key: str) -> Any:
     """Return the value of a dotted key, such as ``qpa.n_mlp``."""
-    for part in key.split("."):
-        config = getattr(config, part)
-    return config
+    return attrgetter(key)(config)
 
 
 class NoEffect(InputError):
@@ -113,8 +109,9 @@ def refuse_unread(config: Any, registries: Iterable[Registry[Any]]) -> None:
         NoEffect: the first such key, its value, and who does not read it.
     """
     registries = list(registries)
+    above = {one: [r for r in registries if one.key in r.decides] for one in registries}
     unread: dict[str, str] = {}
-    for registry in _outer_first(registries):
+    for registry in TopologicalSorter(above).static_order():
         why = unread.get(registry.key)
         if why is None:
             name = read_key(config, registry.key)
@@ -131,19 +128,6 @@ def refuse_unread(config: Any, registries: Iterable[Registry[Any]]) -> None:
         if value != default:
             wrong = f"{key}={spelled(value)} has no effect"
             raise NoEffect(key, f"{wrong}: {why}; leave it at {spelled(default)}.")
-
-
-def _outer_first(registries: list[Registry[Any]]) -> list[Registry[Any]]:
-    """Before a registry those that decide about its key."""
-    ordered: list[Registry[Any]] = []
-    waiting = list(registries)
-    while waiting:
-        decided = {key for registry in waiting for key in registry.decides}
-        first = [registry for registry in waiting if registry.key not in decided]
-        assert first, "registries decide about each other's keys in a circle"
-        ordered += first
-        waiting = [registry for registry in waiting if registry not in first]
-    return ordered
 
 
 def spelled(value: Any) -> str:

@@ -84,7 +84,7 @@ def score(config: Config, split: str = "test") -> dict[str, float]:
     with torch.no_grad():
         for batch in islice(loader, config.trainer.limit_eval_batches):
             there: Any = {name: tensor.to(device) for name, tensor in batch.items()}
-            means.add(task.measure(model, there))
+            means.update(task.measure(model, there))
     figures = means.take("", examples.size)
     return figures | ({"tokens": examples.size.tokens} if examples.size is not None else {})
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpa_exp.cli import compose_config, compose_whole, conf_dir, known_keys
+from qpa_exp import __main__ as train
+from qpa_exp import plan
+from qpa_exp.cli import compose_config, compose_whole, conf_dir, known_keys, with_values
 from qpa_exp.config import Config, QPAConfig, validate
 from qpa_exp.errors import InputError
 from qpa_exp.generator.rules import VARIANTS
@@ -376,6 +379,48 @@ def test_an_override_that_cannot_be_read_is_refused_by_name(override):
 @pytest.mark.parametrize("override", ["qpa.n_layers=null", "seed=null", "optim.lr=null"])
 def test_a_value_that_must_be_there_cannot_be_null(override):
     assert refusal(override).startswith(f"{override} is not allowed")
+
+
+HF = ["model=hf", NEEDS["model", "hf"]]  # its architecture is null
+
+
+@pytest.mark.parametrize(
+    ("given", "override"),
+    [
+        (HF, "model.architecture.foo=1"),
+        (HF, "model.architecture.foo.bar=1"),
+        (HF, "+model.architecture.foo=1"),
+        (HF, "++model.architecture.foo=1"),
+        (["model.architecture=null"], "model.architecture.n_embd=8"),
+        (HF, "model.architecture={foo:1}"),
+    ],
+)
+def test_a_key_below_null_is_refused_by_name(given, override):
+    key = override.strip("+").partition("=")[0]
+    said = refusal(*given, override)
+    assert said.startswith(f"{key} cannot be set: the table is null here")
+    with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
+        compose_whole([*given, override])
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (plan.main, [*HF, "model.architecture.foo=1"]),
+        (train.main, [*HF, "model.architecture.foo=1"]),
+        (train.main, ["-m", *HF, "model.architecture.foo=1"]),
+        (train.main, ["-m", *HF, "model.architecture.foo=1,2"]),
+    ],
+)
+def test_so_does_every_command(main, words, refusal, tmp_path):
+    said = refusal(main, words, tmp_path)
+    assert said.startswith("error: model.architecture.foo cannot be set: the table is")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_goes_on_says_so_too():
+    with pytest.raises(InputError, match=r"^model\.architecture\.foo cannot be set"):
+        with_values(compose_config(HF), ["model.architecture.foo=1"])
 
 
 @pytest.mark.parametrize(

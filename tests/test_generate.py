@@ -16,11 +16,13 @@ from qpa_exp.generate import GenerateOptions, check_length
     ("given", "says"),
     [
         *((f"temperature={t}", "give 0, or a number from 0.001 to 100")
-          for t in ("nan", "inf", "-inf", "-1", "-1e-9", "1e-320", "101", "1e300")),
-        *((f"max_new_tokens={n}", "give a whole number from 1 to 1,048,576")
-          for n in ("0", "-1", "1000000000", "1" + "0" * 30)),
-        *((f"seed={n}", "give a whole number from 0 to below 2^63")
-          for n in ("-1", str(2**63), "1" + "0" * 30)),
+          for t in ("-1", "-1e-9", "1e-320", "101", "1e300")),
+        *((f"temperature={t}", "give a finite number") for t in ("nan", "inf", "-inf")),
+        *((f"max_new_tokens={n}", "give a whole number of at least 1") for n in ("0", "-1")),
+        ("max_new_tokens=1000000000", "give at most 1048576"),
+        ("seed=-1", "give a whole number of at least 0"),
+        *((f"{key}={n}", "give less than 2^63") for key in ("max_new_tokens", "seed")
+          for n in (2**63, 10**30)),
         ("prompt=", "is empty"),
         ("prompt=a\ud800b", "is not valid UTF-8"),
     ],

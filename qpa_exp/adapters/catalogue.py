@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import Config, PeftMethodConfig
@@ -88,14 +89,9 @@ def pefts_types() -> tuple[str, ...]:
     """
     package = find_spec("peft")
     assert package is not None
-    assert package.submodule_search_locations
-    path = Path(package.submodule_search_locations[0]) / "utils" / "peft_types.py"
-    spec = spec_from_file_location("names_of_peft", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return tuple(member.value.lower() for member in module.PeftType)
+    assert package.origin is not None
+    names = run_path(str(Path(package.origin).with_name("utils") / "peft_types.py"))
+    return tuple(member.value.lower() for member in names["PeftType"])
 
 
 def _config_class(type_name: str) -> type[PeftConfig]:

@@ -32,9 +32,9 @@ class Counts:
     trainable_params: int
     generated_params: int
     target_params: int
-    n_mlp: int | None
-    n_chunks: int | None
-    n_qubits: int | None
+    n_mlp: int | None = None
+    n_chunks: int | None = None
+    n_qubits: int | None = None
 
     @property
     def target_percent(self) -> float:
@@ -64,43 +64,27 @@ def plan_counts(
         106264
     """
     check_method(config)
-    sizes = _by_formula(config) if auto_class == "AutoModelForCausalLM" else None
-    sizes = sizes or _by_building(config, auto_class, task_type)
+    counts = _by_formula(config) if auto_class == "AutoModelForCausalLM" else None
+    counts = counts or _by_building(config, auto_class, task_type)
     if not VARIANTS[config.qpa.variant].generates:
-        return sizes.counts(sizes.m)
-    made = count_generator(sizes.m, config.qpa)
-    Chunking(sizes.m, made.n_mlp).warn_if_oversized()
-    return sizes.counts(made.trainable_params, made.n_mlp, made.n_chunks, made.n_qubits)
+        return counts
+    m = counts.generated_params
+    made = count_generator(m, config.qpa)
+    Chunking(m, made.n_mlp).warn_if_oversized()
+    whole = counts.trainable_params - m  # modules that are trained whole beside the method
+    trained = made.trainable_params + whole
+    return Counts(trained, m, counts.target_params, made.n_mlp, made.n_chunks, made.n_qubits)
 
 
 def count(model: AdaptedModel) -> Counts:
     """Return the sizes of a model that has been built."""
-    sizes = _of_built(model.peft_model)
-    if model.generator is None:
-        return sizes.counts(sizes.m)
-    chunks = model.generator.chunking
-    sizes = _Sizes(chunks.m, sizes.whole, sizes.target)
-    trained = model.generator.n_trainable
-    n_qubits = chunks.n_qubits if VARIANTS[model.generator.config.variant].circuit else None
-    return sizes.counts(trained, chunks.n_mlp, chunks.n_chunks, n_qubits)
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """Numbers in the method's tensors, in modules trained whole beside them, and in the targets."""
-
-    m: int
-    whole: int
-    target: int
-
-    def counts(
-        self,
-        trained: int,
-        n_mlp: int | None = None,
-        n_chunks: int | None = None,
-        n_qubits: int | None = None,
-    ) -> Counts:
-        return Counts(trained + self.whole, self.m, self.target, n_mlp, n_chunks, n_qubits)
+    counts, generator = _of_built(model.peft_model), model.generator
+    if generator is None:
+        return counts
+    whole, chunks = counts.trainable_params - counts.generated_params, generator.chunking
+    n_qubits = chunks.n_qubits if VARIANTS[generator.config.variant].circuit else None
+    sizes = (chunks.n_mlp, chunks.n_chunks, n_qubits)
+    return Counts(generator.n_trainable + whole, chunks.m, counts.target_params, *sizes)
 
 
 # --- by formula -------------------------------------------------------------------------------
@@ -118,7 +102,7 @@ _LARGEST = 2**24
 """The largest size that is believed without building."""
 
 
-def _by_formula(config: Config) -> _Sizes | None:
+def _by_formula(config: Config) -> Counts | None:
     """None where the model's shape, the targets or the method are not known well enough."""
     if config.peft.target_modules != ["lm_head"] or (shape := _head_shape(config.model)) is None:
         return None
@@ -127,7 +111,7 @@ def _by_formula(config: Config) -> _Sizes | None:
     if m is None:
         return None
     check_length(config, positions)
-    return _Sizes(m, 0, vocabulary * width)
+    return Counts(m, m, vocabulary * width)
 
 
 def _head_shape(model: ModelConfig) -> tuple[int, int, int] | None:
@@ -146,7 +130,7 @@ def _head_shape(model: ModelConfig) -> tuple[int, int, int] | None:
 # --- by building ------------------------------------------------------------------------------
 
 
-def _by_building(config: Config, auto_class: str, task_type: str) -> _Sizes:
+def _by_building(config: Config, auto_class: str, task_type: str) -> Counts:
     from qpa_exp.adapters.peft_model import build_for_sizes, make_peft_config
     from qpa_exp.lm.loading import empty_model, load_architecture, n_positions
 
@@ -158,15 +142,14 @@ def _by_building(config: Config, auto_class: str, task_type: str) -> _Sizes:
     return _of_built(built)
 
 
-def _of_built(model: PeftModel) -> _Sizes:
+def _of_built(model: PeftModel) -> Counts:
     from qpa_exp.adapters.peft_model import target_params, trainable_tensors, whole_modules
 
     def total(named: Any) -> int:
         return sum(p.numel() for _, p in named)
 
-    return _Sizes(
-        total(trainable_tensors(model)), total(whole_modules(model)), target_params(model)
-    )
+    m = total(trainable_tensors(model))
+    return Counts(m + total(whole_modules(model)), m, target_params(model))
 
 
 def describe(config: Config, counts: Counts) -> dict[str, str]:

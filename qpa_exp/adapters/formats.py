@@ -31,6 +31,7 @@ from qpa_exp.adapters.saved_method import (
     WEIGHTS,
     load_weights,
     peft_config_of,
+    same_shapes,
     save_adapter,
 )
 from qpa_exp.config import QPAConfig
@@ -70,7 +71,7 @@ class SavedGenerator:
             str(name or "")
             for name in (self.peft_config.base_model_name_or_path, model.name_or_path)
         )
-        if saved != given and _is_hub_id(saved) and _is_hub_id(given):
+        if saved != given and is_hub_id(saved) and is_hub_id(given):
             raise InputError(
                 f"{self.directory} was saved for the language model {saved}, not for {given}."
             )
@@ -85,11 +86,6 @@ class SavedGenerator:
                     f"{self.directory} was saved for another language model: {name} has shape "
                     f"{there.get(name)} there and {here.get(name)} here."
                 )
-
-    @property
-    def start(self) -> dict[str, Any]:
-        """What a generator that is built from it must have."""
-        return {"shapes": self.shapes, "start_norm": self.start_norm}
 
     def load_into(self, generator: Generator, whole: dict[str, nn.Parameter]) -> None:
         """Set the weights of a generator, and of the modules that are trained whole."""
@@ -116,7 +112,7 @@ def local_copy(model_id: str | Path, subfolder: str | None, **hub: Any) -> Path:
         InputError: the hub has no such repository, or cannot be reached.
     """
     place = Path(model_id)
-    if "/" in str(model_id) and _is_hub_id(str(model_id)) and not place.parent.exists():
+    if "/" in str(model_id) and is_hub_id(str(model_id)) and not os.path.exists(place.parent):  # noqa: PTH110
         from huggingface_hub import snapshot_download
 
         inside = f"{subfolder}/" if subfolder else ""
@@ -210,8 +206,9 @@ def _parsed(source: Path, record: Any) -> tuple[SavedGenerator, list[str] | None
     return saved, given.whole
 
 
-def _is_hub_id(name: str) -> bool:
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
+def is_hub_id(name: str) -> bool:
+    """Whether this may name a model of the hub: it has that form, and is no path here."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not os.path.exists(name)  # noqa: PTH110
 
 
 def _fit(weights: Mapping[str, Tensor], saved: SavedGenerator) -> bool:
@@ -225,8 +222,7 @@ def _fit(weights: Mapping[str, Tensor], saved: SavedGenerator) -> bool:
         return False
     with torch.device("meta"):
         generator = Generator(m, saved.qpa_config)
-    expected = {name: (p.shape, p.dtype) for name, p in generator.named_parameters()}
-    return expected == {name: (w.shape, w.dtype) for name, w in weights.items()}
+    return same_shapes(dict(generator.named_parameters()), weights)
 
 
 def export(
@@ -376,11 +372,8 @@ def adapted_head(model: PeftModel) -> tuple[Any, bool]:
 
 def _name_base_model(out: Path, base: str | None) -> None:
     """PEFT names the directory that the model was loaded from: it means nothing elsewhere."""
-    for name, within in (("adapter_config.json", ()), (CONFIG, ("peft_config",))):
-        path = out / name
+    for path in (out / CONFIG_NAME, out / CONFIG):
         if path.exists():
-            record = whole = json.loads(path.read_text(encoding="utf-8"))
-            for key in within:
-                record = record[key]
-            record["base_model_name_or_path"] = base
+            whole = json.loads(path.read_text(encoding="utf-8"))
+            whole.get("peft_config", whole)["base_model_name_or_path"] = base
             write_text(path, json.dumps(whole, indent=2, sort_keys=True) + "\n")

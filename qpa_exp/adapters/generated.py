@@ -91,15 +91,8 @@ class GeneratedConfig(PeftConfig):
             for item in fields(of) if item.init and item.name != "peft_type"
         })  # fmt: skip
 
-    @property
-    def is_prompt_learning(self) -> bool:
-        """False: the tuner below is a model around the language model, whatever it holds."""
-        return False
-
-    @property
-    def is_adaption_prompt(self) -> bool:
-        """False: the tuner below is a model around the language model, whatever it holds."""
-        return False
+    is_prompt_learning = is_adaption_prompt = False
+    """The tuner below is a model around the language model, whatever it holds."""
 
 
 def saved_config(record: dict[str, Any]) -> QPAConfig:
@@ -383,11 +376,12 @@ class GeneratedMethod(BaseTuner):
                 "The adapter was saved for another language model: the tensors that it generates "
                 "have other names or shapes there."
             )
-        if saved is not None and not same_start(saved.get("start_norm"), norm):
+        begun = None if saved is None else saved.get("start_norm")
+        known = isinstance(begun, int | float) and math.isclose(norm, begun, rel_tol=1e-4)
+        if saved is not None and not known:
             raise InputError(
                 f"The start rebuilt from seed {config.qpa.seed} has norm {norm:.6g}, not the "
-                f"{saved.get('start_norm')} that was saved: this version of torch draws other "
-                "numbers."
+                f"{begun} that was saved: this version of torch draws other numbers."
             )
         config.generated = {"shapes": shapes, "start_norm": norm}
 
@@ -484,16 +478,10 @@ class GeneratedMethod(BaseTuner):
         train_adapter_only(self.peft_model, mode)
         return self
 
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
+    def activation_checkpointing_enable(self, *args: Any, **options: Any) -> None:
         """Keep only every layer's input, and compute the rest again in the backward pass."""
         language_model: Any = self.peft_model.get_base_model()
-        checkpoint_activations(
-            language_model,
-            activation_checkpointing_kwargs=activation_checkpointing_kwargs,
-            **options,
-        )
+        checkpoint_activations(language_model, *args, **options)
         self.train(self.training)
 
     def activation_checkpointing_disable(self) -> None:
@@ -508,9 +496,7 @@ class GeneratedMethod(BaseTuner):
         """Call :meth:`activation_checkpointing_enable`, of which this is the older name."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
-    def gradient_checkpointing_disable(self) -> None:
-        """Call :meth:`activation_checkpointing_disable`, of which this is the older name."""
-        self.activation_checkpointing_disable()
+    gradient_checkpointing_disable = activation_checkpointing_disable
 
     # --- what is generated ----------------------------------------------------------------------
 
@@ -530,12 +516,7 @@ class GeneratedMethod(BaseTuner):
         return self._vector.value
 
     def begin_step(self) -> None:
-        """Generate the vector for one optimizer step.
-
-        For training loops that call :meth:`end_step` before each step of the optimizer: however
-        many batches a step gathers, the generator runs once, forward and backward. Other loops
-        need neither.
-        """
+        """Generate the vector for one optimizer step: see :class:`AdaptedModel`."""
         self._vector.begin_step()
 
     def end_step(self) -> None:
@@ -579,15 +560,6 @@ class GeneratedMethod(BaseTuner):
         counted = language_model.num_parameters(only_trainable, **options)
         own = (p for g in self.generators.values() for p in g.parameters())
         return int(counted) + sum(p.numel() for p in own if p.requires_grad or not only_trainable)
-
-    def print_trainable_parameters(self) -> None:
-        """Say how much is trained, in PEFT's own words, and how much that generates."""
-        trained = self.generator.n_trainable
-        total = self.peft_model.get_nb_trainable_parameters()[1] + trained
-        print(
-            f"trainable params: {trained:,} || all params: {total:,} || "
-            f"trainable%: {100 * trained / total:.4f} || generated: {self.generator.chunking.m:,}"
-        )
 
     def to_peft(self) -> PeftModel:
         """Return a plain PEFT model with the generated tensors; no circuit, and no link back here.
@@ -684,11 +656,6 @@ class GeneratedMethod(BaseTuner):
 def _place(adapter_name: str) -> str:
     """Where a ``PeftModel`` has an adapter's generator."""
     return f"base_model.generators.{adapter_name}."
-
-
-def same_start(saved: Any, norm: float) -> bool:
-    """Whether the norm of a generator's start is the one that was saved, but for rounding."""
-    return isinstance(saved, int | float) and math.isclose(norm, saved, rel_tol=1e-4)
 
 
 def method_name(model: PeftModel) -> str:

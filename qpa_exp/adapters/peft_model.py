@@ -27,22 +27,17 @@ from qpa_exp.files import fits
 from qpa_exp.lm.loading import keep_gradients
 
 
-def checkpoint_activations(model: PreTrainedModel, **options: Any) -> None:
+def checkpoint_activations(model: PreTrainedModel, *args: Any, **options: Any) -> None:
     """Let every layer keep its input alone, and compute the rest again in the backward pass.
 
     Args:
         model: the frozen language model, with or without PEFT's layers in it.
-        options: what the model's own ``activation_checkpointing_enable`` takes.
+        args: what the model's own ``activation_checkpointing_enable`` takes, as ``options``.
+        options: see ``args``.
     """
-    model.activation_checkpointing_enable(**options)
+    model.activation_checkpointing_enable(*args, **options)
     for layer in _checkpointed(model):
         layer._gradient_checkpointing_func = _in_evaluation(layer)
-
-
-def mark_checkpointed(model: nn.Module, mode: bool) -> None:
-    """Give the checkpointed layers, and nothing within them, the mark of training."""
-    for layer in _checkpointed(model):
-        layer.training = mode
 
 
 def _checkpointed(model: nn.Module) -> Iterator[Any]:
@@ -197,12 +192,6 @@ _RANKED = {
 # Methods whose tensors are embeddings.
 _BEFORE_THE_TEXT = {PeftType.PROMPT_TUNING, PeftType.P_TUNING}
 
-# What PEFT, and torch within it, raise for a value or a layer that they cannot use.
-_REFUSALS = (
-    ValueError, TypeError, AttributeError, AssertionError, RuntimeError, LookupError,
-    ArithmeticError, ImportError,
-)  # fmt: skip
-
 
 def build_peft_model(
     model: PreTrainedModel, config: PeftConfig, seed: int, *, adapter_name: str = "default"
@@ -271,7 +260,7 @@ def _putting_in_place(seed: int) -> Iterator[None]:
             yield
         except InputError:
             raise
-        except _REFUSALS as error:
+        except Exception as error:  # PEFT's, and torch's in it, for what they cannot use
             raise InputError(f"PEFT refuses this configuration: {sentence_end(error)}") from error
 
 
@@ -508,7 +497,8 @@ def train_adapter_only(model: PeftModel, mode: bool) -> None:
             for name, child in module.named_children():
                 if name != "base_layer":
                     child.train(mode)
-    mark_checkpointed(model, mode)
+    for layer in _checkpointed(model):  # these, and nothing within them
+        layer.training = mode
 
 
 def target_params(model: PeftModel) -> int:

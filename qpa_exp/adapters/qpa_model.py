@@ -140,11 +140,6 @@ class ClassicalModel(AdaptedModel):
         train_adapter_only(self.peft_model, mode)
         return self
 
-    @property
-    def device(self) -> torch.device:
-        """Where the language model lies."""
-        return self.peft_model.device
-
     def disable_adapter(self) -> AbstractContextManager[None]:
         """Within this context the model is the untouched language model."""
         context: AbstractContextManager[None] = self.peft_model.disable_adapter()
@@ -189,6 +184,8 @@ class QPAModel(PeftModel, AdaptedModel):
 
     Attributes:
         base_model: the method and its generators, between this and the language model.
+        generator: what makes the tensors of the active adapter.
+        peft_model: PEFT's model of the method itself.
 
     Examples:
         Train it as any module. The gradients end in the generator:
@@ -245,20 +242,11 @@ class QPAModel(PeftModel, AdaptedModel):
     """
 
     base_model: GeneratedMethod
+    generator: Generator
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with without_remarks():
             super().__init__(*args, **kwargs)
-
-    @property
-    def peft_model(self) -> PeftModel:  # type: ignore[override]
-        """PEFT's model of the method itself."""
-        return self.base_model.peft_model
-
-    @property
-    def generator(self) -> Generator:  # type: ignore[override]
-        """What makes the tensors of the active adapter."""
-        return self.base_model.generator
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the language model's own output, with the method's tensors as they are now."""
@@ -280,7 +268,12 @@ class QPAModel(PeftModel, AdaptedModel):
 
     def print_trainable_parameters(self) -> None:
         """Say how much is trained, in PEFT's own words, and how much that generates."""
-        self.base_model.print_trainable_parameters()
+        trained = self.generator.n_trainable
+        total = self.peft_model.get_nb_trainable_parameters()[1] + trained
+        print(
+            f"trainable params: {trained:,} || all params: {total:,} || "
+            f"trainable%: {100 * trained / total:.4f} || generated: {self.generator.chunking.m:,}"
+        )
 
     def save_pretrained(
         self,
@@ -351,7 +344,8 @@ class QPAModel(PeftModel, AdaptedModel):
         )  # fmt: skip
         saved = files.read(place)
         saved.check_base(model)
-        loaded = cls(model, generated_config(saved.peft_config, saved.qpa_config, saved.start))
+        start = {"shapes": saved.shapes, "start_norm": saved.start_norm}
+        loaded = cls(model, generated_config(saved.peft_config, saved.qpa_config, start))
         saved.load_into(loaded.generator, dict(whole_modules(loaded.peft_model)))
         return loaded.eval()
 

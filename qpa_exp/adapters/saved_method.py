@@ -36,12 +36,6 @@ _PATTERNS = ("modules", "pattern")
 _MOST_REPETITIONS = 4
 
 
-def know_own_methods() -> None:
-    """Make this package's methods known to PEFT, which reads their names from files."""
-    for method in METHODS.own.values():
-        method.config_class()
-
-
 def peft_config_of(record: Any) -> PeftConfig:
     """PEFT's config from plain data; nothing that it names is imported, fetched or run.
 
@@ -49,7 +43,8 @@ def peft_config_of(record: Any) -> PeftConfig:
         ValueError: no such method, a key that it does not have or that a file may not set, or a
             value of another type.
     """
-    know_own_methods()
+    for method in METHODS.own.values():  # makes them known to PEFT, which reads their names
+        method.config_class()
     kind = record.get("peft_type") if isinstance(record, dict) else None
     types: dict[Any, Any] = dict(PEFT_TYPE_TO_CONFIG_MAPPING)
     if not isinstance(kind, str) or kind not in types or hasattr(types[kind], "method_type"):

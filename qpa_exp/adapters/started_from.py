@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
 from qpa_exp.adapters import formats
 from qpa_exp.adapters.peft_model import whole_modules
-from qpa_exp.adapters.qpa_model import AdaptedModel, QPAModel
+from qpa_exp.adapters.qpa_model import AdaptedModel, QPAModel, peft_dict
 from qpa_exp.adapters.saved_method import CONFIG, read_adapter, same_shapes
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
@@ -24,10 +22,7 @@ _HOW_IT_IS_COMPUTED = (
 )  # fmt: skip
 """Keys of ``qpa`` that may differ: the weights mean the same under each."""
 
-_OF_THE_FILE = (
-    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision",
-    "runtime_config",
-)  # fmt: skip
+_OF_THE_FILE = ("base_model_name_or_path", "peft_version", "revision")
 
 
 def start_from(model: AdaptedModel, source: Path) -> None:
@@ -73,23 +68,19 @@ def _qpa_values(config: QPAConfig) -> dict[str, Any]:
 
 def _peft_values(config: PeftConfig) -> dict[str, Any]:
     return {
-        key: sorted(value) if isinstance(value, set | list) else value
-        for key, value in config.to_dict().items()
+        key: sorted(value) if isinstance(value, list) else value
+        for key, value in peft_dict(config).items()
         if key not in _OF_THE_FILE and "dropout" not in key
     }
 
 
 def _compare(what: str, there: Mapping[str, Any], here: Mapping[str, Any], group: str) -> None:
     for key in sorted(there.keys() | here.keys()):
-        one, other = (_plain(values.get(key)) for values in (there, here))
+        one, other = there.get(key), here.get(key)
         if one != other:
             raise InputError(
                 f"{what} does not fit this run: {group}{key} is {one} there and {other} here."
             )
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value
 
 
 def _compare_method(what: str, config: PeftConfig, model: AdaptedModel) -> None:
@@ -97,6 +88,5 @@ def _compare_method(what: str, config: PeftConfig, model: AdaptedModel) -> None:
     own = model.peft_model.active_peft_config
     _compare(what, _peft_values(config), _peft_values(own), "peft.")
     there, here = str(config.base_model_name_or_path or ""), model.language_model().name_or_path
-    hub = all(name and not os.path.exists(name) for name in (there, here))  # noqa: PTH110
-    if hub and there != here:
+    if there != here and formats.is_hub_id(there) and formats.is_hub_id(here):
         raise InputError(f"{what} was trained on the language model {there}, not on {here}.")

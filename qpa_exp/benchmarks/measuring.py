@@ -100,30 +100,17 @@ def fit_exponent(sizes: Sequence[float | int], seconds: Sequence[float | int]) -
     return statistics.linear_regression(x, y).slope
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What the figures were measured on, and with."""
-
-    processor: str
-    cores: int
-    threads: int
-    memory_gib: float
-    system: str
-    accelerator: str | None
-    versions: dict[str, str]
-
-    @staticmethod
-    def this() -> Machine:
-        """Return the machine that this runs on."""
-        return Machine(
-            processor=_processor(),
-            cores=os.cpu_count() or 1,
-            threads=torch.get_num_threads(),
-            memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
-            system=f"{platform.system()} {platform.machine()}",
-            accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            versions={"python": platform.python_version()} | _versions(),
-        )
+def this_machine() -> dict[str, Any]:
+    """Return what the figures are measured on, and with."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {"python": platform.python_version()} | _versions(),
+    }
 
 
 def _processor() -> str:
@@ -235,23 +222,15 @@ SIMULATORS: dict[str, Simulator] = {
 }
 
 
-@dataclass(frozen=True)
-class CircuitTimes:
-    """Forward and backward of one circuit, by each simulator that takes it."""
-
-    n_qubits: int
-    times: dict[str, Seconds]
-
-    def record(self) -> dict[str, Any]:
-        """Return it as plain data, for JSON."""
-        seconds = {name: time.record() for name, time in self.times.items()}
-        return {"n_qubits": self.n_qubits, "n_layers": N_LAYERS, "seconds": seconds}
-
-
 def measure_circuits(
     qubits: list[int], rounds: int, quick: bool
-) -> tuple[list[CircuitTimes], list[str]]:
-    """All simulators side by side, and a line for each that was left out or capped."""
+) -> tuple[dict[int, dict[str, Seconds]], list[str]]:
+    """Time one circuit's forward and backward pass, by each simulator that takes it.
+
+    Returns:
+        The times by number of qubits and by simulator, and a line for each simulator that was
+        left out or capped.
+    """
     notes, usable = [], {}
     for name, simulator in SIMULATORS.items():
         try:
@@ -263,10 +242,10 @@ def measure_circuits(
         most = simulator.most_if_quick if quick else simulator.most
         if most < max(qubits):
             notes.append(f"{name} is slow: measured up to {most} qubits.")
-    return [_measure(n, usable, rounds, quick) for n in qubits], notes
+    return {n: side_by_side(_steps(n, usable, quick), rounds) for n in qubits}, notes
 
 
-def _measure(n: int, usable: dict[str, Simulator], rounds: int, quick: bool) -> CircuitTimes:
+def _steps(n: int, usable: dict[str, Simulator], quick: bool) -> dict[str, Callable[[], None]]:
     stream = torch.Generator().manual_seed(n)
     theta = torch.rand(N_LAYERS, 1, n, generator=stream)
     towards = torch.rand(2**n, generator=stream)
@@ -279,9 +258,8 @@ def _measure(n: int, usable: dict[str, Simulator], rounds: int, quick: bool) -> 
 
         return do
 
-    taken = {
+    return {
         name: step(simulator.make(n))
         for name, simulator in usable.items()
         if n <= (simulator.most_if_quick if quick else simulator.most)
     }
-    return CircuitTimes(n, side_by_side(taken, rounds))

@@ -14,11 +14,11 @@ from rich.table import Table
 
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.benchmarks.measuring import (
-    CircuitTimes,
-    Machine,
+    N_LAYERS,
     Seconds,
     measure_circuits,
     side_by_side,
+    this_machine,
 )
 from qpa_exp.benchmarks.shapes import PARTS, SHAPES, Shape
 from qpa_exp.benchmarks.workloads import (
@@ -70,7 +70,7 @@ class Suite:
     quick: bool = False
     rounds: int | None = None
     shapes: dict[str, Shape] = field(default_factory=lambda: dict(SHAPES))
-    circuits: list[CircuitTimes] = field(default_factory=list)
+    circuits: dict[int, dict[str, Seconds]] = field(default_factory=dict)
     steps: dict[str, dict[str, Seconds]] = field(default_factory=dict)
     memory: dict[str, dict[str, float | None]] = field(default_factory=dict)
     methods: dict[str, dict[str, Seconds]] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class Suite:
         if not can_measure():
             self.notes.append("Memory is left out: this system does not tell a process its peak.")
             return
-        threads = Machine.this().threads
+        threads = this_machine()["threads"]
         for name in self.shapes:
             log.info("  memory at the shape of %s", name)
             extra = ["qpa_fast_bf16"] if self.shapes[name].layers else []
@@ -157,9 +157,9 @@ class Suite:
         """Return the figures that others are compared by; what was not measured is left out."""
         found: dict[str, Any] = {}
         over = {
-            str(c.n_qubits): c.times["torchquantum"].over(c.times["statevector"])
-            for c in self.circuits
-            if {"torchquantum", "statevector"} <= c.times.keys()
+            str(n): times["torchquantum"].over(times["statevector"])
+            for n, times in self.circuits.items()
+            if {"torchquantum", "statevector"} <= times.keys()
         }
         if over:
             found["circuit_over_torchquantum"] = over
@@ -182,16 +182,16 @@ class Suite:
 
     def record(self) -> dict[str, Any]:
         """Every figure, for JSON."""
-        steps = {
-            name: {step: time.record() for step, time in times.items()}
-            for name, times in self.steps.items()
-        }
+        circuits = [
+            {"n_qubits": n, "n_layers": N_LAYERS, "seconds": _recorded(times)}
+            for n, times in self.circuits.items()
+        ]
         return {
-            "machine": vars(Machine.this()),
+            "machine": this_machine(),
             "quick": self.quick,
-            "circuits": [circuit.record() for circuit in self.circuits],
+            "circuits": circuits,
             "shapes": {name: vars(shape) for name, shape in self.measured_shapes.items()},
-            "steps": steps,
+            "steps": {name: _recorded(times) for name, times in self.steps.items()},
             "bf16_perplexity_change": self.bf16_perplexity_change,
             "memory_mib": self.memory,
             "methods": {name: times[name].record() for name, times in self.methods.items()},
@@ -201,15 +201,19 @@ class Suite:
         }
 
 
+def _recorded(times: Mapping[str, Seconds]) -> dict[str, Any]:
+    return {name: time.record() for name, time in times.items()}
+
+
 # --- for a person -----------------------------------------------------------------------------
 
 
 def show(suite: Suite, console: Console) -> None:
     """Print a table for each part that was measured, and the notes."""
-    machine = Machine.this()
+    on = this_machine()
     console.print(
-        f"{machine.processor}, {machine.threads} of {machine.cores} cores, "
-        f"{machine.memory_gib:g} GiB; torch {machine.versions.get('torch')}. "
+        f"{on['processor']}, {on['threads']} of {on['cores']} cores, "
+        f"{on['memory_gib']:g} GiB; torch {on['versions'].get('torch')}. "
         "Medians, and in brackets the quartiles."
     )
     for table in tables(suite):
@@ -221,8 +225,11 @@ def show(suite: Suite, console: Console) -> None:
 def tables(suite: Suite) -> Iterator[Table]:
     """Yield a table for each part that was measured."""
     if suite.circuits:
-        names = list(dict.fromkeys(name for c in suite.circuits for name in c.times))
-        rows = [[str(c.n_qubits), *(_ms(c.times.get(n)) for n in names)] for c in suite.circuits]
+        names = list(dict.fromkeys(name for times in suite.circuits.values() for name in times))
+        rows = [
+            [str(n), *(_ms(times.get(name)) for name in names)]
+            for n, times in suite.circuits.items()
+        ]
         yield _table("Circuit, forward and backward, L = 8 (ms)", ["qubits", *names], rows)
     for name, times in suite.steps.items():
         shape = suite.measured_shapes[name]

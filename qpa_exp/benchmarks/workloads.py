@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from multiprocessing import get_context
@@ -84,12 +83,6 @@ class Workload:
         self.hidden = self._computed(Backbone(self.base)).clone()
 
     @property
-    def weight(self) -> Tensor:
-        """Return the frozen head's weight, (vocab, width)."""
-        weight: Tensor = self.base.get_output_embeddings().weight
-        return weight
-
-    @property
     def final(self) -> FinalLogits:
         """What the model does to its head's output."""
         return FinalLogits(soft_cap=self.shape.soft_cap)
@@ -109,7 +102,7 @@ class Workload:
             "lora_fast": lambda: self.fast(self.lora()),
             "qpa_naive": lambda: self.naive(self.qpa(self.naive_backend)),
             "qpa_fast": lambda: self.fast(self.qpa("statevector")),
-            "qpa_fast_tuned": lambda: self.fast(self.tuned()),
+            "qpa_fast_tuned": lambda: self.fast(self._generated(QPAConfig())),
         }
         generated = lambda keys: self.fast(self._generated(QPAConfig(**keys)))  # noqa: E731
         for name, keys in _RELATIVES.items() if self.shape.relatives else ():
@@ -167,10 +160,6 @@ class Workload:
         """Return the same, generated."""
         return self._generated(_paper(n_mlp=self.shape.n_mlp, backend=backend))
 
-    def tuned(self) -> QPAModel:
-        """Return the same by ``qpa=tuned``: small chunks that read many numbers."""
-        return self._generated(QPAConfig())
-
     def _generated(self, config: QPAConfig) -> QPAModel:
         config = replace(config, seed=_SEED)
         return get_qpa_model(self._fresh_base(), self._lora_config(), config).train()
@@ -179,7 +168,8 @@ class Workload:
 
     def floor(self) -> Callable[[], object]:
         """One product of the hidden states with the frozen head."""
-        hidden, weight = self.hidden.flatten(0, 1), self.weight.detach()
+        hidden = self.hidden.flatten(0, 1)
+        weight: Tensor = self.base.get_output_embeddings().weight.detach()
         out = torch.empty(len(weight), len(hidden))
         return lambda: torch.mm(weight, hidden.T, out=out)
 
@@ -210,8 +200,9 @@ class Workload:
         def step() -> None:
             optimizer.zero_grad()
             hidden = self.hidden if cached else self._computed(backbone)
-            with _one_vector(model):
-                head.loss(hidden, targets, weights)[0].backward()
+            model.begin_step()
+            head.loss(hidden, targets, weights)[0].backward()
+            model.end_step()
             optimizer.step()
 
         return step
@@ -232,13 +223,6 @@ class Workload:
                 loss, _ = AdaptedHead(model, self.final, low).loss(self.hidden, targets, weights)
                 nats.append(float(loss))
         return math.exp(nats[1] - nats[0]) - 1
-
-
-@contextmanager
-def _one_vector(model: Any) -> Iterator[None]:
-    model.begin_step()
-    yield
-    model.end_step()
 
 
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:

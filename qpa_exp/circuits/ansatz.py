@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _H = 1 / math.sqrt(2)
+_Matrix = tuple[tuple[complex | float | int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,12 @@ class GateKind:
 
     pauli: str | None = None
     controlled: bool = False
-    fixed: tuple[tuple[complex, ...], ...] | None = None
+    fixed: _Matrix | None = None
 
     @property
     def has_angle(self) -> bool:
         """Whether it turns by an angle."""
         return self.pauli is not None
-
-    @property
-    def shifts(self) -> bool:
-        """Whether two evaluations at angle +- pi/2 give its slope: half-angle Pauli rotations."""
-        return self.has_angle and not self.controlled
 
     @property
     def permutes(self) -> bool:
@@ -55,12 +51,8 @@ class GateKind:
         return all(entry.imag == 0 for row in self.fixed for entry in row)
 
 
-def _rows(*rows: tuple[complex | float | int, ...]) -> tuple[tuple[complex, ...], ...]:
-    return tuple(tuple(complex(entry) for entry in row) for row in rows)
-
-
-def _permutation(*images: int) -> tuple[tuple[complex, ...], ...]:
-    return tuple(tuple(complex(j == image) for j in range(len(images))) for image in images)
+def _permutation(*images: int) -> _Matrix:
+    return tuple(tuple(int(j == image) for j in range(len(images))) for image in images)
 
 
 GATES: dict[str, GateKind] = {
@@ -75,12 +67,12 @@ GATES: dict[str, GateKind] = {
     "crz": GateKind("Z", controlled=True),
     "id": GateKind(fixed=_permutation(0, 1)),
     "x": GateKind(fixed=_permutation(1, 0)),
-    "z": GateKind(fixed=_rows((1, 0), (0, -1))),
-    "h": GateKind(fixed=_rows((_H, _H), (_H, -_H))),
-    "s": GateKind(fixed=_rows((1, 0), (0, 1j))),
-    "sx": GateKind(fixed=_rows((0.5 + 0.5j, 0.5 - 0.5j), (0.5 - 0.5j, 0.5 + 0.5j))),
+    "z": GateKind(fixed=((1, 0), (0, -1))),
+    "h": GateKind(fixed=((_H, _H), (_H, -_H))),
+    "s": GateKind(fixed=((1, 0), (0, 1j))),
+    "sx": GateKind(fixed=((0.5 + 0.5j, 0.5 - 0.5j), (0.5 - 0.5j, 0.5 + 0.5j))),
     "cx": GateKind(fixed=_permutation(0, 1, 3, 2)),
-    "cz": GateKind(fixed=_rows((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, -1))),
+    "cz": GateKind(fixed=((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, -1))),
     "swap": GateKind(fixed=_permutation(0, 2, 1, 3)),
 }
 """What the names of OpenQASM and Qiskit stand for."""
@@ -211,12 +203,6 @@ class Ansatz:
         """Whether the circuit's amplitudes are real at all angles."""
         return all(GATES[moment.gate].is_real for moment in self.moments)
 
-    @property
-    def gates_without_shift(self) -> list[str]:
-        """The names of its gates whose slope the parameter-shift rule does not give."""
-        kinds = {moment.gate: GATES[moment.gate] for moment in self.moments}
-        return [name for name, kind in kinds.items() if kind.has_angle and not kind.shifts]
-
     def theta_shape(self, n_qubits: int, n_layers: int) -> tuple[int, int, int]:
         """Return the shape of the circuit's angles: (n_layers, rotations in a layer, n_qubits)."""
         return n_layers, sum(moment.has_angles for moment in self.moments), n_qubits
@@ -300,10 +286,15 @@ def order_of(gates: Iterable[Gate], n_qubits: int) -> Int32[np.ndarray, " states
     """
     import numpy as np
 
-    order = np.arange(2**n_qubits, dtype=np.int32)
-    for gate in reversed(list(gates)):
-        order = _before(gate, order, n_qubits)
-    return order
+    order = np.arange(2**n_qubits, dtype=np.int32).reshape([2] * n_qubits)
+    for gate in gates:
+        fixed = GATES[gate.name].fixed
+        assert fixed is not None
+        sources, first = [row.index(1) for row in fixed], range(len(gate.qubits))
+        led = np.moveaxis(order, gate.qubits, first)
+        moved = led.reshape(len(sources), -1)[sources].reshape(led.shape)
+        order = np.moveaxis(moved, first, gate.qubits)
+    return order.flatten()
 
 
 def inverse_of(order: Int32[np.ndarray, " states"]) -> Int32[np.ndarray, " states"]:
@@ -313,21 +304,3 @@ def inverse_of(order: Int32[np.ndarray, " states"]) -> Int32[np.ndarray, " state
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order), dtype=order.dtype)
     return inverse
-
-
-def _before(gate: Gate, states: np.ndarray, n_qubits: int) -> np.ndarray:
-    """Which basis states the gate takes to these."""
-    fixed = GATES[gate.name].fixed
-    assert fixed is not None
-    import numpy as np
-
-    comes_from = np.array([row.index(1) for row in fixed], dtype=np.int32)
-    places = [n_qubits - 1 - qubit for qubit in gate.qubits]  # the first is the highest bit
-    inside = np.zeros_like(states)
-    for place in places:
-        inside = 2 * inside + ((states >> place) & 1)
-    moved = inside ^ comes_from[inside]  # the bits that change
-    for place in reversed(places):
-        states = states ^ ((moved & 1) << place)
-        moved = moved >> 1
-    return states

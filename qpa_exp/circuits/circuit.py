@@ -46,18 +46,6 @@ def sample_frequencies(
     return (counts / shots).to(probabilities)
 
 
-def pass_through(
-    probabilities: Float[Tensor, "*batch states"], frequencies: Float[Tensor, "*batch states"]
-) -> Float[Tensor, "*batch states"]:
-    """Return the sampled frequencies, with the slope of the exact probabilities.
-
-    A sample has no slope. Its expectation is the exact distribution, so what arrives at the
-    frequencies is handed on to the probabilities unchanged (a straight-through estimator): the
-    backward is that of the exact circuit, at the point where the sample was taken.
-    """
-    return probabilities + (frequencies - probabilities).detach()
-
-
 # A compiler of the caller has nothing to gain here: it goes on behind the circuit.
 @torch.compiler.disable
 def probabilities(
@@ -232,7 +220,9 @@ class Circuit(nn.Module):
         if shots is None:
             return probabilities
         frequencies = sample_frequencies(probabilities, shots, self._stream())
-        return pass_through(probabilities, frequencies)
+        # A straight-through estimator: a sample has no slope, so it takes that of its expectation,
+        # which is the exact distribution.
+        return probabilities + (frequencies - probabilities).detach()
 
     def _stream(self) -> torch.Generator | None:
         if self.training:

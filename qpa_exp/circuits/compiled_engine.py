@@ -289,7 +289,8 @@ def _layer(ansatz: Ansatz, n_qubits: int) -> _Layer:
     places = np.array([moment.places for moment in moments])
     front = n_qubits // 2
     states = np.arange(2**n_qubits, dtype=np.int32)
-    swap, unswap = _exchange(states, n_qubits, front), _exchange(states, n_qubits, n_qubits - front)
+    swap = states.reshape(2**front, -1).T.flatten()
+    unswap = states.reshape(-1, 2**front).T.flatten()
     then = np.stack([unswap[order_of(moment.after, n_qubits)] for moment in moments])
     before = np.stack([inverse_of(order) for order in then])
     return _Layer(axes, places, front, swap, unswap, then, before)
@@ -316,9 +317,3 @@ def _moments(ansatz: Ansatz, n_qubits: int) -> list[_Turns]:
         moments[-1].axes[qubit] = _AXES[str(GATES[gate.name].pauli)]
         moments[-1].places[qubit] = gate.angle[1] * n_qubits + gate.angle[2]
     return moments
-
-
-def _exchange(states: np.ndarray, n_qubits: int, first: int) -> np.ndarray:
-    """Where to read what stands in order with the ``first`` qubits of the old index last."""
-    rest = n_qubits - first
-    return ((states & (2**first - 1)) << rest) | (states >> first)

@@ -111,9 +111,8 @@ def _circuits(config: QPAConfig, n_angles: int) -> dict[str, int]:
     """
     if n_angles == 0:
         return {"not trained": config.n_circuits}
-    rules = {name: GRADIENTS[name].circuits for name in GRADIENTS}
     return {
-        name: config.n_circuits * (1 + more(n_angles))
-        for name, more in rules.items()
-        if more is not None
+        name: config.n_circuits * (1 + method.circuits(n_angles))
+        for name, method in GRADIENTS.items()
+        if method.circuits is not None
     }

@@ -88,11 +88,6 @@ class Simulator(ABC):
     def prepare(self) -> None:  # noqa: B027
         """Do now what needs to be done once; not called where a model is only counted."""
 
-    @classmethod
-    def packages(cls, config: QPAConfig) -> Packages | None:
-        """Return what has to be installed for this config, if anything."""
-        return None
-
     @classmethod  # noqa: B027
     def check(cls, config: QPAConfig) -> None:
         """Refuse keys that do not go together under this back end.
@@ -103,11 +98,8 @@ class Simulator(ABC):
 
     @classmethod
     def record_versions(cls, config: QPAConfig) -> dict[str, str]:
-        """Return the versions that its numbers depend on, besides torch's: of what it needs
-        installed.
-        """
-        packages = cls.packages(config)
-        return {} if packages is None else packages.versions()
+        """Return the versions that its numbers depend on, besides torch's."""
+        return {}
 
     @classmethod
     @abstractmethod

@@ -50,9 +50,11 @@ def measured_circuit(ansatz: Ansatz, n_qubits: int, n_layers: int) -> QuantumCir
 
 def angle_places(ansatz: Ansatz, n_qubits: int, n_layers: int) -> dict[str, int]:
     """Map the name of a parameter to its place in theta, flattened."""
-    _, rotations, _ = ansatz.theta_shape(n_qubits, n_layers)
+    import numpy as np
+
+    shape = ansatz.theta_shape(n_qubits, n_layers)
     turned = [gate.angle for gate in ansatz.gates(n_qubits, n_layers) if gate.angle is not None]
-    return {_name((x, y, z)): (x * rotations + y) * n_qubits + z for x, y, z in turned}
+    return {_name(angle): int(np.ravel_multi_index(angle, shape)) for angle in turned}
 
 
 def _name(angle: tuple[int, int, int]) -> str:

@@ -16,7 +16,7 @@ from qpa_exp.config import DataConfig
 from qpa_exp.data.sources import (
     ALIASES,
     SPLITS,
-    Found,
+    TEXT,
     HubDataset,
     find,
     is_hub_id,
@@ -190,7 +190,6 @@ class CorpusText:
         class_names: in the order of their numbers.
     """
 
-    name: str
     splits: Documents
     sha256: str
     source: str
@@ -251,7 +250,7 @@ def load_corpus(config: DataConfig) -> CorpusText:
     digest = _sha256(taken, classes)
     if config.layout == "lines" and not whole:
         taken = {name: lines_of(documents) for name, documents in taken.items()}
-    return CorpusText(config.name, taken, digest, source, classes, names)
+    return CorpusText(taken, digest, source, classes, names)
 
 
 def _read(
@@ -265,12 +264,7 @@ def _read(
         documents, source = corpus.load_own(config)
         check_splits(needed, documents, source)
         return dict(documents.items()), source, corpus.rows_are_lines
-    if config.path is None:
-        assert corpus.hub is not None  # it has been checked
-        found = Found(corpus.hub.source, "hub", {}, hub=corpus.hub)
-    else:
-        folder = corpus.hub.folder if corpus.hub is not None else None
-        found = find(config, folder, from_hub=corpus.hub is None)
+    found = find(config, corpus.hub)
     if None in found.splits and not corpus.divisible:
         raise InputError(
             f"data.path={config.path} is not a directory with split files for data={config.name}:"
@@ -279,7 +273,7 @@ def _read(
     wanted: list[str | None] = [None] if None in found.splits else [*needed]
     if found.splits and None not in found.splits:
         check_splits(needed, found.splits, found.source)
-    if found.is_text:
+    if found.kind == TEXT:
         if corpus.rows is None:
             raise InputError(f"{found.source} is no table: give {corpus.label}.")
         read = {name: read_documents(corpus.rows, found.splits[name]) for name in wanted}
@@ -301,13 +295,13 @@ def _divide(
 ) -> dict[str, list[Any]]:
     """Return the rows by split. What has no splits is divided, and so is ``data.split``."""
     named = {name or "train": rows for name, rows in read.items()}
-    if config.split is None and None not in read:
+    if config.split is not None:
+        check_splits(splits_within(config.split), named, source)
+        rows = take(named, split_name(config.split), source, whole=whole)
+    elif None in read:
+        rows = named["train"]
+    else:
         return named
-    rows = named["train"] if config.split is None else None
-    if rows is None:
-        asked = str(config.split)
-        check_splits(splits_within(asked), named, source)
-        rows = take(named, split_name(asked), source, whole=whole)
     return divide_by_row(rows) if whole else divide_by_position(rows)
 
 

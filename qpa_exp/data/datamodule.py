@@ -18,17 +18,20 @@ import torch
 from jaxtyping import Bool, Int
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from qpa_exp.config import DataConfig
 from qpa_exp.data.corpus import CORPORA, JOINS, CorpusText, load_corpus, split_name
+from qpa_exp.data.sources import SPLITS
 from qpa_exp.errors import InputError
 from qpa_exp.lm.losses import IGNORED
 
 log = logging.getLogger(__name__)
 
 _DOCUMENTS_PER_CALL = 1000
+
+Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class TextSize:
 
 
 @dataclass(frozen=True)
-class Examples:
+class Examples(Dataset[Batch]):
     """Token ids, and the class of each example where there is one.
 
     The real ids of a row come first, what follows them is EOS padding. A row may be all padding:
@@ -74,6 +77,21 @@ class Examples:
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+    def __getitem__(self, rows: list[int]) -> Batch:
+        """Return some examples as transformers' models take them.
+
+        ``input_ids`` and ``attention_mask``, (b, t) int64, the mask 1 on real tokens, and
+        ``labels``: see :func:`labels`. Where rows hold several examples, ``position_ids``, (b, t),
+        count from 0 in each.
+        """
+        input_ids, positions = self.input_ids[rows], self.position_ids
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": mask(self.lengths[rows], input_ids.shape[1]),
+            "labels": labels(self, rows),
+        }
+        return batch if positions is None else batch | {"position_ids": positions[rows]}
 
 
 def labels(examples: Examples, rows: list[int]) -> Int[Tensor, ...]:
@@ -304,9 +322,6 @@ def _rows(rows: Sequence[Sequence[_Row]], width: int, eos: int, size: TextSize) 
     return Examples(input_ids, lengths, size=size, answers=answers)
 
 
-Batch = dict[str, Tensor]
-
-
 def epoch_order(n: int, seed: int, epoch: int) -> Int[Tensor, " {n}"]:
     """Return the order in which an epoch visits ``n`` examples: a permutation, the same every time.
 
@@ -377,45 +392,6 @@ class ShuffledBatches(Sampler[list[int]]):
         self._given = self._start = state["batches"]
 
 
-class OrderedBatches(Sampler[list[int]]):
-    """Batches of row numbers for evaluation: every ``world_size``-th row, in order, none twice."""
-
-    def __init__(self, n: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
-        self.rows, self.batch_size = range(rank, n, world_size), batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in range(0, len(self.rows), self.batch_size):
-            yield list(self.rows[start : start + self.batch_size])
-
-
-class ExampleBatches(Dataset[Batch]):
-    """Examples by lists of row numbers.
-
-    A batch has what transformers' models take: ``input_ids`` and ``attention_mask``, (b, t) int64,
-    the mask 1 on real tokens, and ``labels``: the real tokens and ``IGNORED`` elsewhere, (b, t),
-    or the examples' classes, (b,). Where rows hold several examples, ``position_ids``, (b, t),
-    count from 0 in each.
-    """
-
-    def __init__(self, examples: Examples) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, rows: list[int]) -> Batch:
-        input_ids, positions = self.examples.input_ids[rows], self.examples.position_ids
-        batch = {
-            "input_ids": input_ids,
-            "attention_mask": mask(self.examples.lengths[rows], input_ids.shape[1]),
-            "labels": labels(self.examples, rows),
-        }
-        return batch if positions is None else batch | {"position_ids": positions[rows]}
-
-
 class ResumableLoader(DataLoader[Batch]):
     """A loader that can go on in the middle of an epoch.
 
@@ -471,11 +447,7 @@ class TextDataModule(LightningDataModule):
     @property
     def splits(self) -> dict[str, str]:
         """What a split serves for -> the name of the split that does."""
-        return {
-            "train": split_name(self.config.train_split),
-            "validation": split_name(self.config.validation_split),
-            "test": split_name(self.config.test_split),
-        }
+        return {role: split_name(getattr(self.config, f"{role}_split")) for role in SPLITS}
 
     @cached_property
     def examples(self) -> dict[str, Examples]:
@@ -515,7 +487,7 @@ class TextDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled by (seed, epoch); this rank's share, as many batches on every rank."""
-        rows = self._batches("train")
+        rows = self.examples["train"]
         sampler = ShuffledBatches(len(rows), self.config.batch_size, self.seed, **self._place())
         return ResumableLoader(rows, sampler=sampler, batch_size=None, generator=torch.Generator())
 
@@ -528,12 +500,10 @@ class TextDataModule(LightningDataModule):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, role: str) -> DataLoader[Batch]:
-        rows = self._batches(role)
-        sampler = OrderedBatches(len(rows), self.config.eval_batch_size, **self._place())
-        return DataLoader(rows, sampler=sampler, batch_size=None, generator=torch.Generator())
-
-    def _batches(self, role: str) -> ExampleBatches:
-        return ExampleBatches(self.examples[role])
+        examples, place = self.examples[role], self._place()
+        rows = range(place["rank"], len(examples), place["world_size"])  # in order, none twice
+        sampler = BatchSampler(rows, self.config.eval_batch_size, drop_last=False)
+        return DataLoader(examples, sampler=sampler, batch_size=None, generator=torch.Generator())
 
     def _place(self) -> dict[str, int]:
         if self.trainer is None:

@@ -107,22 +107,16 @@ def tokenise_records(
             except InputError as error:
                 raise InputError(f"Row {n:,}: {error}") from error
         parts = list({part: None for each in written for part in each.parts})
-        ids = dict(zip(parts, _ids(parts, tokenizer, special=written[0].special), strict=True))
+        found = tokenizer(
+            parts, add_special_tokens=written[0].special, return_attention_mask=False, verbose=False
+        )["input_ids"]
+        ids = dict(zip(parts, found, strict=True))
         for n, each in enumerate(written, start + 1):
             tokens, loss = each.tokens(ids)
             loss[:1] = [False] * len(loss[:1])  # nothing comes before it to predict it from
             if not any(loss):
                 raise InputError(f"Row {n:,} has no answer to learn from.")
             yield each.answered, tokens, loss
-
-
-def _ids(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool
-) -> list[list[int]]:
-    found: list[list[int]] = tokenizer(
-        list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False
-    )["input_ids"]
-    return found
 
 
 @dataclass(frozen=True)

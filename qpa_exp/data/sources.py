@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import re
 import tempfile
 import warnings
@@ -41,10 +42,6 @@ KINDS = {
 """How files with these ends are read; a single file with another end is plain text."""
 
 TABLES = "JSON lines, CSV, parquet or Arrow"
-
-
-def _canonical(split: str) -> str:
-    return ALIASES.get(split, split)
 
 
 @dataclass(frozen=True)
@@ -80,11 +77,6 @@ class Found:
     place: Path = Path()
     hub: HubDataset | None = None
 
-    @property
-    def is_text(self) -> bool:
-        """Whether it is plain text, without rows and columns."""
-        return self.kind == TEXT
-
     def name_of(self, split: str | None) -> str:
         """Return what a sentence calls one of its splits."""
         files = self.splits.get(split, [])
@@ -107,20 +99,25 @@ def is_hub_id(path: Any) -> bool:
     """Whether this may name a dataset of the hub: ``owner/name``, and no such directory here."""
     if not isinstance(path, str) or not _HUB_ID.fullmatch(path):
         return False
-    return Path(path).suffix.lower() not in KINDS and not Path(path).parent.exists()
+    return Path(path).suffix.lower() not in KINDS and not os.path.exists(Path(path).parent)  # noqa: PTH110
 
 
-def find(config: DataConfig, folder: str | None = None, *, from_hub: bool = True) -> Found:
-    """Return what ``data.path`` leads to; nothing is read yet.
+def find(config: DataConfig, known: HubDataset | None) -> Found:
+    """Return what ``data.path`` leads to, or what the hub has; nothing is read yet.
 
     Args:
-        config: with a path.
-        folder: a name of a directory within it that may hold the split files, as on the hub.
-        from_hub: whether it may name a dataset of the hub.
+        config: of the data.
+        known: where the hub has the corpus, and the name of the directory that may hold its split
+            files; None for a user's own, whose path may name a dataset of the hub.
 
     Raises:
         InputError: nothing is there, or what is there cannot be told apart.
     """
+    hub = known if config.path is None else None
+    if known is None and is_hub_id(config.path):
+        hub = HubDataset(str(config.path), config.subset, config.revision or "main")
+    if hub is not None:
+        return Found(hub.source, "hub", {}, hub=hub)
     if isinstance(config.path, list):
         return _files([_existing(each) for each in config.path], ", ".join(config.path))
     text = str(config.path)
@@ -130,15 +127,12 @@ def find(config: DataConfig, folder: str | None = None, *, from_hub: bool = True
         if not files:
             raise InputError(f"data.path={text} matches no file.")
         return _files(files, text)
-    if from_hub and is_hub_id(text):
-        hub = HubDataset(text, config.subset, config.revision or "main")
-        return Found(hub.source, "hub", {}, hub=hub)
     path = _existing(text)
     if not path.is_dir():
         return Found(str(path.resolve()), KINDS.get(path.suffix.lower(), TEXT), {None: [path]})
     if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
         return Found(str(path.resolve()), "saved", {}, place=path)
-    return _in_folder(path, folder)
+    return _in_folder(path, known.folder if known is not None else None)
 
 
 def _is_there(text: str) -> bool:
@@ -238,7 +232,7 @@ def _one_kind(files: Sequence[Path], source: str, *, named: bool = False) -> str
 def _splits(source: str, named: dict[Path, re.Match[str]]) -> Found:
     splits: dict[str | None, list[Path]] = {}
     for file, match in named.items():
-        splits.setdefault(_canonical(match["split"]), []).append(file)
+        splits.setdefault(ALIASES.get(match["split"], match["split"]), []).append(file)
     for split, files in splits.items():
         shards = {named[file]["shards"] for file in files}
         folders = [named[file]["folder"] is not None for file in files]
@@ -358,24 +352,17 @@ def read_tables(found: Found, splits: Iterable[str | None] | None) -> dict[str |
     else:
         wanted = found.splits if splits is None else splits
         return {split: _read(found.kind, found.splits[split]) for split in wanted}
-    return {name if name is None else _canonical(name): rows for name, rows in loaded.items()}
+    return {ALIASES.get(str(name), name): rows for name, rows in loaded.items()}
 
 
 def _from_hub(hub: HubDataset) -> dict[str | None, Dataset]:
     """All splits, from the hub or its cache; ``datasets`` runs no loading script any more."""
     # Imported here: slow, and neither pydoc nor local text needs them.
     import datasets
-    import httpx
 
     try:
         loaded: Any = datasets.load_dataset(hub.id, hub.config, revision=hub.revision)
-    except (
-        OSError,  # the built-in ConnectionError and FileNotFoundError, and huggingface_hub's errors
-        httpx.HTTPError,
-        datasets.exceptions.DatasetsError,
-        ValueError,  # offline, with another config of the dataset in the cache
-        RuntimeError,
-    ) as error:
+    except Exception as error:  # the hub's, httpx's and datasets' own, and built-in ones
         reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")[:200]
         nowhere = "" if hub.folder else ", and there is no such path here"
         raise InputError(

@@ -17,14 +17,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, ProgressColumn
 from rich.progress import Task as Progressing
 from rich.text import Text
 from torch import Tensor, nn
@@ -408,7 +401,8 @@ class FastHead(CausalLM):
         shown = self.config.trainer.progress_bar and console.is_terminal and first
         began = said = time.monotonic()
         computed = 0
-        with Progress(*_columns(), console=console, disable=not shown) as bar:
+        columns = (*Progress.get_default_columns(), _TokensASecond())
+        with Progress(*columns, console=console, disable=not shown) as bar:
             task = bar.add_task(f"hidden states, {split}", total=total, completed=before)
             for block in blocks:
                 yield block
@@ -433,11 +427,6 @@ class _TokensASecond(ProgressColumn):
     def render(self, task: Progressing) -> Text:
         """How fast it goes, once that is known."""
         return Text("" if task.speed is None else f"{task.speed:,.0f} tokens/s")
-
-
-def _columns() -> list[ProgressColumn]:
-    name = TextColumn("{task.description}")
-    return [name, BarColumn(), TaskProgressColumn(), _TokensASecond(), TimeRemainingColumn()]
 
 
 def _table_directory(config: DataConfig, *, resumed: bool) -> TableDirectory:

@@ -72,20 +72,17 @@ class _Writing(TorchFunctionMode):
             return self._follow(func, *args, **named)
         made = None
         if func is F.linear:
-            made = self._linear(*args, **named)
+            made = self._product(*args, **named)
         elif func in _MATMULS and not named:
             x, other = args if func is not Tensor.__rmatmul__ else args[::-1]
             made = self._product(x, other.T) if other.dim() == 2 else None
         return func(*args, **named) if made is None else made
 
-    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> _Logits | None:
-        return self._product(input, weight, bias)
-
-    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> _Logits | None:
-        if x.dim() != 3 or x.shape[:-1] != self.lead or weight.shape[0] != self.vocab:
+    def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> _Logits | None:
+        if input.dim() != 3 or input.shape[:-1] != self.lead or weight.shape[0] != self.vocab:
             return None
         shape = torch.Size((*self.lead, self.vocab))
-        return _Logits.of(x, shape, (_Product(x, weight),), bias)
+        return _Logits.of(input, shape, (_Product(input, weight),), bias)
 
     def _follow(self, func: Callable[..., Any], *args: Any, **named: Any) -> Any:
         """Return what an operation makes of logits; some of their sum."""

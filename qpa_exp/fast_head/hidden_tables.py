@@ -49,8 +49,6 @@ from qpa_exp.machine import free_memory
 
 log = logging.getLogger(__name__)
 
-_HASHED_AT_A_TIME = 64 * 2**20
-
 
 class _HeadReached(Exception):
     def __init__(self, hidden: Tensor) -> None:
@@ -127,11 +125,7 @@ class Backbone:
 
 def checksum(tensor: Tensor) -> str:
     """Hash a tensor's bytes."""
-    digest = xxhash.xxh3_64()
-    if tensor.numel():
-        for part in tensor.contiguous().flatten().view(torch.uint8).split(_HASHED_AT_A_TIME):
-            digest.update(part.numpy().data)
-    return digest.hexdigest()
+    return xxhash.xxh3_64_hexdigest(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ class Generator(nn.Module):
         reads_feature = variant.circuit and ansatz.reads_feature
         self._feature = FEATURES[feature_name(config)] if reads_feature else None
         self._lowest_first, self._has_bits = variant.lowest_first, variant.circuit
-        draws = self._draws_states
+        self._draws_states = draws = config.basis_order == "random"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             if not variant.circuit:  # one more for each chunk, so that no two codes are alike
@@ -159,12 +159,10 @@ class Generator(nn.Module):
     def _generate(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, " m"]:
         features = self._read(self.circuit())
         # Under a random order too, row i reads the i-th probability: the released code's pairing.
-        chunks = self.mapping(self._bits(states).to(features.dtype), features).flatten()
+        bits = self.bits if states is self.states else self._write_bits(states)
+        chunks = self.mapping(bits.to(features.dtype), features).flatten()
         generated = chunks[: self.chunking.m] if self.order is None else self.order(chunks)
         return generated - generated.mean() if self.config.center else generated
-
-    def _bits(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, "chunks qubits"]:
-        return self.bits if states is self.states else self._write_bits(states)
 
     def _write_bits(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, "chunks qubits"]:
         n_bits = self.chunking.n_qubits if self._has_bits else 0
@@ -190,10 +188,6 @@ class Generator(nn.Module):
         used = torch.arange(min(2**n_qubits, self.chunking.n_chunks + config.window - 1))
         weight = None if config.blend == BLEND_TRAINED else float(str(config.blend))
         return StateEstimator(blend_widths(config, n_qubits), basis_bits(used, n_qubits), weight)
-
-    @property
-    def _draws_states(self) -> bool:
-        return self.config.basis_order == "random"
 
     def _draw_states(self) -> Int[Tensor, " chunks"]:
         if not (self.training and self._draws_states):
@@ -347,32 +341,22 @@ class MappingModel(nn.Sequential):
 
     Args:
         widths: of what it reads, of the hidden layers, and of what it gives for a chunk.
-        activation: a name of ``qpa.activation``.
-        init: a name of ``qpa.mapping_init``.
-        window: how many features of a circuit a chunk reads.
+        config: with nothing left open.
         in_order: chunk i has the bits of i, the most significant first.
-        scale: a factor on all that it gives.
     """
 
-    def __init__(
-        self,
-        widths: Sequence[int],
-        activation: str,
-        init: str = "default",
-        *,
-        window: int = 1,
-        in_order: bool = True,
-        scale: float = 1.0,
-    ) -> None:
+    def __init__(self, widths: Sequence[int], config: QPAConfig, *, in_order: bool) -> None:
+        assert config.window is not None
+        assert config.scale is not None
         layers: list[nn.Module] = []
-        between = ACTIVATIONS[activation]
+        between = ACTIVATIONS[config.activation]
         for wide, narrow in pairwise(widths):
             if layers and between is not None:
                 layers.append(getattr(nn, between)())
             layers.append(nn.Linear(wide, narrow))
         super().__init__(*layers)
-        self.window, self.in_order, self.scale = window, in_order, scale
-        if draw := MAPPING_INITS[init]:  # a signal then keeps its size through the layers
+        self.window, self.in_order, self.scale = config.window, in_order, config.scale
+        if draw := MAPPING_INITS[config.mapping_init]:  # a signal keeps its size through the layers
             for layer in self:
                 if isinstance(layer, nn.Linear):
                     getattr(nn.init, draw)(layer.weight, nonlinearity="relu")

@@ -239,16 +239,11 @@ def _quantization(config: ModelConfig) -> dict[str, Any]:
             f"model.quantization={kind} needs bitsandbytes: "
             "pip install 'qpa-exp[quantization]', or give model.quantization=none."
         )
-    computing = getattr(torch, config.dtype)
-    how = {
-        "int8": {"load_in_8bit": True},
-        "nf4": {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_compute_dtype": computing,
-        },
-    }
-    return {"quantization_config": BitsAndBytesConfig(**how[kind]), "device_map": "cpu"}
+    quantized = BitsAndBytesConfig(
+        load_in_8bit=kind == "int8", load_in_4bit=kind == "nf4", bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, config.dtype),
+    )  # fmt: skip
+    return {"quantization_config": quantized, "device_map": "cpu"}
 
 
 def loaded_revision(model: Any) -> str | None:

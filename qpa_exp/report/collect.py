@@ -24,16 +24,17 @@ from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.files import fits, typed_path
 from qpa_exp.generator.rules import VARIANTS, fit
-from qpa_exp.registry import dotted
-from qpa_exp.report.comparisons import validation_of
+from qpa_exp.registry import dotted, spelled
 from qpa_exp.runs.directory import (
     CONFIG,
     METRICS,
+    WRITTEN,
     State,
     error_of,
     read_config,
     read_metrics,
     state_of,
+    validation_key,
     validation_of_kept,
 )
 from qpa_exp.sweeps.studies import MANIFEST, Manifest, read_manifest
@@ -42,8 +43,7 @@ from qpa_exp.task import TASKS, Metric
 NO_STUDY = "runs"
 """The name under which runs that belong to no study are reported."""
 
-SEEDS = ["seed", "qpa.seed"]
-_NOT_SETTINGS = ("logger.", "trainer.progress_bar", "resume", *SEEDS)
+_NOT_SETTINGS = ("logger.", "trainer.progress_bar", "resume", "seed", "qpa.seed")
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,8 @@ def collect(places: Iterable[str], study: str | None = None) -> list[Collected]:
                     rows.append(_row(run, manifest))
                 except InputError as error:
                     path: Path = run["path"]
-                    waits = not (path / METRICS).exists() and (
-                        not (path / CONFIG).exists() or state_of(path) is State.interrupted
-                    )
-                    pending = manifest is not None and waits
+                    waits = state_of(path) in (State.new, State.interrupted)
+                    pending = manifest is not None and waits and not (path / METRICS).exists()
                     skipped.append(Skipped(path, str(error), pending))
                 except OSError as error:
                     why = f"{str(run['path'])[:200]} cannot be read: {error.strerror}."
@@ -151,17 +149,10 @@ def _what_varies(runs: pd.DataFrame) -> pd.Series:
             told_apart, chosen = with_it, [*chosen, key]
     if not chosen:
         return runs["label"]
-    words = [f"{key}=" + runs[key].map(_spelled) for key in chosen]
+    values = runs[chosen].convert_dtypes().astype(object)  # whole numbers, beside nulls, too
+    plain = values.where(values.notna(), None)
+    words = [f"{key}=" + plain[key].map(spelled) for key in chosen]
     return pd.concat(words, axis=1).agg(" ".join, axis=1).str[:_LONGEST]
-
-
-def _spelled(value: Any) -> str:
-    """Spell a value as a person writes it for the command line."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "null"
-    if isinstance(value, bool | str):
-        return str(value).lower() if isinstance(value, bool) else value
-    return f"{value:g}"
 
 
 def _directories(places: Iterable[str]) -> list[Path]:
@@ -185,7 +176,10 @@ def _directories(places: Iterable[str]) -> list[Path]:
 
 
 def _groups(directory: Path) -> Iterator[tuple[Manifest | None, list[dict[str, Any]]]]:
-    """Yield the studies below a directory with their runs, then the runs that are of no study."""
+    """Yield the studies below a directory with their runs, then the runs that are of no study.
+
+    What lies in a run's directory is its own: W&B keeps a ``config.yaml`` there.
+    """
     listed: set[Path] = set()
     for file in sorted(directory.rglob(MANIFEST)):
         manifest = read_manifest(file.parent)
@@ -195,19 +189,13 @@ def _groups(directory: Path) -> Iterator[tuple[Manifest | None, list[dict[str, A
         ]
         listed |= {run["path"] for run in runs}
         yield manifest, runs
-    others = sorted(
-        {
-            file.parent.resolve()
-            for name in (CONFIG, METRICS)
-            for file in directory.rglob(name)
-            if "csv" not in file.parts
-        }
-        - listed
-    )
+    found = {f.parent.resolve() for name in (CONFIG, METRICS) for f in directory.rglob(name)}
+    inside = {run / name for run in found | listed for name in WRITTEN}
+    others = sorted(p for p in found - listed if inside.isdisjoint((p, *p.parents)))
     if others:
-        yield None, [{"path": path, "label": path.name, "overrides": None} for path in others]
+        yield None, [{"path": path, "label": path.name} for path in others]
     elif not listed:
-        yield None, [{"path": directory, "label": directory.name, "overrides": None}]
+        yield None, [{"path": directory, "label": directory.name}]
 
 
 def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
@@ -222,16 +210,17 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     flat = flatten(dataclasses.asdict(config))
     kept = {k: v for k, v in flat.items() if not k.startswith(_NOT_SETTINGS)}
     setting = json.dumps(kept, sort_keys=True, default=str)
-    overrides, ranked_by = run["overrides"], task.ranked_by()
+    ranked_by = task.ranked_by().name
+    command = shlex.join(["python", "-m", "qpa_exp", *run["overrides"]]) if manifest else ""
     row = {
-        **_metrics(path, task.metrics, ranked_by.name),
+        **_metrics(path, task.metrics, ranked_by),
         **flat,
-        validation_of(ranked_by): validation_of_kept(path, ranked_by.name),
+        validation_key(ranked_by): validation_of_kept(path, ranked_by),
         "path": str(path),
         "study": manifest.study if manifest else NO_STUDY,
         "scale": manifest.scale if manifest else "",
         "label": (run["label"] or path.name)[:_LONGEST],
-        "command": _command(overrides) if overrides is not None else "",
+        "command": command,
         "setting": hashlib.sha256(setting.encode(errors="replace")).hexdigest()[:12],
     }
     row["model.name"] = row["model.name"][:_LONGEST]
@@ -248,25 +237,22 @@ def _text(value: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "?", known)
 
 
-def _command(overrides: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", "qpa_exp", *overrides])
-
-
 def _metrics(path: Path, known: Sequence[Metric], ranked_by: str) -> dict[str, Any]:
     """Return a run's figures, each a number, NaN where it is none; and a few texts."""
     state = state_of(path)
+    if state is State.interrupted and (path / METRICS).exists():
+        raise InputError(f"{path / METRICS} is not one of ours or is damaged.")
+    if state is State.interrupted:
+        raise InputError(f"{path} is not complete: it is running, or was interrupted.")
     if state is not State.complete:
-        raise InputError(_why_not(path, state))
+        raise InputError(f"{path} {state}: {error_of(path)}")
     metrics = read_metrics(path) or {}
     needed = [metrics.get(key) for key in (ranked_by, *_NEEDED)]
-    names = [metric.name for metric in known]
     own = [metric.name for metric in known if metric.restates is None]
     bases = [metrics.get(f"base_{name}") for name in own if metrics.get(name) is not None]
     if not all(map(_is_number, [*needed, *bases])) or not all(metrics[key] > 0 for key in _SIZES):
         raise InputError(f"{path / METRICS} holds no result of this program.")
-    row: dict[str, Any] = dict.fromkeys(
-        (*names, *(f"base_{name}" for name in names), *_DRAWN), math.nan
-    )
+    row: dict[str, Any] = unmeasured(known)
     for key, value in metrics.items():
         if not re.fullmatch(r"[a-z]\w{0,99}", key) or key == "n" or key.endswith("_std"):
             continue  # no name of ours, or one of a column that is made of these
@@ -277,6 +263,12 @@ def _metrics(path: Path, known: Sequence[Metric], ranked_by: str) -> dict[str, A
         else:
             row[key] = value if _is_number(value) else math.nan
     return row
+
+
+def unmeasured(metrics: Iterable[Metric]) -> dict[str, float]:
+    """Return the figures that every row has, each NaN."""
+    names = [metric.name for metric in metrics]
+    return dict.fromkeys((*names, *(f"base_{name}" for name in names), *_DRAWN), math.nan)
 
 
 _SIZES = ("trainable_params", "target_params")
@@ -295,17 +287,8 @@ def _is_number(value: Any) -> bool:
     return number and -_LARGEST < value < _LARGEST
 
 
-def _why_not(path: Path, state: State) -> str:
-    reason = error_of(path)
-    if state is State.interrupted and (path / METRICS).exists():
-        return f"{path / METRICS} is not one of ours or is damaged."
-    if state is State.interrupted:
-        return f"{path} is not complete: it is running, or was interrupted."
-    return f"{path} {state}: {reason}"
-
-
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; lists and enumerations as text."""
+    """Nested mappings as dotted keys; lists as text."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -314,5 +297,5 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, list):
             flat[prefix + key] = json.dumps(value)
         else:
-            flat[prefix + key] = getattr(value, "value", value)
+            flat[prefix + key] = value
     return flat

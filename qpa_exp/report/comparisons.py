@@ -14,6 +14,7 @@ from scipy import stats
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.circuits.ansatz import ANSATZE
 from qpa_exp.generator.rules import VARIANTS
+from qpa_exp.runs.directory import validation_key
 from qpa_exp.task import TASKS, Metric
 
 Row = pd.Series | Mapping[str, Any]
@@ -54,11 +55,6 @@ def measured(runs: pd.DataFrame, *, restated: bool = False) -> list[Metric]:
     return [m for m in there if restated or m.restates is None]
 
 
-def validation_of(metric: Metric) -> str:
-    """Return the column with the metric on the validation split, of the weights that a run kept."""
-    return f"validation_{metric.name}"
-
-
 def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     """One row for each setting: what its runs share, and their figures' mean over the seeds.
 
@@ -75,18 +71,18 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     return table.copy().reset_index()  # a copy lies in one piece
 
 
-def is_chosen_by_validation(table: pd.DataFrame) -> bool:
-    """Whether the validation split was measured for each of these settings."""
-    column = validation_of(ranked_by(table))
-    return column in table and bool(table[column].notna().all())
+def chosen(table: pd.DataFrame) -> tuple[pd.Series, str]:
+    """Return the setting that is best on validation, and in words by what it was chosen.
 
-
-def chosen(table: pd.DataFrame) -> pd.Series:
-    """Return the setting that is best on validation, else the smallest: never by the test split."""
-    if is_chosen_by_validation(table):
-        metric = ranked_by(table)
-        return best(table, metric, validation_of(metric))
-    return table.sort_values("trainable_params").iloc[0]
+    Where the validation split was not measured for each, it is the smallest: never by the test
+    split.
+    """
+    metric = ranked_by(table)
+    column = validation_key(metric.name)
+    if column not in table or table[column].isna().any():
+        return table.sort_values("trainable_params").iloc[0], "lowest trainable params"
+    end = "lowest" if metric.smaller_is_better else "highest"
+    return best(table, metric, column), f"{end} {column}".replace("_", " ")
 
 
 def best(table: pd.DataFrame, metric: Metric, column: str | None = None) -> pd.Series:
@@ -173,26 +169,19 @@ def comparisons(runs: pd.DataFrame) -> Iterator[Comparison]:
         classical = group[group["qpa.variant"] == "off"]
         generated = group[group.apply(has_trained_circuit, axis=1)]
         for _, of_size in classical.groupby("trainable_params", sort=False):
-            first = chosen(of_size)
+            first, _ = chosen(of_size)
             rank = first.get("peft.r")
             rivals = generated[generated["trainable_params"] < first["trainable_params"]]
             if rank is not None and not pd.isna(rank):
                 rivals = rivals[rivals["peft.r"] == rank]
             if rivals.empty:
                 continue
+            second, by = chosen(rivals)
             for metric in measured(group):
                 if not (group[metric.name].dropna() > 0).all():
                     continue  # a ratio to zero says nothing
-                found = compare(runs, first, chosen(rivals), metric)
-                yield replace(found, candidates=len(rivals), chosen_by=_chosen_by(rivals))
-
-
-def _chosen_by(table: pd.DataFrame) -> str:
-    if not is_chosen_by_validation(table):
-        return "lowest trainable params"
-    metric = ranked_by(table)
-    end = "lowest" if metric.smaller_is_better else "highest"
-    return f"{end} {validation_of(metric)}".replace("_", " ")
+                found = compare(runs, first, second, metric)
+                yield replace(found, candidates=len(rivals), chosen_by=by)
 
 
 def compare(runs: pd.DataFrame, first: pd.Series, second: pd.Series, metric: Metric) -> Comparison:

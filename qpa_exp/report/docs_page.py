@@ -14,13 +14,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Any
 
 import pandas as pd
 
+from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.files import MIB, plain_name, read_plain, typed, whole_file, write_text
-from qpa_exp.report.collect import Collected, left_out
+from qpa_exp.report.collect import Collected, flatten, left_out, unmeasured
 from qpa_exp.report.comparisons import comparisons
 from qpa_exp.report.page import (
     figures_of,
@@ -31,7 +33,9 @@ from qpa_exp.report.page import (
     words_of,
 )  # fmt: skip
 from qpa_exp.report.tables import Table, differences
+from qpa_exp.runs.directory import validation_key
 from qpa_exp.sweeps.studies import Manifest, study_of_record
+from qpa_exp.task import TASKS
 
 DATA = "data"
 INDEX = "README.md"
@@ -106,8 +110,8 @@ def _write(collected: Collected, docs: Path) -> Path:
     (manifest,) = collected.manifests
     name = f"{plain_name(manifest.study, 'the study')}-{plain_name(manifest.scale, 'its scale')}"
     words = words_of(collected)
-    finding = _sentences(words.finding)
-    title = finding[0].rstrip(".") if finding else words.title
+    finding = words.finding.get(manifest.scale, "")
+    title = _first_sentence(finding).rstrip(".") or words.title
     drawn = dict(figures_of(collected, title))
     files = {kind: name if len(drawn) == 1 else f"{name}-{kind}" for kind in drawn}
     page = docs / f"{name}.md"
@@ -123,9 +127,10 @@ def _write(collected: Collected, docs: Path) -> Path:
 
 def _lines(collected: Collected, figures: list[str]) -> Iterator[str]:
     (manifest,), runs, words = collected.manifests, collected.runs, words_of(collected)
+    finding = words.finding.get(manifest.scale, "").strip()
     found = [comparison.sentence() for comparison in comparisons(runs)]
     yield f"# {words.title}\n"
-    yield f"{words.finding or ' '.join(found[:1]) or 'What it shows is in the figure.'}\n"
+    yield f"{finding or ' '.join(found[:1]) or 'What it shows is in the figure.'}\n"
     for figure in figures:
         yield f"![{words.title}: {words.about or manifest.scale}]({figure}.svg)\n"
     about = f"{words.about[:1].upper()}{words.about[1:]}. " if words.about else ""
@@ -136,7 +141,7 @@ def _lines(collected: Collected, figures: list[str]) -> Iterator[str]:
         yield f"## {heading_of(table)}\n\n{table.caption}\n"
         yield from _table(table, with_time=with_time or table.name != "runs")
         yield ""
-    if (words.finding and found) or found[1:]:
+    if (finding and found) or found[1:]:
         yield "## QPA beside the method that it generates\n"
         yield from (f"- {sentence}" for sentence in found)
         yield ""
@@ -147,7 +152,7 @@ def _lines(collected: Collected, figures: list[str]) -> Iterator[str]:
     yield "## How the setting differs from the paper's\n"
     yield from (f"- {line}" for line in [*manifest.differs, *differences(runs)])
     yield "\n## How it was made\n\n```bash"
-    yield _broken(manifest.command)
+    yield " \\\n".join(_SHELL.wrap(manifest.command))
     yield "```\n"
     yield from (f"- {line}" for line in versions_of(runs))
     yield f"- every run as data: [{_data_of(manifest)}]({DATA}/{_data_of(manifest)})"
@@ -177,20 +182,11 @@ def _cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
-def _broken(command: str, width: int = 96) -> str:
-    """Return a shell command in lines that a page shows whole."""
-    lines, line = [], ""
-    for word in command.split(" "):
-        if line and len(line) + len(word) + 1 > width:
-            lines.append(f"{line} \\")
-            line = f"  {word}"
-        else:
-            line = f"{line} {word}" if line else word
-    return "\n".join([*lines, line])
+_SHELL = TextWrapper(96, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def _sentences(text: str) -> list[str]:
-    return [part for part in re.split(r"(?<=[.!?])\s+(?=[A-Z\d])", text.strip()) if part]
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z\d])", text.strip())[0]
 
 
 def _write_index(docs: Path) -> None:
@@ -205,8 +201,7 @@ def _write_index(docs: Path) -> None:
     for file in sorted((docs / DATA).glob("*.json"), key=_by_number):
         collected = read_saved(file)
         (manifest,), words = collected.manifests, words_of(collected)
-        found = _sentences(words.finding)
-        said = found[0] if found else f"{words.title}."
+        said = _first_sentence(words.finding.get(manifest.scale, "")) or f"{words.title}."
         about = words.about or manifest.scale
         lines.append(f"| [{manifest.study}]({file.stem}.md) | {about} | {_cell(said)} |")
     head, _, rest = text.partition(_BEGIN)
@@ -255,8 +250,6 @@ def _of_no_place(text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if hasattr(value, "item"):
-        value = value.item()
     if isinstance(value, str):
         return _of_no_place(value)
     return None if isinstance(value, float) and math.isnan(value) else value
@@ -267,6 +260,13 @@ def _write_json(path: Path, saved: Saved) -> None:
     lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in said.items()]
     rows = ",\n".join(f"  {json.dumps(row)}" for row in saved.runs)
     write_text(path, "\n".join(["{", *lines, ' "runs": [', rows, " ]", "}"]) + "\n")
+
+
+def _nothing() -> dict[str, Any]:
+    """Return the columns of a run that has nothing: what none of a study has is not in its file."""
+    metrics = [metric for task in TASKS.values() for metric in task.metrics]
+    validation = dict.fromkeys((validation_key(metric.name) for metric in metrics), math.nan)
+    return dict.fromkeys(flatten(dataclasses.asdict(Config()))) | unmeasured(metrics) | validation
 
 
 def read_saved(path: Path) -> Collected:
@@ -288,6 +288,7 @@ def read_saved(path: Path) -> Collected:
             f"{path} holds no study's runs ({error}): write its page again."
         ) from error
     more = saved.shared | {"study": saved.study, "scale": saved.scale, "command": ""}
+    more = {key: value for key, value in _nothing().items() if key not in runs} | more
     runs = pd.concat([runs, pd.DataFrame(more, index=runs.index)], axis=1)
     runs["path"] = [f"{path.stem}/{number}" for number in range(len(runs))]
     said = {key: value for key, value in vars(saved).items() if key not in ("shared", "columns")}

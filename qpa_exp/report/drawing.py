@@ -22,8 +22,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox, Transform
+from scipy.optimize import isotonic_regression
 
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.errors import InputError
@@ -290,18 +291,17 @@ def _last_seen(axis: Axes, points: Sequence[tuple[Any, Any]]) -> np.ndarray:
     return last
 
 
-def canvas(count: int, height: float, *, columns: int = 2, width: float = WIDTH) -> Canvas:
+def canvas(count: int, height: float, *, columns: int = 2) -> Canvas:
     """Return a figure of the usual width with so many panels, side by side in ``columns``.
 
     Args:
         count: of panels.
         height: of a row of them, in inches.
         columns: at most.
-        width: of the figure, in inches.
     """
     columns = max(1, min(count, columns))
     rows = -(-max(count, 1) // columns)
-    figure = Figure(figsize=(width, height * rows + 0.45), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height * rows + 0.45), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[count:]:
         axis.remove()
@@ -356,26 +356,14 @@ def spread(wanted: Sequence[float] | np.ndarray, gap: float, low: float, high: f
         >>> spread([5.0, 5.0, 9.0], gap=1.0, low=0.0, high=10.0).tolist()
         [4.5, 5.5, 9.0]
     """
-    order = np.argsort(wanted, kind="stable")
-    blocks: list[list[float]] = []  # the middle of a run of neighbours, and how many they are
-    for value in np.asarray(wanted, dtype=float)[order]:
-        blocks.append([value, 1])
-        while (
-            len(blocks) > 1
-            and blocks[-1][0] - blocks[-2][0] < gap * (blocks[-1][1] + blocks[-2][1]) / 2
-        ):
-            (at, n), (before, m) = blocks.pop(), blocks.pop()
-            blocks.append([(at * n + before * m) / (n + m), n + m])
-    placed = np.concatenate(
-        [middle + gap * (np.arange(n) - (n - 1) / 2) for middle, n in blocks] or [np.zeros(0)]
-    )
-    steps = gap * np.arange(len(placed))
-    placed = np.maximum(placed, low + steps)
-    placed = np.minimum(placed, high - steps[::-1])
-    if len(placed) and gap * (len(placed) - 1) > high - low:
-        placed = (low + high) / 2 + steps - steps.mean()
-    result = np.empty(len(placed))
-    result[order] = placed
+    result = np.array(wanted, dtype=float)
+    if len(result):
+        order = np.argsort(result, kind="stable")
+        steps = gap * np.arange(len(result))
+        free = isotonic_regression(result[order] - steps).x
+        last = high - steps[-1]
+        middle = (low + last) / 2
+        result[order] = np.clip(free, min(low, middle), max(last, middle)) + steps
     return result
 
 
@@ -393,11 +381,8 @@ def _place(
 
     A line leads from a text to its point where that is not close.
     """
-    texts = _boxes(
-        text.get_window_extent(renderer)
-        for text in figure.findobj(Text)
-        if text.get_visible() and text.get_text().strip()
-    )
+    seen = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+    texts = np.array([t.get_window_extent(renderer).get_points() for t in seen]).reshape(-1, 2, 2)
     marks = {axis: _marks(axis) for axis in {name.axis for name in names}}
     made: list[Artist] = []
     missed = []
@@ -419,9 +404,11 @@ def _place(
                 box = Bbox.from_bounds(left, low, wide, high)
                 if left < inside.x0 + 2 or left + wide > inside.x1 or low < inside.y0 + 1:
                     continue
-                if low + high > inside.y1 + 2 or _overlap(texts, box, 2).any():
+                near = box.padded(2)
+                taken = ((texts[:, 0] < near.max) & (texts[:, 1] > near.min)).all(axis=1)
+                if low + high > inside.y1 + 2 or taken.any():
                     continue
-                over = _inside(marks[name.axis], box).sum()
+                over = box.padded(3).count_contains(marks[name.axis])
                 cost = 4.0 * over + 0.25 * reach + 0.5 * min(late, 6)
                 if best is None or cost < best[0]:
                     best = cost, box, (x, y)
@@ -444,7 +431,7 @@ def _place(
         )  # fmt: skip
         text.set_in_layout(False)
         made.append(text)
-        texts = np.vstack([texts, _boxes([text.get_window_extent(renderer)])])
+        texts = np.concatenate([texts, [text.get_window_extent(renderer).get_points()]])
     return made, missed
 
 
@@ -453,22 +440,6 @@ _FAR = 10
 """Pixels from which a line leads to a name's point."""
 _DEAREST = 44.0
 """A name that would lie over much else goes to the legend."""
-
-
-def _boxes(boxes: Any) -> np.ndarray:
-    return np.array([[b.x0, b.y0, b.x1, b.y1] for b in boxes]).reshape(-1, 4)
-
-
-def _overlap(boxes: np.ndarray, box: Bbox, gap: float) -> np.ndarray:
-    return (
-        (boxes[:, 0] < box.x1 + gap) & (boxes[:, 2] > box.x0 - gap)
-        & (boxes[:, 1] < box.y1 + gap) & (boxes[:, 3] > box.y0 - gap)
-    )  # fmt: skip
-
-
-def _inside(points: np.ndarray, box: Bbox) -> np.ndarray:
-    x, y = points[:, 0], points[:, 1]
-    return (x > box.x0 - 3) & (x < box.x1 + 3) & (y > box.y0 - 3) & (y < box.y1 + 3)
 
 
 def _marks(axis: Axes) -> np.ndarray:
@@ -523,11 +494,6 @@ def curve(axis: Axes, points: pd.DataFrame, x: str, y: str, *, label: str, **sty
     return axis.errorbar(points[x], points[y], label=label, **style)
 
 
-def hollow(colour: str) -> dict[str, Any]:
-    """Return a mark with nothing in it."""
-    return {"color": colour, "markerfacecolor": GROUND, "markeredgewidth": 1.3}
-
-
 def several() -> Iterator[dict[str, Any]]:
     """Styles of many series: every pair of a colour and a marker once, then dashed, then dotted."""
     for line in itertools.cycle(("-", "--", ":")):
@@ -565,24 +531,18 @@ def baseline(drawn: Canvas, axis: Axes, panel: Panel, *, across: bool = False) -
     measure: Callable[[Any], Any] = np.log if scale == "log" and base > 0 else lambda x: x
     low, high, at = (float(measure(x)) for x in (values.min(), values.max(), base))
     room = max(high, at) - min(low, at)
-    turned = axis.get_xaxis_transform() if across else axis.get_yaxis_transform()
-    line: dict[str, Any] = {"color": MUTED, "linestyle": ":", "linewidth": 1.3, "zorder": 1}
+    style: dict[str, Any] = {"color": MUTED, "linestyle": ":"}
     seen = min(limits) <= base <= max(limits)
     if seen or high == low or (high - low) / room >= _LEAST_SHARE:
-        (axis.axvline if across else axis.axhline)(base, label=name, **line)
-        places = np.linspace(0.03, 0.97, 9)
-        points = [(base, p) if across else (p, base) for p in places]
-        handle = axis.lines[-1]
-        drawn.name(axis, name, points, MUTED, handle, turned)
-        return
-    side = "→" if across else "↑"
-    if at < low:
-        side = "←" if across else "↓"
-    edge = 0.985 if at > high else 0.015
-    places = np.linspace(0.05, 0.95, 9)
-    points = [(edge, p) if across else (p, edge) for p in places]
-    handle = axis.plot([], [], color=MUTED, linestyle=":")[0]
-    drawn.name(axis, f"{name} {side}", points, MUTED, handle, axis.transAxes)
+        turned = axis.get_xaxis_transform() if across else axis.get_yaxis_transform()
+        line = axis.axvline if across else axis.axhline
+        end, least, handle = base, 0.03, line(base, label=name, linewidth=1.3, zorder=1, **style)
+    else:
+        turned, end, least = axis.transAxes, 0.985 if at > high else 0.015, 0.05
+        name += " " + ("←→" if across else "↓↑")[at > high]
+        (handle,) = axis.plot([], [], **style)
+    points = [(end, p) if across else (p, end) for p in np.linspace(least, 1 - least, 9)]
+    drawn.name(axis, name, points, MUTED, handle, turned)
 
 
 # --- axes -------------------------------------------------------------------------------------
@@ -597,7 +557,7 @@ def parameters_axis(axis: Axes) -> None:
         ticks = [t * 10**e for e in range(13) for t in steps if low <= t * 10**e <= high]
         if len(ticks) >= _FEWEST_TICKS:
             break
-    plain_ticks(axis, ticks, _thousands)
+    plain_ticks(axis, ticks, EngFormatter(sep=""))
 
 
 def metric_axis(axis: Axes, panel: Panel) -> None:
@@ -617,22 +577,9 @@ def powers_axis(axis: Axes, values: pd.Series) -> None:
     plain_ticks(axis, sorted(values.unique()))
 
 
-def whole_numbers(axis: Any) -> None:
-    """Ticks at whole numbers alone, on ``axes.xaxis`` or ``axes.yaxis``."""
-    axis.set_major_locator(MaxNLocator(integer=True))
-
-
 def plain_ticks(
     axis: Axes, ticks: Sequence[Any], name: Callable[[Any], str] = "{:g}".format
 ) -> None:
     """Set these ticks and no others, in plain numbers."""
     axis.set_xticks(ticks, [name(tick) for tick in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _thousands(number: float | int) -> str:
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= unit:
-            return f"{number / unit:g}{name}"
-    return f"{number:g}"

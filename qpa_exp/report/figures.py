@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import typing
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from textwrap import wrap
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from pandas.api.types import is_numeric_dtype
 
 from qpa_exp.errors import InputError
@@ -33,11 +34,11 @@ from qpa_exp.report.comparisons import (
     is_generated,
     pareto,
     ranked_by,
-    validation_of,
 )
-from qpa_exp.report.tables import METRIC, reported_perplexities
+from qpa_exp.report.tables import METRIC, REPORTED
+from qpa_exp.runs.directory import validation_key
 
-_RATE = "optim.lr"
+_RATE, _LENGTH = "optim.lr", "trainer.max_epochs"
 _LINE = 42
 """Letters in a line of a setting's name."""
 _FEW_LINES = 5
@@ -60,7 +61,6 @@ def parameters(
     drawn = drawing.of_panels(panels, 3.9 if len(panels) == 1 else 3.6)
     for axis, panel in zip(drawn.axes, panels, strict=True):
         name = panel.metric.name
-        drawing.parameters_axis(axis)
         drawing.metric_axis(axis, panel)
         _classical_curve(drawn, axis, panel)
         series = list(_series(panel.table, hue))
@@ -94,7 +94,8 @@ def pareto_front(runs: pd.DataFrame, metric: str | None = None, about: str = "")
             *zip(*at_front, strict=True), where="post",
             color=drawing.GRID, linewidth=6, label="Pareto front", zorder=0.5,
         )  # fmt: skip
-        for name, points, style in _by_maker(shown.table):
+        makers = _makers(shown.table)
+        for name, points, style in _styled(shown.table, makers, makers):
             style["linestyle"] = "none"
             places = drawn.curve(axis, points, "trainable_params", y, name, **style)
             first = points.iloc[0]
@@ -161,7 +162,7 @@ def learning_rates(runs: pd.DataFrame, about: str = "") -> drawing.Canvas:
     Where a rate was too large the curve leaves the panel.
     """
     metric = ranked_by(runs)
-    validation = validation_of(metric)
+    validation = validation_key(metric.name)
     runs = runs[runs[validation].notna()].astype({validation: float})
     if runs.empty:
         raise InputError(f"No run of this study has measured a validation {metric.name}.")
@@ -197,7 +198,7 @@ def _by_size(
     table: pd.DataFrame, x: str, key: str, y: str, about: str
 ) -> tuple[drawing.Canvas, Axes, list[tuple[pd.DataFrame, Any]]]:
     """Give a curve for each method and size over a logarithmic axis; its points and its colour."""
-    makers = table.apply(lambda row: labels.maker(row, table), axis=1)
+    makers = _makers(table)
     names = labels.named_without(table, key)
     if names is None:  # runs of no study
         names = makers + table["trainable_params"].map(" ({:,.0f})".format)
@@ -205,12 +206,11 @@ def _by_size(
     drawn = drawing.canvas(1, max(4.4, 0.9 + 0.19 * names.nunique()))
     axis = drawn.axes[0]
     drawn.title(axis, title)
-    curves, styles = [], _Styles(table)
-    for name, points in table.sort_values(x).groupby(names, sort=False):
-        style = styles.of(points.iloc[0], str(makers[points.index[0]]), str(name))
-        drawing.curve(axis, points, x, y, label=str(name), **style)
+    curves = []
+    for name, points, style in _styled(table.sort_values(x), names, makers):
+        drawing.curve(axis, points, x, y, label=name, **style)
         places = list(zip(points[x], points[y], strict=True))
-        drawn.name_end(axis, str(name), places, style["color"])
+        drawn.name_end(axis, name, places, style["color"])
         curves.append((points, style["color"]))
     axis.set_xscale("log")
     drawing.plain_ticks(axis, sorted(table[x].unique()), "{:,g}".format)
@@ -237,11 +237,8 @@ def categories(
     drawn = drawing.of_panels(panels, 1.25 + 0.2 * most, columns=1)
     for axis, panel, lines in zip(drawn.axes, panels, rows, strict=True):
         y = panel.metric.name
-        places, at = [], 0.0
-        for line in lines:
-            at += line.height / 2
-            places.append(at)
-            at += line.height / 2
+        heights = np.array([line.height for line in lines])
+        places = heights.cumsum() - heights / 2
         for place, line in zip(places, lines, strict=True):
             row = line.row
             if row is None:
@@ -260,13 +257,12 @@ def categories(
                 single, [place] * len(single), "o", color=colour, alpha=0.45, markersize=4,
                 markeredgewidth=0,
             )  # fmt: skip
-            axis.errorbar(
-                row[y], place, xerr=_spread(row, y), marker="D", color=colour, capsize=2.5
-            )
+            spread = np.nan_to_num(row[f"{y}_std"])
+            axis.errorbar(row[y], place, xerr=spread, marker="D", color=colour, capsize=2.5)
         axis.set_yticks(places, [line.text for line in lines])
         for tick, line in zip(axis.get_yticklabels(), lines, strict=True):
             tick.set_fontweight("bold" if line.row is None else "normal")
-        axis.set_ylim(at + 0.2, -0.2)
+        axis.set_ylim(heights.sum() + 0.2, -0.2)
         axis.grid(visible=False, axis="y")
         axis.tick_params(axis="y", length=0)
         counts = axis.secondary_yaxis("right")
@@ -323,36 +319,27 @@ _MARKERS = {
 }  # fmt: skip
 
 
-class _Styles:
-    """A series' colour says what it is, and its marker which one."""
-
-    def __init__(self, table: pd.DataFrame) -> None:
-        self.table = table
-        self.used: dict[str, int] = {}
-        self.makers: dict[str, int] = {}
-
-    def of(self, row: pd.Series, maker: str, name: str) -> dict[str, Any]:
-        """Return the style of one series of this maker."""
-        colour = _role(row, self.table)
-        if maker not in self.makers:
-            self.makers[maker] = self.used[colour] = self.used.get(colour, -1) + 1
-        order = self.makers.setdefault(f"{maker}\0", -1) + 1
-        self.makers[f"{maker}\0"] = order
-        markers = _MARKERS[colour]
-        marker = markers[self.makers[maker] % len(markers)]
-        published = is_generated(row) and bool(VARIANTS[row["qpa.variant"]].fixed)
-        style: dict[str, Any] = {"marker": marker, "color": colour}
-        if published or colour == drawing.CONTROL:
-            style = drawing.hollow(colour) | style
-        return {**style, "linestyle": ("-", "--", ":", "-.")[order % 4]}
+def _makers(table: pd.DataFrame) -> pd.Series:
+    """Return what makes each setting's tensors."""
+    return table.apply(lambda row: labels.maker(row, table), axis=1)
 
 
-def _by_maker(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
-    """Yield the settings of each method and maker of its tensors, with their name and style."""
-    names = table.apply(lambda row: labels.maker(row, table), axis=1)
-    styles = _Styles(table)
+def _styled(
+    table: pd.DataFrame, names: pd.Series, makers: pd.Series
+) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
+    """Yield the series of each name: its colour says what it is, its marker by whom it is made."""
+    so_far = defaultdict[str, Counter[str]](Counter)
     for name, points in table.groupby(names, sort=False):
-        yield str(name), points, styles.of(points.iloc[0], str(name), str(name))
+        first, maker = points.iloc[0], makers[points.index[0]]
+        colour = _role(first, table)
+        drawn, markers = so_far[colour], _MARKERS[colour]
+        line = ("-", "--", ":", "-.")[drawn[maker] % 4]
+        drawn[maker] += 1
+        marker = markers[list(drawn).index(maker) % len(markers)]
+        style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": line}
+        if colour == drawing.CONTROL or VARIANTS[first["qpa.variant"]].fixed:
+            style |= {"markerfacecolor": drawing.GROUND, "markeredgewidth": 1.3}
+        yield str(name), points, style
 
 
 def _series(
@@ -364,16 +351,18 @@ def _series(
         return
     keys = [hue] if isinstance(hue, str) else list(hue or [])
     # A method without a rank has no series for each; but shots that are null are exact ones.
-    keys = [k for k in keys if k in generated and labels.is_said(k, generated[k])]
-    filled = {key: generated[key].map(lambda v, k=key: labels.words_of(k, v)) for key in keys}
-    makers = generated.apply(lambda row: labels.maker(row, table), axis=1)
-    made = generated.assign(**{f"_{key}": values for key, values in filled.items()}, _maker=makers)
+    words = [
+        generated[key].map(lambda value, key=key: labels.words_of(key, value))
+        for key in keys
+        if key in generated
+        and (generated[key].notna().any() or labels.value_of(key, None) != "default")
+    ]
+    makers = _makers(generated)
     several = makers.nunique() > 1
-    for values, points in made.groupby(["_maker", *(f"_{key}" for key in keys)], sort=False):
-        said = ", ".join(map(str, values[1:]))
-        head = str(values[0]) if several or not said else "QPA"
-        name = f"{head}, {said}" if said else head
-        yield name, points.sort_values("trainable_params")
+    for values, points in generated.groupby([makers, *words], sort=False):
+        maker, *said = map(str, values)
+        head = maker if several or not said else "QPA"
+        yield ", ".join([head, *said]), points.sort_values("trainable_params")
 
 
 def _classical_curve(drawn: drawing.Canvas, axis: Axes, panel: drawing.Panel) -> None:
@@ -399,20 +388,16 @@ def _ranks(points: pd.DataFrame) -> list[str]:
     return [f"r = {r:g}{said}" for r, said in zip(points["peft.r"], rates, strict=True)]
 
 
-def _spread(row: pd.Series, metric: str) -> float:
-    spread = row.get(f"{metric}_std", 0.0)
-    return 0.0 if np.isnan(spread) else spread
-
-
 def _reported_marks(drawn: drawing.Canvas, axis: Axes, panel: drawing.Panel) -> None:
     """Draw the paper's values as hollow marks, where model, text and metric are the paper's."""
     first = panel.table.iloc[0]
     if panel.metric.name != METRIC or first["data.name"] != "wikitext2":
         return
-    rows = reported_perplexities(first["model.name"], first["peft.method"])
+    own = (first["model.name"], first["peft.method"])
+    rows = [r for r in REPORTED if (r.model, r.method) == own and r.perplexity_padded is not None]
     for generated, name, marker in ((False, "paper: classical", "o"), (True, "paper: QPA", "s")):
         points = [
-            (r.trainable_params, getattr(r, METRIC)) for r in rows if r.generated == generated
+            (r.trainable_params, r.perplexity_padded) for r in rows if r.generated == generated
         ]
         if points:
             (marks,) = axis.plot(
@@ -459,37 +444,28 @@ def qubits(runs: pd.DataFrame, about: str = "") -> drawing.Canvas:
         drawn.name(axis, label, places, style["color"], line)
     drawing.parameters_axis(axis)
     axis.set_ylabel("qubits N")
-    drawing.whole_numbers(axis.yaxis)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     return drawn
 
 
 def time(runs: pd.DataFrame, about: str = "") -> drawing.Canvas:
     """Seconds of training, and of one step, against trainable parameters."""
     table = aggregate(runs)
-    several_lengths = table["trainer.max_epochs"].nunique() > 1
-    several = table["model.name"].nunique() > 1
     drawn = drawing.canvas(2, 3.6)
     columns = {"train_seconds": "seconds of training", "step_seconds_median": "seconds a step"}
-    keys = table.apply(lambda row: _timed(row, several_lengths, several), axis=1)
-    styles = _Styles(table)
-    looks = {
-        name: styles.of(table[keys == name].iloc[0], name, name) for name in dict.fromkeys(keys)
-    }
+    names = table.apply(family, axis=1)
+    if table["model.name"].nunique() > 1:
+        names += ", " + table["model.name"]
+    if table[_LENGTH].nunique() > 1:
+        names += ", " + table[_LENGTH].map(lambda epochs: labels.words_of(_LENGTH, epochs))
     for axis, (column, label) in zip(drawn.axes, columns.items(), strict=True):
-        for name, style in looks.items():
-            points = table[keys == name]
+        for name, points, style in _styled(table, names, names):
             drawn.curve(axis, points, "trainable_params", column, name, **style)
         drawing.parameters_axis(axis)
         axis.set_ylim(bottom=0)
         axis.set_ylabel(label)
         drawn.title(axis, drawing.with_seeds(about or "all runs", table))
     return drawn
-
-
-def _timed(row: pd.Series, with_length: bool, with_model: bool) -> str:
-    name = family(row) + (f", {row['model.name']}" if with_model else "")
-    words = labels.words_of("trainer.max_epochs", row["trainer.max_epochs"])
-    return f"{name}, {words}" if with_length else name
 
 
 def gradient_variance(runs: pd.DataFrame, about: str = "") -> drawing.Canvas:
@@ -519,7 +495,7 @@ def gradient_variance(runs: pd.DataFrame, about: str = "") -> drawing.Canvas:
         if x == "qpa.n_layers":
             drawing.powers_axis(axis, table[x])
         else:
-            drawing.whole_numbers(axis.xaxis)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel(label)
         drawn.title(axis, f"gradient variance of {name}")
     return drawn

@@ -34,9 +34,7 @@ Words = dict[str, str]
 
 def named(table: pd.DataFrame, groups: Mapping[str, Mapping[str, Any]] | None = None) -> pd.Series:
     """Return the name of every row, as :func:`grouped` has it, behind its group's."""
-    parts = grouped(table, groups)
-    both = (parts["group"] + ": " + parts["name"]).where(parts["name"] != "", parts["group"])
-    return both.where(parts["group"] != "", parts["name"])
+    return grouped(table, groups).apply(lambda both: ": ".join(filter(None, both)), axis=1)
 
 
 def grouped(
@@ -127,11 +125,6 @@ def name_of(key: str) -> str:
     """
     says = _SAYS.get(key, "").replace("{}", "").strip(" =")
     return says or key.split(".")[-1].replace("_", " ")
-
-
-def is_said(key: str, values: pd.Series) -> bool:
-    """Whether a key tells settings apart; a null says something where it has words of its own."""
-    return bool(values.notna().any() or value_of(key, None) != "default")
 
 
 def named_without(table: pd.DataFrame, key: str) -> pd.Series | None:

@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import matplotlib as mpl
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
-from pandas.api.types import is_numeric_dtype
 from PIL import Image
 
 from qpa_exp.errors import InputError
@@ -28,7 +27,7 @@ from qpa_exp.report.drawing import DARK
 from qpa_exp.report.figures import draw
 from qpa_exp.report.labels import named, plain
 from qpa_exp.report.tables import TABLES, Table, differences, runs_table
-from qpa_exp.sweeps.studies import study_of_record
+from qpa_exp.sweeps.studies import Study, study_of_record
 
 PAGE = "report.html"
 
@@ -73,12 +72,8 @@ def as_csv(table: pd.DataFrame) -> bytes:
 
     Text that begins as a formula does has an apostrophe before it; a number stays one.
     """
-    plain = table.rename(columns=_defused)
-    for place, kind in enumerate(plain.dtypes):
-        if kind.kind == "O" or not is_numeric_dtype(kind):
-            plain.isetitem(place, [*map(_defused, plain.iloc[:, place])])
-    text: str = plain.to_csv(index=False, lineterminator="\n")
-    return text.encode()
+    plain = table.rename(columns=_defused).map(_defused)
+    return plain.to_csv(index=False, lineterminator="\n").encode()
 
 
 def _defused(cell: Any) -> Any:
@@ -105,37 +100,18 @@ def _write_runs(runs: pd.DataFrame, directory: Path) -> None:
         plain.to_parquet(file, index=False, store_schema=False)
 
 
-@dataclass(frozen=True)
-class Words:
-    """What a study's file says for people, at the scale of these runs.
+def words_of(collected: Collected) -> Study:
+    """Return the study as its file stands today, under the title of the record.
 
-    Attributes:
-        about: the model and the text.
-        finding: what the runs in docs/results show; empty where nothing is said.
-    """
-
-    title: str
-    paper: str = ""
-    about: str = ""
-    finding: str = ""
-    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-def words_of(collected: Collected) -> Words:
-    """Return the title and the like: those of the record, and of the study's file as it stands
-    today.
+    What it is about is said where the runs are of one scale.
     """
     manifests = collected.manifests
     if not manifests:
-        return Words(_title_of(collected.runs))
-    first, scales = manifests[0], list(dict.fromkeys(m.scale for m in manifests))
-    title = first.title or "Runs"
-    today = study_of_record(first.study, scales[0])
-    if today is None:
-        return Words(title, first.paper)
+        return Study(title=_title_of(collected.runs))
+    first, scales = manifests[0], {manifest.scale for manifest in manifests}
+    today = study_of_record(first.study, first.scale) or Study()
     about = today.about if len(scales) == 1 else ""
-    finding = today.finding.get(scales[0], "") if len(scales) == 1 else ""
-    return Words(title, first.paper, about, finding.strip(), today.groups)
+    return replace(today, title=first.title or "Runs", paper=first.paper, about=about)
 
 
 def _title_of(runs: pd.DataFrame) -> str:
@@ -178,9 +154,6 @@ def tables_of(collected: Collected) -> Iterator[Table]:
     yield runs_table(collected.runs, groups)
 
 
-_NUMBER = re.compile(r"[-+\d.,e± ]*")
-
-
 def render(
     collected: Collected, figures: Mapping[str, bytes], tables: Sequence[Table], report: str
 ) -> str:
@@ -200,15 +173,13 @@ def render(
     manifests, runs, words = collected.manifests, collected.runs, words_of(collected)
     return environment.get_template("page.html").render(
         study=collected.study if manifests else "",
-        title=words.title,
-        paper=words.paper,
-        about=words.about,
+        words=words,
         scales=[manifest.scale for manifest in manifests],
         sentences=[comparison.sentence() for comparison in comparisons(runs)],
-        figures=[
-            {"alt": name, "svg": base64.b64encode(file).decode()} for name, file in figures.items()
-        ],
-        tables=[_cells(table) for table in tables],
+        figures={name: base64.b64encode(file).decode() for name, file in figures.items()},
+        tables=tables,
+        heading_of=heading_of,
+        is_number=re.compile(r"[-+\d.,e± ]+").fullmatch,
         notes=list(dict.fromkeys(line for m in manifests for line in m.notes)),
         differs=[*dict.fromkeys(line for m in manifests for line in m.differs), *differences(runs)],
         skipped=[without_place(f"{item.path}: {item.why}") for item in collected.skipped],
@@ -244,20 +215,6 @@ def png(figure: Figure) -> bytes:
     image = Image.open(drawn)
     image.convert("RGB").quantize().save(buffer, "png", optimize=True, dpi=image.info["dpi"])
     return buffer.getvalue()
-
-
-def _cells(table: Table) -> dict[str, Any]:
-    rows = [
-        [{"text": text, "number": bool(text) and bool(_NUMBER.fullmatch(text))} for text in row]
-        for row in table.rows.astype(str).itertuples(index=False)
-    ]
-    columns = list(table.rows.columns)
-    return {
-        "heading": heading_of(table),
-        "caption": table.caption,
-        "columns": columns,
-        "rows": rows,
-    }
 
 
 def heading_of(table: Table) -> str:

@@ -112,11 +112,11 @@ def holm(p: list[float]) -> list[float]:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
-    adjusted, largest = [0.0] * len(p), 0.0
-    for rank, place in enumerate(np.argsort(p)):
-        largest = max(largest, (len(p) - rank) * p[place])
-        adjusted[place] = round(min(1.0, largest), 12)
-    return adjusted
+    order = np.argsort(p)
+    times = np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(times * np.array(p)[order]).clip(max=1).round(12)
+    return adjusted.tolist()
 
 
 def controls(runs: pd.DataFrame) -> Iterator[tuple[pd.Series, pd.Series, PairedTest]]:
@@ -127,7 +127,7 @@ def controls(runs: pd.DataFrame) -> Iterator[tuple[pd.Series, pd.Series, PairedT
     """
     names = [str(name) for name in runs.columns]
     keys = [name for name in names if "." in name and name not in (*CIRCUIT, "qpa.seed")]
-    keys = [name for name in keys if not name.startswith(("logger.", "hydra."))]
+    keys = [name for name in keys if not name.startswith("logger.")]
     metric = ranked_by(runs)
     generated = runs[runs.apply(is_generated, axis=1)]
     for _, group in generated.groupby([*keys, "task"], dropna=False, sort=False):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from qpa_exp.adapters.counts import Counts, plan_counts
+from qpa_exp.adapters.counts import plan_counts
 from qpa_exp.cli import compose_config
 from qpa_exp.registry import Registry
 from qpa_exp.report.comparisons import Row, aggregate, chosen, family, measured, ranked_by
@@ -43,9 +43,10 @@ def counts_page() -> str:
     """Markdown: each table of the paper, and the real Gemma-2's counts."""
     parts = [_INTRODUCTION]
     for table in dict.fromkeys(row.table for row in REPORTED):
-        lines = [_line(row) for row in reported(table)]
+        lines = [_line(row, row.model) for row in reported(table)]
         parts.append(f"## Table {table.removeprefix('table')}\n\n{_markdown(lines)}\n")
-    real = [_real_gemma2(row) for row in reported("table2") if row.model == "gemma"]
+    head = ("parameters", "of lm_head")
+    real = [_line(row, "gemma2", head) for row in reported("table2") if row.model == "gemma"]
     parts.append(f"## The real Gemma-2, at the settings of Table 2\n\n{_markdown(real)}\n")
     return "\n".join(parts)
 
@@ -56,35 +57,19 @@ def _markdown(lines: list[dict[str, str]]) -> str:
     return head + "\n".join("| " + " | ".join(row) + " |" for row in frame.astype(str).to_numpy())
 
 
-def _line(row: Reported) -> dict[str, str]:
-    counts = _count(row, row.model)
-    line = {"model": row.model, "method": method_of(row), "setting": setting_of(row)}
-    if row.percent is None:
-        line["paper"] = f"{row.trainable_params:,}"
-    else:
-        line["paper"] = f"{row.percent} %"
-    line["ours"] = f"{counts.trainable_params:,}"
-    line["ours, of lm_head"] = f"{counts.target_percent:.4f} %"
-    return line
-
-
-def _real_gemma2(row: Reported) -> dict[str, str]:
-    counts = _count(row, "gemma2")
-    return {
-        "model": "gemma2",
-        "method": method_of(row),
-        "setting": setting_of(row),
-        "parameters": f"{counts.trainable_params:,}",
-        "of lm_head": f"{counts.target_percent:.4f} %",
-    }
-
-
-def _count(row: Reported, model: str) -> Counts:
+def _line(
+    row: Reported, model: str, head: tuple[str, str] = ("ours", "ours, of lm_head")
+) -> dict[str, str]:
+    line = {"model": model, "method": method_of(row), "setting": setting_of(row)}
+    if model == row.model:
+        line["paper"] = f"{row.percent} %" if row.percent else f"{row.trainable_params:,}"
     overrides = [f"model={model}", f"peft={row.method}", "data=wikitext2"]
     overrides.append("qpa=paper" if row.generated else "qpa=off")
     overrides += [f"peft.r={row.r}"] if row.r else []
     overrides += [f"qpa.n_mlp={row.n_mlp}"] if row.n_mlp else []
-    return plan_counts(compose_config(overrides))
+    counts = plan_counts(compose_config(overrides))
+    ours = (f"{counts.trainable_params:,}", f"{counts.target_percent:.4f} %")
+    return line | dict(zip(head, ours, strict=True))
 
 
 METRIC = "perplexity_padded"
@@ -131,15 +116,6 @@ REPORTED = _read()
 def reported(table: str) -> list[Reported]:
     """Return the values of one of the paper's tables."""
     return [row for row in REPORTED if row.table == table]
-
-
-def reported_perplexities(model: str, method: str) -> list[Reported]:
-    """Every perplexity on WikiText-2 that the paper prints for this model and method."""
-    return [
-        row
-        for row in REPORTED
-        if row.model == model and row.method == method and row.perplexity_padded is not None
-    ]
 
 
 PROTOCOL = {
@@ -201,15 +177,13 @@ def runs_table(runs: pd.DataFrame, groups: Mapping[str, Mapping[str, Any]] | Non
         groups: settings whose names stand behind their group's, as a study's file has them.
     """
     table = aggregate(runs)
+    share = 100 * table["trainable_params"] / table["target_params"]
     columns = {
         "setting": named(table, groups).map(plain),
         "method": [family(row) for _, row in table.iterrows()],
         "model": table["model.name"],
         "trainable": [f"{n:,.0f}" for n in table["trainable_params"]],
-        "% of target": [
-            f"{100 * row['trainable_params'] / row['target_params']:.3f}"
-            for _, row in table.iterrows()
-        ],
+        "% of target": share.map("{:.3f}".format),
         "qubits": ["" if pd.isna(n) else f"{n:.0f}" for n in table["n_qubits"]],
     }
     metrics = measured(runs, restated=True)
@@ -331,7 +305,7 @@ def _ours(row: Reported, table: pd.DataFrame) -> pd.Series | None:
     exact = same[same["model.name"] == row.model]
     if exact.empty:
         others = same[~same["model.name"].isin(PROTOCOL["model.name"])]
-        return None if others.empty else chosen(others)
+        return None if others.empty else chosen(others)[0]
     for key, value in (("peft.r", row.r), ("qpa.n_mlp", row.n_mlp)):
         if value is not None:
             exact = exact[exact[key] == value]

@@ -8,7 +8,7 @@ and every ``search_every_n_steps`` steps a search moves the angles, on that step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,19 +24,6 @@ Loss = Callable[[], float]
 
 _MOST_SEARCHED = 1_000
 """COBYLA and Nelder-Mead keep a simplex of as many points as parameters, each of that size."""
-
-
-def search_beside_adamw(
-    angles: list[nn.Parameter], others: list[nn.Parameter], config: OptimConfig, loss: Loss
-) -> AlternatingSearch:
-    """Return the configured search over the angles, or over everything, and AdamW on the rest.
-
-    Raises:
-        InputError: a search over angles that the model does not have, or over too much.
-    """
-    searched, stepped = (angles, others) if config.over == "theta" else ([*angles, *others], [])
-    _check_search(searched, config)
-    return AlternatingSearch(searched, stepped, config, loss)
 
 
 def _check_search(searched: list[nn.Parameter], config: OptimConfig) -> None:
@@ -72,21 +59,25 @@ class AlternatingSearch(torch.optim.Optimizer):
         stepped: moved by AdamW; may be empty.
         config: which search, how often, how far and for how many evaluations of the loss.
         loss: evaluates the step's batch.
+
+    Raises:
+        InputError: a search over angles that the model does not have, or over too much.
     """
 
     def __init__(
         self,
-        searched: Sequence[nn.Parameter],
-        stepped: Sequence[nn.Parameter],
+        searched: list[nn.Parameter],
+        stepped: list[nn.Parameter],
         config: OptimConfig,
         loss: Loss,
     ) -> None:
+        _check_search(searched, config)
         lr = config.lr if config.theta_lr is None else config.theta_lr
-        super().__init__(list(searched), {"lr": lr})
+        super().__init__(searched, {"lr": lr})
         self.config, self.loss = config, loss
-        self.searched = list(searched)
+        self.searched = searched
         self.steps = 0
-        self.adamw = torch.optim.AdamW(list(stepped), **config.adamw) if stepped else None
+        self.adamw = torch.optim.AdamW(stepped, **config.adamw) if stepped else None
         self._share_groups()
 
     def _share_groups(self) -> None:
@@ -113,12 +104,9 @@ class AlternatingSearch(torch.optim.Optimizer):
 
     def _set(self, vector: Tensor) -> None:
         # In place: torch's own vector_to_parameters replaces ``data``, which nothing notices.
-        for parameter, value in zip(self.searched, self._split(vector), strict=True):
-            parameter.copy_(value)
-
-    def _split(self, vector: Tensor) -> list[Tensor]:
         pieces = vector.split([p.numel() for p in self.searched])
-        return [piece.view(p.shape) for p, piece in zip(self.searched, pieces, strict=True)]
+        for parameter, piece in zip(self.searched, pieces, strict=True):
+            parameter.copy_(piece.view(parameter.shape))
 
     def _loss_at(self, vector: Tensor) -> float:
         self._set(vector)

@@ -19,8 +19,10 @@ import torch
 from jaxtyping import Float
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ProgressBar, RichProgressBar
+from pytorch_lightning.callbacks.timer import Timer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from qpa_exp.errors import InputError
@@ -83,25 +85,19 @@ class Stopwatch:
         self._marks.clear()
 
 
-class StepTimes(Callback):
-    """Seconds of training, over all the parts of a resumed run, and seconds of one step.
-
-    Attributes:
-        train_seconds: wall time in training, validation during it included.
-    """
+class StepTimes(Timer):
+    """Seconds of training, over all the parts of a resumed run, and seconds of one step."""
 
     def __init__(self) -> None:
-        self._before = 0.0
-        self._began: float | None = None
+        super().__init__()
         self._batch_began = 0.0
         self._steps: list[float] = []
         self._tokens = 0
 
     @property
     def train_seconds(self) -> float:
-        """Wall time in training so far."""
-        running = 0.0 if self._began is None else time.perf_counter() - self._began
-        return self._before + running
+        """Wall time in training so far, validation during it included."""
+        return self.time_elapsed()
 
     @property
     def step_seconds_median(self) -> float | None:
@@ -130,27 +126,17 @@ class StepTimes(Callback):
             left = min(left, steps * trainer.accumulate_grad_batches)
         return max(0, left) * median
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._began = time.perf_counter()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
-        self._before, self._began = self.train_seconds, None
-
     def on_train_batch_start(self, *args: Any) -> None:
         """Note that a batch begins."""
         self._batch_began = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Note that a batch ends.
 
         On a GPU its last kernels may still run: the next one waits for them.
         """
         self._steps.append(time.perf_counter() - self._batch_began)
-        self._tokens += batch["input_ids"].numel()
+        self._tokens += args[2]["input_ids"].numel()
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning keeps this in the checkpoint."""
@@ -158,7 +144,7 @@ class StepTimes(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting from there."""
-        self._before = float(state_dict["train_seconds"])
+        super().load_state_dict({"time_elapsed": {"train": float(state_dict["train_seconds"])}})
 
 
 class _Speed(ProgressBar):
@@ -200,15 +186,10 @@ class Lines(_Speed):
 
     def __init__(self, times: StepTimes) -> None:
         super().__init__()
-        self.times, self._enabled, self._said = times, True, time.monotonic()
-
-    def enable(self) -> None:
-        """Say something."""
-        self._enabled = True
+        self.times, self._said = times, time.monotonic()
 
     def disable(self) -> None:
-        """Say nothing: another process does."""
-        self._enabled = False
+        """Nothing to do: of several processes the first one alone logs."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -233,17 +214,16 @@ class Lines(_Speed):
         return time.monotonic() - self._said >= SECONDS_BETWEEN_LINES
 
     def _say(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._enabled:
-            self._said = time.monotonic()
-            shown = self.get_metrics(trainer, pl_module).items()
-            figures = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown)
-            steps = f"{trainer.global_step:,} of {int(trainer.estimated_stepping_batches):,}"
-            log.info("Step %s: %s", steps, ", ".join(figures))
+        self._said = time.monotonic()
+        shown = self.get_metrics(trainer, pl_module).items()
+        figures = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown)
+        steps = f"{trainer.global_step:,} of {int(trainer.estimated_stepping_batches):,}"
+        rank_zero_only(log.info)("Step %s: %s", steps, ", ".join(figures))
 
     def _say_of(self, what: str, batch_idx: int, batches: Any) -> None:
-        if self._enabled and self._is_time():
+        if self._is_time():
             self._said = time.monotonic()
-            log.info("Batch %d of %d, %s split", batch_idx + 1, sum(batches), what)
+            rank_zero_only(log.info)("Batch %d of %d, %s split", batch_idx + 1, sum(batches), what)
 
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -508,16 +488,7 @@ def variance(
         starts: how many, at least 2.
     """
     before = {name: value.clone() for name, value in generator.state_dict().items()}
-    gradients = torch.stack(list(_gradients(generator, objective, starts)))
-    generator.restart(generator.config.seed)
-    generator.load_state_dict(before)
-    generator.zero_grad()
-    return gradients.double().var(dim=0)
-
-
-def _gradients(
-    generator: Generator, objective: Callable[[], Tensor], starts: int
-) -> Iterator[Float[Tensor, " angles"]]:
+    gradients = []
     for k in range(starts):
         generator.restart(generator.config.seed + k)
         generator.zero_grad()
@@ -525,7 +496,11 @@ def _gradients(
         theta = generator.circuit.theta
         assert isinstance(theta, Tensor)
         assert theta.grad is not None
-        yield theta.grad.detach().flatten().cpu().clone()
+        gradients.append(theta.grad.detach().flatten().cpu().clone())
+    generator.restart(generator.config.seed)
+    generator.load_state_dict(before)
+    generator.zero_grad()
+    return torch.stack(gradients).double().var(dim=0)
 
 
 class GradientVariance(Callback):

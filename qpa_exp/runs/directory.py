@@ -214,28 +214,16 @@ def unclaim(run_dir: Path) -> None:
         shutil.rmtree(run_dir / name, ignore_errors=True)
 
 
-def first_missing(run_dir: Path) -> Path | None:
-    """Return the first directory on the way to this one that does not exist yet."""
-    for place in (*reversed(run_dir.parents), run_dir):
-        if not place.exists():
-            return place
-    return None
-
-
-def discard(run_dir: Path, first: Path | None) -> None:
-    """Take away the empty directories that were made for a run that never began.
-
-    Args:
-        run_dir: of the run.
-        first: the first of them, from :func:`first_missing`; where it is None, none was made.
-    """
-    for place in (run_dir, *run_dir.parents):
-        if first is None or not place.is_relative_to(first):
-            return
-        try:
-            place.rmdir()
-        except OSError:  # it holds something
-            return
+@contextmanager
+def tidied(run_dir: Path) -> Iterator[None]:
+    """Take away at the end what was made on the way to a run that never began, and is empty."""
+    missing = [place for place in (run_dir, *run_dir.parents) if not place.exists()]
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it holds something, or was never made
+            for place in missing:
+                place.rmdir()
 
 
 def begun_by_this_job(run_dir: Path, config: Config) -> Path | None:
@@ -403,7 +391,7 @@ def checkpoint(run_dir: Path, step: int) -> Path:
 def checkpoints(run_dir: Path) -> list[Path]:
     """List the run's checkpoints, oldest first: ordinary files with a name that a run gives."""
     found = (run_dir / CHECKPOINTS).glob("step=*.ckpt")
-    own = [file for file in found if _STEP.fullmatch(file.name) and _is_ordinary(file)]
+    own = [f for f in found if _STEP.fullmatch(f.name) and stat.S_ISREG(f.lstat().st_mode)]
     return sorted(own, key=step_of)
 
 
@@ -415,10 +403,6 @@ def step_of(checkpoint: Path) -> int:
     match = _STEP.fullmatch(checkpoint.name)
     assert match is not None
     return int(match.group(1))
-
-
-def _is_ordinary(file: Path) -> bool:
-    return stat.S_ISREG(file.lstat().st_mode)
 
 
 def read_curve(run_dir: Path, name: str) -> tuple[list[int], list[float]]:

@@ -30,40 +30,29 @@ class Divergence(InputError):
     """A loss or a gradient that is not a finite number."""
 
 
-class Mean(Metric):
-    """A sum over a count, in float64 and over all processes; what is no number stays none."""
+class Means(Metric):
+    """The running means that a task's figures are made from.
 
-    total: Tensor
-    count: Tensor
+    Each is a sum over a count, in float64 and over all processes; what is no number stays none.
+    """
 
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("total", "count"):
-            zero = torch.zeros((), dtype=torch.float64)
-            self.add_state(name, default=zero, dist_reduce_fx="sum")
-
-    def update(self, total: Tensor, count: Tensor) -> None:
-        """Count a batch."""
-        self.total += total
-        self.count += count
-
-    def compute(self) -> Tensor:
-        """Return the mean; NaN of nothing."""
-        return self.total / self.count
-
-
-class Means(nn.Module):
-    """The running means that a task's figures are made from."""
+    sums: Tensor
 
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.task = task
-        self.means = nn.ModuleDict({name: Mean() for name in task.measures})
+        zeros = torch.zeros(len(task.measures), 2, dtype=torch.float64)
+        self.add_state("sums", default=zeros, dist_reduce_fx="sum")
 
-    def add(self, measured: Measured) -> None:
+    def update(self, measured: Measured) -> None:
         """Count one batch."""
-        for name, (total, count) in measured.items():
-            self.means[name].update(total, count)  # type: ignore[operator]
+        for place, name in enumerate(self.task.measures):
+            self.sums[place] += torch.stack([each.double() for each in measured[name]])
+
+    def compute(self) -> dict[str, float]:
+        """Return each mean; NaN of nothing."""
+        total, count = self.sums.T
+        return dict(zip(self.task.measures, (total / count).tolist(), strict=True))
 
     def take(self, prefix: str, size: TextSize | None) -> dict[str, float]:
         """Return the task's figures under this prefix; the means begin again.
@@ -72,10 +61,8 @@ class Means(nn.Module):
             prefix: of their names.
             size: of the split's text, where it is known.
         """
-        means: dict[str, Any] = dict(self.means.items())
-        values = {name: float(mean.compute()) for name, mean in means.items()}
-        for mean in means.values():
-            mean.reset()
+        values = self.compute()
+        self.reset()
         figures = self.task.figures(values)
         if size is not None:
             figures |= self.task.figures_of_text(values, size)
@@ -206,7 +193,7 @@ class AdapterModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count one batch of the validation split."""
-        self.validation.add(self.task.measure(self.model, batch))
+        self.validation.update(self.task.measure(self.model, batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation split's figures."""
@@ -216,11 +203,11 @@ class AdapterModule(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count one batch of the test split, for the adapted model and for the base model."""
-        self.adapted.add(self.task.measure(self.model, batch))
+        self.adapted.update(self.task.measure(self.model, batch))
         if self.tests_last:
             return
         with self.model.disable_adapter():
-            self.base.add(self.task.measure(self.model, batch))
+            self.base.update(self.task.measure(self.model, batch))
 
     def on_test_epoch_end(self) -> None:
         """Log the test split's figures."""
@@ -320,9 +307,10 @@ def make_optimizer(
     angles = [p for name, p in trained.items() if "generator.circuit." in name]
     others = [p for name, p in trained.items() if "generator.circuit." not in name]
     if OPTIMIZERS[config.name].search is not None:
-        from qpa_exp.runs.alternating_search import search_beside_adamw
+        from qpa_exp.runs.alternating_search import AlternatingSearch
 
-        return search_beside_adamw(angles, others, config, loss)
+        searched, stepped = (angles, others) if config.over == "theta" else ([*angles, *others], [])
+        return AlternatingSearch(searched, stepped, config, loss)
     groups: list[dict[str, Any]] = [{"params": [*angles, *others]}]
     if config.theta_lr is not None:
         groups = [

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -132,11 +132,9 @@ def install(handler: Handler, *, over: tuple[int, ...] = ()) -> dict[int, Any]:
     return replaced
 
 
-@contextmanager
-def at_once(run_dir: Path) -> Iterator[None]:
+def at_once(run_dir: Path) -> AbstractContextManager[None]:
     """Let a signal say, within this context, how to go on with this run."""
-    with handled(AtOnce(run_dir)):
-        yield
+    return handled(AtOnce(run_dir))
 
 
 @contextmanager

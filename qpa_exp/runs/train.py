@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -358,22 +358,15 @@ def train_and_test(prepared: Prepared, checkpoint: Path | None) -> Metrics:
     module = AdapterModule(parts.model, parts.task, config, parts.stopwatch)
     parts.task.prepare()
 
-    def metrics(tested: Mapping[str, float]) -> Metrics:
-        found = _metrics(parts, module, trainer, prepared.times, tested)
-        found |= _kept(run_dir, parts.task, trainer, tested)
-        for measuring in trainer.callbacks:  # type: ignore[attr-defined]
-            found |= getattr(measuring, "figures", {})
-        return found
-
     try:
         if checkpoint is None:  # the curves begin with the loss before the first step
             trainer.validate(module, data, verbose=False)
         _fit(trainer, module, data, checkpoint)
         last = _choose(trainer, module, data)
         rank_zero_only(parts.model.save_pretrained)(directory.trained(run_dir, config))
-        found = metrics({**trainer.test(module, data, verbose=False)[0], **last})
+        found = _metrics(prepared, module, {**trainer.test(module, data, verbose=False)[0], **last})
     except Divergence as error:
-        _record_divergence(run_dir, config, error, lambda: metrics({}), trainer)
+        _record_divergence(prepared, module, error)
         raise
     except BaseException as error:
         _end_logger(trainer, config, {"status": "failed", "error": one_line(error)}, 1)
@@ -474,21 +467,16 @@ _PARTS = {"state_dict": dict, "optimizer_states": list, "loops": dict, "callback
 # --- results ----------------------------------------------------------------------------------
 
 
-def _metrics(
-    parts: RunParts,
-    module: AdapterModule,
-    trainer: Trainer,
-    times: StepTimes,
-    tested: Mapping[str, float],
-) -> Metrics:
+def _metrics(prepared: Prepared, module: AdapterModule, tested: Mapping[str, float]) -> Metrics:
     """Return the record of a run; the figures of a test that has not been made are None."""
+    parts, trainer, times = prepared.parts, prepared.trainer, prepared.times
     batches = max(1, len(parts.data.train_dataloader()))
     figures = {
         f"{base}{metric.name}": tested.get(f"test/{base}{metric.name}")
         for base in ("", "base_")
         for metric in parts.task.metrics
     }
-    return {
+    found: Metrics = {
         "status": "complete",
         **figures,
         "loss": tested.get("test/loss"),
@@ -508,7 +496,11 @@ def _metrics(
         "data_sha256": parts.data.corpus.sha256,
         **({"init_from": config.init_from} if (config := parts.config).init_from else {}),
         **({"class_names": names} if (names := parts.data.corpus.class_names) else {}),
+        **_kept(prepared.run_dir, parts.task, trainer, tested),
     }
+    for measuring in trainer.callbacks:  # type: ignore[attr-defined]
+        found |= getattr(measuring, "figures", {})
+    return found
 
 
 def _kept(run_dir: Path, task: Task, trainer: Trainer, tested: Mapping[str, float]) -> Metrics:
@@ -529,21 +521,17 @@ def _kept(run_dir: Path, task: Task, trainer: Trainer, tested: Mapping[str, floa
     }
 
 
-def _record_divergence(
-    run_dir: Path,
-    config: Config,
-    error: Divergence,
-    metrics: Callable[[], Metrics],
-    trainer: Trainer,
-) -> None:
+def _record_divergence(prepared: Prepared, module: AdapterModule, error: Divergence) -> None:
+    run_dir, trainer = prepared.run_dir, prepared.trainer
     saved = directory.checkpoints(run_dir)
     kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was due"
     error.args = (f"{str(error).rstrip('.')}; {kept}.",)
     if trainer.is_global_zero:
         draw_curves(run_dir)
-        failed = directory.finite(metrics() | {"status": "diverged", "error": str(error)})
+        ended = {"status": "diverged", "error": str(error)}
+        failed = directory.finite(_metrics(prepared, module, {}) | ended)
         directory.write_metrics(run_dir, failed)
-        _end_logger(trainer, config, failed, 1)
+        _end_logger(trainer, prepared.parts.config, failed, 1)
 
 
 def _finish(parts: RunParts, trainer: Trainer, run_dir: Path, metrics: Metrics) -> None:
@@ -649,7 +637,6 @@ def _quiet() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     for advice in (
         "does not have many workers",
-        "Checkpoint directory",
         "in eval mode at the start",
         "treespec, LeafSpec",
         "You have overridden `on_before_batch_transfer`",

@@ -7,7 +7,6 @@ import functools
 import itertools
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from qpa_exp.adapters.counts import Counts
-from qpa_exp.cli import compose_by, quoted
+from qpa_exp.cli import PLAIN, compose_by, quoted
 from qpa_exp.config import Config
 from qpa_exp.data.corpus import comes_from_the_hub
 from qpa_exp.errors import InputError
-from qpa_exp.registry import NoEffect
+from qpa_exp.registry import NoEffect, spelled
 from qpa_exp.runs.directory import OUTPUT, State, state_of
 from qpa_exp.sweeps.run_name import run_name
 from qpa_exp.task import TASKS
@@ -33,8 +32,6 @@ Axes = dict[str, list[str]]
 
 MOST_RUNS = 10_000
 """Each is composed and checked before the first one starts."""
-
-_PLAIN = re.compile(r"[\w./+-]+")
 
 
 def expand(
@@ -68,11 +65,6 @@ def expand(
     return list(runs.values())
 
 
-def as_overrides(run: Mapping[str, str]) -> list[str]:
-    """``key=value`` for each entry."""
-    return [f"{key}={value}" for key, value in run.items()]
-
-
 def labels(runs: Sequence[Mapping[str, str]]) -> list[str]:
     """Return what sets each run apart from the others, seeds left out: the entries that differ."""
     keys = dict.fromkeys(key for run in runs for key in run)
@@ -86,18 +78,13 @@ def labels(runs: Sequence[Mapping[str, str]]) -> list[str]:
 
 def spell(value: Any) -> str:
     """Return a value as Hydra's grammar for overrides writes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, list | tuple):
         return f"[{','.join(map(spell, value))}]"
     if isinstance(value, Mapping):
         return f"{{{','.join(f'{key}:{spell(item)}' for key, item in value.items())}}}"
-    text = str(value)
-    if isinstance(value, str) and not _PLAIN.fullmatch(text):
-        return quoted(text)
-    return text
+    if isinstance(value, str) and not PLAIN.fullmatch(value):
+        return quoted(value)
+    return spelled(value)
 
 
 def _values(value: Any) -> list[str]:
@@ -199,7 +186,7 @@ class Preparation:
 
     def job(self, run: Mapping[str, str], label: str, study: str | None) -> Job:
         """Return the job of one run; errors as :meth:`jobs`."""
-        overrides = tuple(as_overrides(run))
+        overrides = tuple(f"{key}={value}" for key, value in run.items())
         if overrides not in self._jobs:
             try:
                 self._jobs[overrides] = self._job(overrides)

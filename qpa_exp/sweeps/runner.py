@@ -6,9 +6,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
-from types import FrameType, TracebackType
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import psutil
@@ -18,6 +18,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from qpa_exp.errors import InputError
 from qpa_exp.files import read_json
@@ -33,61 +34,43 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _LONGEST_TABLE = 80
 
 
-class Progress:
-    """Watches the directories of runs and prints a line for each that ends.
+@contextmanager
+def progress(jobs: Sequence[Job]) -> Iterator[None]:
+    """Watch the directories of runs and print a line for each that ends.
 
     What a run prints is sent elsewhere while it lasts, so the terminal is kept from the start.
     """
+    waiting, total, terminal = list(jobs), len(jobs), sys.stdout
+    before, began = {job.run_dir: _mark(job) for job in jobs}, time.monotonic()
+    over = threading.Event()
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._open = list(jobs)
-        self._total = len(jobs)
-        self._before = {job.run_dir: _mark(job) for job in jobs}
-        self._terminal = sys.stdout
-        self._began = time.monotonic()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Progress:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._look()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(_SECONDS_BETWEEN_LOOKS):
-            self._look()
-
-    def _look(self) -> None:
-        for job in list(self._open):
+    def look() -> None:
+        for job in list(waiting):
             state, _ = mark = _mark(job)
-            ended = state in (State.complete, State.diverged, State.failed)
-            if ended and mark != self._before[job.run_dir]:
-                self._open.remove(job)
-                self._report(job, state)
+            if mark == before[job.run_dir] or not (state.is_final or state is State.failed):
+                continue
+            waiting.remove(job)
+            done = total - len(waiting)
+            complete = state is State.complete
+            said = result_of(job) if complete else f"{state}: {error_of(job.run_dir)}"
+            if waiting:
+                seconds = (time.monotonic() - began) / done * len(waiting)
+                said += f"; about {duration(seconds)} left"
+            line = f"[{done:>{len(str(total))}}/{total}] {job.title}: {said}"
+            print(line, file=terminal, flush=True)
 
-    def _report(self, job: Job, state: State) -> None:
-        done = self._total - len(self._open)
-        width = len(str(self._total))
-        left = self._left(done)
-        line = f"[{done:>{width}}/{self._total}] {job.title}: "
-        line += result_of(job) if state is State.complete else f"{state}: {error_of(job.run_dir)}"
-        print(line + left, file=self._terminal, flush=True)
+    def watch() -> None:
+        while not over.wait(_SECONDS_BETWEEN_LOOKS):
+            look()
 
-    def _left(self, done: int) -> str:
-        remaining = self._total - done
-        if not remaining:
-            return ""
-        seconds = (time.monotonic() - self._began) / done * remaining
-        return f"; about {duration(seconds)} left"
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        look()
 
 
 def _mark(job: Job) -> tuple[State, int]:
@@ -187,7 +170,7 @@ class Runner:
         waiting = [job for job in unique(jobs) if not job.state.is_final]
         if not waiting:
             return
-        with Progress(waiting), signals.handled(AfterWorkers(waiting)):
+        with progress(waiting), signals.handled(AfterWorkers(waiting)):
             while waiting:
                 free = [job for job in waiting if not is_busy(job.run_dir)]
                 if not free:
@@ -262,9 +245,5 @@ def _table(jobs: Sequence[Job], title: str) -> Table:
         counts = job.counts
         qubits = "" if counts.n_qubits is None else str(counts.n_qubits)
         sizes = (f"{counts.trainable_params:,}", f"{counts.generated_params:,}", qubits)
-        table.add_row(_escape(job.title), *sizes, str(job.state))
+        table.add_row(Text(job.title), *sizes, str(job.state))
     return table
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")  # rich reads brackets as markup

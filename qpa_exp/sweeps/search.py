@@ -12,10 +12,15 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import optuna
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
+from optuna.exceptions import StorageInternalError
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
 
 from qpa_exp.errors import InputError, first_line
 from qpa_exp.files import check_file
@@ -24,9 +29,6 @@ from qpa_exp.sweeps.prepare import MOST_RUNS, Job, Preparation, expand, spell
 from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, unique
 from qpa_exp.sweeps.studies import Study, record_directory, record_study, say
 from qpa_exp.task import TASKS
-
-if TYPE_CHECKING:
-    import optuna
 
 STORAGE = "optuna.db"
 
@@ -37,8 +39,8 @@ def prepare_search(
     """Return what runs trials until there are ``n_trials``, once the space has been looked at.
 
     Raises:
-        InputError: the space, the fixed part or the command line is not allowed, or Optuna is not
-            installed. When it is called: :class:`SweepFailed`, at the end, where a run failed.
+        InputError: the space, the fixed part or the command line is not allowed. When it is called:
+            :class:`SweepFailed`, at the end, where a run failed.
     """
     assert study.search is not None
     asked = {k: v for k, v in master.hydra.sweeper.search.items() if v is not None}
@@ -84,14 +86,8 @@ def _alone(directory: Path) -> Iterator[None]:
     """Hold the record of a search: two in one would take each other's trials for abandoned ones.
 
     Raises:
-        InputError: another process is at it, Optuna is not installed, or the record cannot be
-            written any more.
+        InputError: another process is at it, or the record cannot be written any more.
     """
-    try:
-        from optuna.exceptions import StorageInternalError
-        from sqlalchemy.exc import SQLAlchemyError
-    except ImportError as error:
-        raise InputError("A search needs Optuna: pip install 'qpa-exp[sweeps]'.") from error
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(directory / f".{STORAGE}.lock", timeout=0):
@@ -147,20 +143,17 @@ class Trials:
 
     def _requeue(self) -> None:
         """Queue again, as it was, a trial that was running when the search was stopped."""
-        import optuna
-
-        running = self._trials.get_trials(states=[optuna.trial.TrialState.RUNNING])
-        for trial in running:
-            self._trials.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        for trial in self._trials.get_trials(states=[TrialState.RUNNING]):
+            self._trials.tell(trial.number, state=TrialState.FAIL)
             self._trials.enqueue_trial(trial.params)
 
     def finished_jobs(self) -> list[Job]:
         """Return the runs of the trials that have ended well."""
         return [self._job(trial.params) for trial in self._complete()]
 
-    def ask(self) -> list[tuple[optuna.Trial, Job]]:
+    def ask(self) -> list[tuple[Trial, Job]]:
         """Return the next batch; empty once there are enough."""
-        batch: list[tuple[optuna.Trial, Job]] = []
+        batch: list[tuple[Trial, Job]] = []
         while not batch and self._left() > 0:  # a trial that is refused counts as one
             for _ in range(min(self._left(), self.options.batch_size)):
                 trial = self._trials.ask()
@@ -175,7 +168,7 @@ class Trials:
     def _left(self) -> int:
         return self.options.n_trials - len(self._complete()) - len(self._failures)
 
-    def tell(self, trial: optuna.Trial, job: Job) -> None:
+    def tell(self, trial: Trial, job: Job) -> None:
         """Hand a run's result to Optuna."""
         if job.state is not State.complete:
             self._fail(trial, f"{job.label}: {error_of(job.run_dir) or 'ended without a result'}")
@@ -202,15 +195,11 @@ class Trials:
         if self._failures:
             raise SweepFailed(f"{len(self._failures)} trials failed, listed above.")
 
-    def _complete(self) -> list[optuna.trial.FrozenTrial]:
-        import optuna
+    def _complete(self) -> list[FrozenTrial]:
+        return self._trials.get_trials(states=[TrialState.COMPLETE])
 
-        return self._trials.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-
-    def _fail(self, trial: optuna.Trial, why: str) -> None:
-        import optuna
-
-        self._trials.tell(trial, state=optuna.trial.TrialState.FAIL)
+    def _fail(self, trial: Trial, why: str) -> None:
+        self._trials.tell(trial, state=TrialState.FAIL)
         self._failures.append(why)
 
     def _job(self, values: Mapping[str, Any]) -> Job:
@@ -228,9 +217,6 @@ def _open(path: Path, name: str, seed: int, directions: Sequence[Any]) -> optuna
     Raises:
         InputError: the file is something else, or damaged.
     """
-    import optuna
-    from sqlalchemy import URL
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         check_file(path, "")

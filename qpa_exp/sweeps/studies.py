@@ -9,7 +9,6 @@ what all studies share there, and ``${scale.seeds}`` refers to it.
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import os
@@ -304,7 +303,7 @@ class _Scale:
 def _scale(name: str, depth: int = 0) -> _Scale:
     if name not in SCALES or depth > len(SCALES):
         raise InputError(f"scale={name:.100} is unknown: give one of {', '.join(scale_names())}.")
-    own = _load(SCALES[name])
+    own = dict(_load(SCALES[name]))
     other = _scale(str(own.pop("as")), depth + 1) if "as" in own else _Scale()
     try:
         scale = typed(_Scale, vars(other) | own)
@@ -316,12 +315,8 @@ def _scale(name: str, depth: int = 0) -> _Scale:
 _REFERENCE = re.compile(r"\$\{(points|scale)(\.\w+|\[\d+\])+\}")
 
 
-def _load(path: Path) -> dict[str, Any]:
-    return copy.deepcopy(_parsed(path))
-
-
 @functools.cache
-def _parsed(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> dict[str, Any]:
     found = read_yaml(path, references=True)
     _, refers, rest = _REFERENCE.sub("", json.dumps(found)).partition("${")
     if refers:

@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 from qpa_exp.errors import InputError
 from qpa_exp.sweeps.prepare import Job, Preparation, expand, values_of
 from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, finish
-from qpa_exp.sweeps.search import prepare_search
 from qpa_exp.sweeps.studies import Study, own_sweep, read_study, record_study, study_names
 
 
@@ -87,6 +86,10 @@ def sweep(context: HydraContext, master: DictConfig, arguments: Sequence[str]) -
 
     def plan(study: Study) -> None:
         if study.search is not None:
+            try:
+                from qpa_exp.sweeps.search import prepare_search
+            except ImportError as error:
+                raise InputError("A search needs Optuna: pip install 'qpa-exp[sweeps]'.") from error
             searches.append((study, prepare_search(study, preparation, runner, master, given)))
             return
         jobs = preparation.jobs(expand(study.parts, study.fixed, given), study.study)

@@ -11,7 +11,6 @@ device: it would start the sweep itself again.
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import logging
 import multiprocessing
@@ -20,9 +19,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -64,10 +62,6 @@ def work(composed: DictConfig) -> None:
 
 def attempt_all(run_dirs: Sequence[Path], processes: int) -> None:
     """:func:`attempt` each, so many at once."""
-    if processes == 1:
-        for run_dir in run_dirs:
-            attempt(run_dir)
-        return
     try:
         from joblib import Parallel, delayed
     except ImportError as error:
@@ -98,20 +92,16 @@ def hand_over(run_dir: Path, config: Config, *, same: bool = False) -> None:
         )
 
 
-def attempt(run_dir: Path, make: Callable[[Path], Any] | None = None) -> None:
+def attempt(run_dir: Path) -> None:
     """Make a run, or go on with it, unless it is complete or another process is at it.
 
-    Nothing is raised: a failure is recorded in the run's directory.
-
-    Args:
-        run_dir: of the run, which holds its config.
-        make: what is called; :func:`qpa_exp.runs.train.go_on` where it is left out.
+    Nothing is raised: a failure is recorded in the run's directory, which holds its config.
     """
-    if make is None and _devices(run_dir) > 1 and not _is_one_of_several():
+    if _devices(run_dir) > 1 and not _is_one_of_several():
         with contextlib.suppress(directory.Held):
             _attempt_apart(run_dir)
     else:
-        _attempt_here(run_dir, make)
+        _attempt_here(run_dir)
 
 
 def _devices(run_dir: Path) -> int:
@@ -155,13 +145,11 @@ def _attempt_apart(run_dir: Path) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Make a run in its own process; the status tells Lightning in the first one of a failure."""
     run_dir = Path(arguments[0])
-    _attempt_here(run_dir, None, parent=os.getppid())
+    _attempt_here(run_dir, parent=os.getppid())
     return 0 if state_of(run_dir) is not State.failed else 1
 
 
-def _attempt_here(
-    run_dir: Path, make: Callable[[Path], Any] | None, parent: int | None = None
-) -> None:
+def _attempt_here(run_dir: Path, parent: int | None = None) -> None:
     os.environ.setdefault("WANDB_JOB_TYPE", "sweep")
     try:
         with _ended_with_the_sweep(parent), directory.held(run_dir):
@@ -169,7 +157,7 @@ def _attempt_here(
                 return
             if signals.first_process():
                 (run_dir / FAILED).unlink(missing_ok=True)
-            _record(make, run_dir)
+            _record(run_dir)
     except directory.Held:
         return
     finally:
@@ -180,14 +168,12 @@ def _attempt_here(
         release_freed_memory()
 
 
-def _record(make: Callable[[Path], Any] | None, run_dir: Path) -> None:
+def _record(run_dir: Path) -> None:
     try:
         with _output_to(run_dir / OUTPUT):
-            if make is None:
-                from qpa_exp.runs.train import go_on
+            from qpa_exp.runs.train import go_on
 
-                make = functools.partial(go_on, own=True)
-            make(run_dir)
+            go_on(run_dir, own=True)
     except Exception as error:  # whatever it is, the other runs of the sweep go on
         if not state_of(run_dir).is_final:  # a divergence has been recorded by the run itself
             record_failure(run_dir, error)

@@ -37,6 +37,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     The working directory is ``home/desk``; what a command may write to is ``home/desk/out``.
     """
+    import matplotlib.font_manager  # noqa: F401  # makes its folders when it is first imported
+
     home = tmp_path / "home"
     work = home / "desk"
     (work / "out").mkdir(parents=True)

@@ -134,7 +134,7 @@ def test_a_study_of_the_users_own(home, monkeypatch, spoilt, data):
         )
     monkeypatch.setitem(studies.STUDIES, "own", files["study"])
     monkeypatch.setitem(studies.SCALES, "own", files["scale"])
-    studies._parsed.cache_clear()
+    studies._load.cache_clear()
     if study := attempt(lambda: read_study("own", "own")):
         attempt(lambda: expand(study.parts, study.fixed, []))
         assert SECRET not in str(study)
@@ -154,7 +154,7 @@ def test_a_study_of_the_users_own(home, monkeypatch, spoilt, data):
 def test_a_slip_in_a_study_is_named(home, monkeypatch, content, says):
     (home / "own.yaml").write_bytes(content)
     monkeypatch.setitem(studies.STUDIES, "own", home / "own.yaml")
-    studies._parsed.cache_clear()
+    studies._load.cache_clear()
     with pytest.raises(InputError, match=re.escape(says)) as caught:
         read_study("own", "smoke")
     assert str(home / "own.yaml") in str(caught.value)
@@ -163,7 +163,7 @@ def test_a_slip_in_a_study_is_named(home, monkeypatch, content, says):
 def test_a_rate_is_a_number_however_it_is_spelt(home, monkeypatch):
     (home / "own.yaml").write_text("study: own\npoints: {smoke: {}}\nparts: [{optim.lr: 1e-3}]\n")
     monkeypatch.setitem(studies.STUDIES, "own", home / "own.yaml")
-    studies._parsed.cache_clear()
+    studies._load.cache_clear()
     assert read_study("own", "smoke").parts == [{"optim.lr": 0.001}]
 
 

@@ -46,6 +46,8 @@ def bad_paths(place: Path) -> dict[str, str]:
         "a loop": str(place / "loop"),
         "a FIFO": str(place / "fifo"),
         "a long name": str(place / ("x" * 300)),
+        "a long id": "owner/" + "x" * 300,
+        "a long owner": "x" * 300 + "/name",
         "a long path": "x/" * 2500,
         "a zero byte": "a\0b",
         "another text": "\udcff",
@@ -55,7 +57,8 @@ def bad_paths(place: Path) -> dict[str, str]:
 
 
 KINDS = ["under a file", "a device", "a full device", "under a device", "a loop", "a FIFO",
-         "a long name", "a long path", "a zero byte", "another text", "nothing"]  # fmt: skip
+         "a long name", "a long id", "a long owner", "a long path", "a zero byte", "another text",
+         "nothing"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "nobody's home"])

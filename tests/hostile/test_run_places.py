@@ -112,11 +112,11 @@ def test_a_refused_run_leaves_everything_as_it_was(
 def test_what_was_made_on_the_way_to_a_run_that_never_began_is_taken_away(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     run_dir = tmp_path / "there" / "new" / "run"
-    first = directory.first_missing(run_dir)
-    run_dir.mkdir(parents=True)
-    directory.discard(run_dir, first)
+    with directory.tidied(run_dir):
+        run_dir.mkdir(parents=True)
     assert list(tmp_path.iterdir()) == [tmp_path / "there"]
-    directory.discard(tmp_path / "there", directory.first_missing(tmp_path / "there"))
+    with directory.tidied(tmp_path / "there"):
+        pass
     assert (tmp_path / "there").is_dir()
 
 

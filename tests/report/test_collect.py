@@ -103,6 +103,37 @@ def test_a_study_is_the_runs_that_its_record_lists(
         collect([str(tmp_path)], "fig9")
 
 
+def test_what_lies_in_a_run_s_directory_is_no_run_of_its_own(
+    make_run: MakeRun, make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    listed, alone = make_run(tmp_path / "a"), make_run(tmp_path / "csv" / "b")
+    below = make_run(tmp_path / "csv" / "b" / "c")
+    make_study(tmp_path / "study", [listed])
+    for run in (listed, alone):
+        make_run(run / "earlier" / "step=8")
+        files = run / "wandb" / "run-1" / "files"
+        files.mkdir(parents=True)
+        (files / "config.yaml").write_text("_wandb: {}\n")
+    (tmp_path / "csv" / "metrics.json").write_text("{}")  # another program's: no run is in there
+    by_name = {c.study: c for c in collect([str(tmp_path)])}
+    assert list(by_name["fig2"].runs["path"]) == [str(listed)]
+    assert list(by_name["runs"].runs["path"]) == [str(alone), str(below)]
+    assert [skipped.path for skipped in by_name["runs"].skipped] == [tmp_path / "csv"]
+
+
+def test_runs_of_no_study_are_named_by_what_differs(make_run: MakeRun, tmp_path: Path) -> None:
+    """A whole number beside nulls is a float to pandas, and is written as it was given."""
+    make_run(tmp_path / "a", "qpa.n_mlp=64", "qpa.shuffle=true")
+    make_run(tmp_path / "b", "qpa.n_mlp=null", "qpa.shuffle=true", n_mlp=None)
+    make_run(tmp_path / "c", "qpa.n_mlp=64", "qpa.shuffle=false", "optim.lr=0.5")
+    (collected,) = collect([str(tmp_path)])
+    assert list(collected.runs["label"]) == [
+        "qpa.n_mlp=64 qpa.shuffle=true",
+        "qpa.n_mlp=null qpa.shuffle=true",
+        "qpa.n_mlp=64 qpa.shuffle=false",
+    ]
+
+
 def test_places_are_patterns_and_must_exist(make_run: MakeRun, tmp_path: Path) -> None:
     for name in ("r1", "r2", "x"):
         make_run(tmp_path / name)

@@ -13,6 +13,7 @@ from qpa_exp.errors import InputError
 from qpa_exp.report import __main__ as command
 from qpa_exp.report.collect import collect
 from qpa_exp.report.docs_page import read_saved, redraw
+from qpa_exp.report.figures import draw
 
 MakeRun, MakeStudy = Callable[..., Path], Callable[..., Path]
 INDEX = """# Results
@@ -84,6 +85,28 @@ def test_what_is_kept_is_what_was_collected(docs: Path, tmp_path: Path) -> None:
             assert found.isna().all()
         else:
             assert ((found == kept) | (found.isna() & kept.isna())).all(), column
+
+
+def test_a_column_that_is_empty_in_every_run_costs_no_page(
+    make_run: MakeRun, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    """Methods without a rank, none of them generated: such columns are not kept."""
+    empty = {"n_qubits": None, "n_chunks": None, "train_seconds": None}
+    runs = [
+        make_run(tmp_path / name, "qpa=off", f"peft={name}", **empty)
+        for name in ("fourierft", "c3a")
+    ]
+    kinds = [{"kind": "pareto"}, {"kind": "parameters", "hue": "qpa.shots"}, {"kind": "time"}]
+    study = make_study(tmp_path / "study", runs, study="own_study", figures=kinds)
+    docs = tmp_path / "docs"
+    command.main([f"runs={study}", f"out={tmp_path / 'out'}", f"pages={docs}"])
+    before = {file.name: file.read_bytes() for file in docs.iterdir() if file.is_file()}
+    assert "peft.r" not in (docs / "data" / "own_study-tiny.json").read_text()
+    redraw(docs)
+    assert {file.name: file.read_bytes() for file in docs.iterdir() if file.is_file()} == before
+    for kind, says in (("learning_rates", "validation perplexity"), ("qubits", "has qubits")):
+        with pytest.raises(InputError, match=says):
+            draw(read_saved(docs / "data" / "own_study-tiny.json").runs, {"kind": kind})
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"study": "../x"}'])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpa_exp.errors import InputError
-from qpa_exp.sweeps.prepare import as_overrides, expand, labels, spell
+from qpa_exp.sweeps.prepare import expand, labels, spell
 
 PARTS = [{"peft": "lora", "qpa": "off", "peft.r": [1, 2]}, {"qpa": "tuned", "qpa.n_mlp": [16, 32]}]
 
@@ -16,8 +16,9 @@ PARTS = [{"peft": "lora", "qpa": "off", "peft.r": [1, 2]}, {"qpa": "tuned", "qpa
 def test_parts_are_products_that_follow_each_other() -> None:
     runs = expand(PARTS, {"seed": [1, 2], "trainer.max_epochs": 3}, [])
     assert len(runs) == 2 * 2 + 2 * 2
-    assert as_overrides(runs[0]) == [
-        "seed=1", "trainer.max_epochs=3", "peft=lora", "qpa=off", "peft.r=1",
+    assert list(runs[0].items()) == [
+        ("seed", "1"), ("trainer.max_epochs", "3"), ("peft", "lora"), ("qpa", "off"),
+        ("peft.r", "1"),
     ]  # fmt: skip
     assert "peft.r" not in runs[-1]
 

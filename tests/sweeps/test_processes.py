@@ -169,13 +169,18 @@ WORKERS = """
 import os, sys, time
 from pathlib import Path
 from joblib import Parallel, delayed
-from qpa_exp.sweeps.worker import attempt
 
-def make(run_dir):
+def make(run_dir, own):
     (run_dir / "pid").write_text(str(os.getpid()))
     time.sleep(300)
 
-Parallel(n_jobs=2, batch_size=1)(delayed(attempt)(Path(f"run{n}"), make) for n in range(4))
+def attempt(run_dir):
+    from qpa_exp.runs import train
+    from qpa_exp.sweeps import worker
+    train.go_on = make
+    worker.attempt(run_dir)
+
+Parallel(n_jobs=2, batch_size=1)(delayed(attempt)(Path(f"run{n}")) for n in range(4))
 """
 
 

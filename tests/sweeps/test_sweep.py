@@ -142,24 +142,29 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(
     assert results[0]["perplexity"] == results[1]["perplexity"]
 
 
-def test_a_run_that_another_process_holds_is_left_to_it(tmp_path: Path) -> None:
+def test_a_run_that_another_process_holds_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[Path] = []
+    monkeypatch.setattr("qpa_exp.runs.train.go_on", lambda place, own: made.append(place))
     run = tmp_path / "run"
     run.mkdir()
     with FileLock(run / LOCK):
         assert is_busy(run)
-        attempt(run, made.append)
+        attempt(run)
         assert made == []
     assert not is_busy(run)
-    attempt(run, made.append)
+    attempt(run)
     assert made == [run]
 
 
 @pytest.mark.skipif(not keep_freed_memory(), reason="this C library gives memory back by itself")
-def test_a_run_leaves_its_process_as_small_as_it_was(tmp_path: Path) -> None:
+def test_a_run_leaves_its_process_as_small_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """joblib ends a worker that has grown by 300 MB, and another must import everything again."""
 
-    def take(place: Path) -> None:
+    def take(place: Path, own: bool) -> None:
         keep_freed_memory()
         taken = [torch.ones(2**18) for _ in range(400)]  # of a MiB each
         seen.append(process.memory_info().rss)
@@ -167,8 +172,9 @@ def test_a_run_leaves_its_process_as_small_as_it_was(tmp_path: Path) -> None:
 
     seen: list[int] = []
     process = psutil.Process()
+    monkeypatch.setattr("qpa_exp.runs.train.go_on", take)
     before = process.memory_info().rss
-    attempt(tmp_path / "run", take)
+    attempt(tmp_path / "run")
     assert seen[0] - before > 300 * 2**20
     assert process.memory_info().rss - before < 100 * 2**20
 

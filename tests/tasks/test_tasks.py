@@ -62,7 +62,7 @@ def test_a_run_whose_figures_have_a_nan_says_so_and_is_not_complete(
         if batch_idx == 0 and self.trainer.global_step == at_step:
             means = self.validation if spoilt == "validation" else self.adapted
             one = torch.ones(())
-            means.add(dict.fromkeys(self.task.measures, (math.nan * one, one)))
+            means.update(dict.fromkeys(self.task.measures, (math.nan * one, one)))
 
     monkeypatch.setattr(AdapterModule, f"{spoilt}_step", poisoned)
     with pytest.raises(Divergence, match=f"{says}.* is not a number"):

@@ -15,13 +15,14 @@ from functools import cache, cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
 from qpa_exp.circuits.ansatz import GATES, Ansatz, ansatz_of
 from qpa_exp.circuits.recorded_devices import NOISES, NoiseOfGates, noise_model, record_of, snapshot
-from qpa_exp.circuits.simulator import Packages, Simulator
+from qpa_exp.circuits.simulator import Simulator
 from qpa_exp.circuits.to_qiskit import QISKIT, angle_places, measured_circuit, transpile_for
 from qpa_exp.circuits.torch_engine import follow, gate_matrix, lead, pauli_matrix
 from qpa_exp.config import QPAConfig
@@ -80,14 +81,10 @@ class DensityMatrix(Simulator):
         return noisy_program(self.transpiled(), noise_model(device), places)
 
     @classmethod
-    def packages(cls, config: QPAConfig) -> Packages | None:
-        """Qiskit transpiles for a device, and holds its record."""
-        return None if NOISES[config.noise] is None else QISKIT
-
-    @classmethod
     def record_versions(cls, config: QPAConfig) -> dict[str, str]:
-        """Qiskit's packages, and the day of the device's record."""
-        return super().record_versions(config) | record_of(NOISES[config.noise])
+        """Qiskit's packages, which transpile for a device, and the day of the device's record."""
+        device = NOISES[config.noise]
+        return {} if device is None else QISKIT.versions() | record_of(device)
 
     @classmethod
     def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:
@@ -118,13 +115,11 @@ ENTRY = DensityMatrix
 
 def ideal_program(ansatz: Ansatz, n_qubits: int, n_layers: int) -> NoisyProgram:
     """Return the circuit as it is, on a device without noise."""
-    _, rotations, _ = ansatz.theta_shape(n_qubits, n_layers)
-    steps = []
+    shape, steps = ansatz.theta_shape(n_qubits, n_layers), []
     for gate in ansatz.gates(n_qubits, n_layers):
         angle = None
         if gate.angle is not None:
-            layer, rotation, qubit = gate.angle
-            angle = Angle(0.0, {(layer * rotations + rotation) * n_qubits + qubit: 1.0})
+            angle = Angle(0.0, {int(np.ravel_multi_index(gate.angle, shape)): 1.0})
         steps.append(Step(gate.name, gate.qubits, angle))
     ideal = torch.eye(2, dtype=torch.float64)
     return NoisyProgram(n_qubits, steps, [(qubit, ideal) for qubit in range(n_qubits)])

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qpa_exp.circuits.recorded_devices import RECORDED, noise_model, record_of, restrict, snapshot
-from qpa_exp.circuits.simulator import Packages, Simulator
+from qpa_exp.circuits.simulator import Simulator
 from qpa_exp.circuits.to_qiskit import QISKIT, angle_places, measured_circuit, transpile_for
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, sentence_end
@@ -64,17 +63,16 @@ class QiskitSampler(Simulator):
         """The device, or in a recorded one's place Aer with its noise on the qubits in use."""
         if self.config.device not in RECORDED:
             return self._found
-        return _noisy_aer(self.config.device, self._transpiled)
+        from qiskit_aer import AerSimulator
 
-    @classmethod
-    def packages(cls, config: QPAConfig) -> Packages:
-        """Qiskit, Aer and Runtime, on every device."""
-        return QISKIT
+        circuit = self._transpiled
+        used = {circuit.find_bit(qubit).index for step in circuit.data for qubit in step.qubits}
+        return AerSimulator(noise_model=restrict(noise_model(self.config.device), used))
 
     @classmethod
     def record_versions(cls, config: QPAConfig) -> dict[str, str]:
         """Qiskit's packages, and the day of a recorded device's record."""
-        return super().record_versions(config) | record_of(config.device)
+        return QISKIT.versions() | record_of(config.device)
 
     @classmethod
     def check(cls, config: QPAConfig) -> None:
@@ -124,7 +122,7 @@ class QiskitSampler(Simulator):
         if missing:
             measured = self._measure(angles[missing], shots, seed)
             for place, counts in zip(missing, measured, strict=True):
-                write_counts(names[place], counts)
+                write_json(_path(names[place]), counts)
                 found[names[place]] = counts
         frequencies = torch.stack([self._frequencies(found[name] or {}, shots) for name in names])
         return frequencies.to(theta).view(*batch, -1)
@@ -152,25 +150,19 @@ class QiskitSampler(Simulator):
     def _name(self, angles: np.ndarray, shots: int, seed: int) -> str:
         """Return a digest of the device, the gates, the angles, the shots and the seed."""
         listed = self.ansatz.gates(self.n_qubits, self.config.n_layers)
-        return digest({
+        record = {
             "device": self.config.device,
             "device_version": str(getattr(self._found, "backend_version", "")),
             "gates": [(gate.name, gate.qubits, gate.angle) for gate in listed],
             "angles": angles.tobytes().hex(),
             "shots": shots,
             "seed": seed,
-        })  # fmt: skip
+        }
+        text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 ENTRY = QiskitSampler
-
-
-def _noisy_aer(name: str, circuit: QuantumCircuit) -> Any:
-    """Aer with the recorded device's errors on the qubits that the circuit uses."""
-    from qiskit_aer import AerSimulator
-
-    used = {circuit.find_bit(qubit).index for step in circuit.data for qubit in step.qubits}
-    return AerSimulator(noise_model=restrict(noise_model(name), used))
 
 
 def _find_device(name: str) -> Any:
@@ -197,12 +189,6 @@ Counts = dict[int, int]
 """How often each basis state was measured."""
 
 
-def digest(record: Mapping[str, Any]) -> str:
-    """Return a name for what was measured; ``record`` is plain JSON."""
-    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def read_counts(name: str, shots: int) -> Counts | None:
     """Return the counts of that name; None where there are none, or none that can be read."""
     try:
@@ -210,11 +196,6 @@ def read_counts(name: str, shots: int) -> Counts | None:
     except (ValueError, TypeError):
         return None
     return counts if sum(counts.values()) == shots else None
-
-
-def write_counts(name: str, counts: Counts) -> None:
-    """Write the file whole or not at all."""
-    write_json(_path(name), counts)
 
 
 def _path(name: str) -> Path:

@@ -42,9 +42,9 @@ class TorchQuantum(Simulator):
         import_torchquantum()
 
     @classmethod
-    def packages(cls, config: QPAConfig) -> Packages:
+    def record_versions(cls, config: QPAConfig) -> dict[str, str]:
         """TorchQuantum alone has a version that counts."""
-        return _PACKAGE
+        return _PACKAGE.versions()
 
     @classmethod
     def bytes_needed(cls, config: QPAConfig, n_qubits: int) -> int:

@@ -9,14 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qpa_exp.circuits.ansatz import ansatz_of
+from qpa_exp.circuits.ansatz import GATES, ansatz_of
 from qpa_exp.circuits.gradients import Estimate, GradientMethod, Measure
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 
 
 def _check(config: QPAConfig) -> None:
-    if gates := ansatz_of(config).gates_without_shift:
+    used = dict.fromkeys(moment.gate for moment in ansatz_of(config).moments)
+    # Two evaluations at angle +- pi/2 give the slope of half-angle Pauli rotations alone.
+    if gates := [name for name in used if GATES[name].controlled]:
         raise InputError(
             f"qpa.gradient=parameter_shift does not cover qpa.ansatz={config.ansatz}: "
             f"{', '.join(gates)} is no half-angle Pauli rotation; give autograd or spsa."

@@ -27,16 +27,7 @@ def _count(config: QPAConfig, n_bits: int) -> int:
 def _make(config: QPAConfig, n_bits: int, in_order: bool) -> nn.Module:
     from qpa_exp.generator.generator import MappingModel
 
-    assert config.window is not None
-    assert config.scale is not None
-    return MappingModel(
-        widths(config, n_bits),
-        config.activation,
-        config.mapping_init,
-        window=config.window,
-        in_order=in_order,
-        scale=config.scale,
-    )
+    return MappingModel(widths(config, n_bits), config, in_order=in_order)
 
 
 def _scale(config: QPAConfig) -> float:
