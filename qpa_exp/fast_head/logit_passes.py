@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional
 
 from qpa_exp.machine import compiled, compiled_in_order, share_out
 
@@ -140,6 +141,8 @@ def exponentiate(
         block = stored[rows].float()  # itself, or a copy where it has another type
         product = None if stored_raw is None else block.clone()
         square = terms.apply(block, rows, shift)
+        if block.device.type == "cpu":
+            functional.threshold(block, LOWEST, -torch.inf, inplace=True)
         sums += block.exp_().sum(0)
         if not keep:
             continue
@@ -349,7 +352,13 @@ def _add_product(stored: Any, rows: Any, to: Any, first: Any, last: Any) -> None
             to[v, j] += a
 
 
-_LOWEST, _HIGHEST = np.float32(-87), np.float32(88)
+LOWEST = -64.0
+"""Whose exponential, 1.6e-28, and all below are taken for 0: beside a sum of at least 1 they are.
+
+Of a confident model most are so small, and a processor is many times slower below 1.2e-38.
+"""
+
+_ZERO, _LOWEST, _HIGHEST = np.float32(0), np.float32(LOWEST), np.float32(88)
 _PER_LN_2 = np.float32(1.4426950408889634)
 # ln 2 in two parts, the first of few digits, so that its multiples are exact.
 _LN_2, _LN_2_REST = np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -364,16 +373,17 @@ _C5, _C6, _C7 = np.float32(1 / 120), np.float32(1 / 720), np.float32(1 / 5040)
 def _exp(z: Any) -> Any:
     """e^z to 2e-7: e^z = 2^n e^f with |f| < ln 2 / 2, and that by Taylor's series.
 
-    What overflows is 1.6e38, what would be below 1.6e-38 is that; NaN stays NaN.
+    What overflows is 1.6e38, below ``LOWEST`` it is 0; NaN stays NaN.
     """
+    vanishes = z < _LOWEST
     z = _HIGHEST if z > _HIGHEST else z
-    z = _LOWEST if z < _LOWEST else z
+    z = _LOWEST if vanishes else z
     shifted = z * _PER_LN_2 + _WHOLE
     n = shifted - _WHOLE
     f = (z - n * _LN_2) - n * _LN_2_REST
     tail = ((((_C7 * f + _C6) * f + _C5) * f + _C4) * f + _C3) * f + _C2
     two_to_n = np.int32((np.float32(shifted).view(np.int32) + 127) << 23).view(np.float32)
-    return (tail * (f * f) + f + _C0) * two_to_n
+    return _ZERO if vanishes else (tail * (f * f) + f + _C0) * two_to_n
 
 
 # tanh x = x + x^3 P(x^2) near 0 (Cephes); elsewhere from e^2x, which would lose digits there.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from qpa_exp.fast_head import logit_passes
-from qpa_exp.fast_head.logit_passes import Terms, add_product, exponentiate
+from qpa_exp.fast_head.logit_passes import LOWEST, Terms, add_product, exponentiate
 
 WITHIN = st.floats(-80, 80, width=32)
 
@@ -27,7 +27,23 @@ def passed_through(z, **more):
 
 @given(z=arrays(np.float32, (1, 40), elements=WITHIN))
 def test_exponentials_are_numpys_to_a_few_roundings(z):
-    np.testing.assert_allclose(passed_through(z)[1], np.exp(z[0].astype(np.float64)), rtol=3e-7)
+    expected = np.where(z[0] < LOWEST, 0, np.exp(z[0].astype(np.float64)))
+    np.testing.assert_allclose(passed_through(z)[1], expected, rtol=3e-7)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(gap=st.floats(0, 200, width=32))
+def test_of_a_confident_model_nothing_is_so_small_that_it_is_slow(gap, dtype, fast):
+    """A processor takes many times as long for numbers below 1.2e-38, and for their products."""
+    stored = torch.full((9, 16), -gap, dtype=dtype)
+    stored[0] = 0
+    terms, b = Terms(torch.zeros(9, 1), torch.zeros(1, 16)), torch.full((9, 4), 1e-4)
+    sums, towards = exponentiate(stored, None, terms, torch.zeros(16), b, fast=fast)
+    found = torch.cat([stored.float() * 1e-4, towards.float()])
+    assert ((found == 0) | (found > torch.finfo(torch.float32).tiny)).all()
+    expected = 1 + 8 * torch.exp(-torch.full((), gap).to(dtype).double())
+    torch.testing.assert_close(sums, expected.expand(16), rtol=1e-6, atol=0)
 
 
 @given(z=arrays(np.float32, (1, 40), elements=WITHIN), cap=st.sampled_from([5.0, 30.0]))
