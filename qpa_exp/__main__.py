@@ -42,7 +42,7 @@ from qpa_exp.cli import (
     with_values,
 )
 from qpa_exp.errors import InputError
-from qpa_exp.files import typed_path
+from qpa_exp.files import tidied, typed_path
 
 MULTIRUN = {"-m", "--multirun"}
 RUN_DIR, RESUME = "hydra.run.dir=", "resume="
@@ -117,7 +117,7 @@ def start_run(arguments: list[str]) -> None:
     # The time in the directory's name stays the one that was checked.
     with read_write(composed.hydra):
         composed.hydra.run.dir = str(run_dir)
-    with directory.tidied(run_dir):
+    with tidied(run_dir):
         refusal = _as_hydras_job(composed, lambda: begin(prepared))
     if refusal is not None:
         raise refusal

@@ -19,7 +19,7 @@ import tempfile
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -32,6 +32,19 @@ MARK = ".qpa_exp"
 LONGEST_NAME = 200
 """Bytes of a file's name, so that the name of what is being written is allowed, too."""
 _PART = re.compile(r"\..+\.\d+\.part")
+
+
+@contextmanager
+def tidied(directory: Path) -> Iterator[None]:
+    """Take away at the end the directories that were made on the way to this one, and are empty."""
+    way = (directory, *directory.parents)
+    missing = [place for place in way if not os.path.exists(place)]  # noqa: PTH110
+    try:
+        yield
+    finally:
+        for place in missing:
+            with suppress(OSError):  # it holds something, or was never made
+                place.rmdir()
 
 
 @contextmanager
@@ -50,19 +63,20 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """
     if path.exists() and not path.is_file():
         raise InputError(f"{str(path)[:200]} is no ordinary file: give another name.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say which file
-        raise
-    finally:
-        part.unlink(missing_ok=True)
+    with tidied(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            error.filename = error.filename or str(path)  # a full disk does not say which file
+            raise
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def check_file(path: Path, key: str) -> None:

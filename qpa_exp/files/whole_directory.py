@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from qpa_exp.errors import InputError
@@ -18,6 +18,7 @@ from qpa_exp.files import (
     is_marked,
     plain_name,
     read_bytes,
+    tidied,
     try_writing,
     write_json,
 )
@@ -108,7 +109,11 @@ def part_of(place: Path) -> Iterator[Path]:
     Raises:
         InputError: it cannot be made.
     """
-    missing = [folder for folder in place.absolute().parents if not folder.exists()]
+    with tidied(place.absolute().parent):
+        yield from _part_of(place)
+
+
+def _part_of(place: Path) -> Iterator[Path]:
     place.parent.mkdir(parents=True, exist_ok=True)
     name = re.compile(rf"\.{re.escape(place.name)}\.(\d+)\.part")
     for old in place.parent.iterdir():
@@ -126,9 +131,6 @@ def part_of(place: Path) -> Iterator[Path]:
         yield part / "new"
     finally:
         shutil.rmtree(part)
-        with suppress(OSError):  # of those that were made here, what is empty again
-            for folder in missing:
-                folder.rmdir()
 
 
 def _runs(process: int) -> bool:

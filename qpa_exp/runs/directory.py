@@ -214,18 +214,6 @@ def unclaim(run_dir: Path) -> None:
         shutil.rmtree(run_dir / name, ignore_errors=True)
 
 
-@contextmanager
-def tidied(run_dir: Path) -> Iterator[None]:
-    """Take away at the end what was made on the way to a run that never began, and is empty."""
-    missing = [place for place in (run_dir, *run_dir.parents) if not place.exists()]
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # it holds something, or was never made
-            for place in missing:
-                place.rmdir()
-
-
 def begun_by_this_job(run_dir: Path, config: Config) -> Path | None:
     """Return the run that this job of SLURM began with this config, before it was started again.
 

@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from qpa_exp.__main__ import main, place_as_typed
 from qpa_exp.cli import compose_whole
 from qpa_exp.errors import InputError
+from qpa_exp.files import tidied
 from qpa_exp.runs import directory
 
 Refusal = Callable[..., str]
@@ -112,10 +113,10 @@ def test_a_refused_run_leaves_everything_as_it_was(
 def test_what_was_made_on_the_way_to_a_run_that_never_began_is_taken_away(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     run_dir = tmp_path / "there" / "new" / "run"
-    with directory.tidied(run_dir):
+    with tidied(run_dir):
         run_dir.mkdir(parents=True)
     assert list(tmp_path.iterdir()) == [tmp_path / "there"]
-    with directory.tidied(tmp_path / "there"):
+    with tidied(tmp_path / "there"):
         pass
     assert (tmp_path / "there").is_dir()
 
