@@ -589,6 +589,8 @@ def _explain_below_null(error: BaseException, overrides: Iterable[str]) -> str |
         for key, _, value in pairs
         if "." in key and (key not in known_keys() or value.startswith("{"))
     ]
+    if not below:
+        return None  # a bug
     return (
         f"{', '.join(below)} cannot be set: the table is null here, and takes no keys: leave it "
         "out, or choose an option whose file has that table."

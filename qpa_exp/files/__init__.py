@@ -48,6 +48,14 @@ def tidied(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
+def made(directory: Path) -> Iterator[None]:
+    """Have a directory, made with those on the way to it; what is empty at the end goes again."""
+    with tidied(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        yield
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Yield a file to write to, which takes its name when it is complete and on disk.
 
@@ -64,8 +72,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     if path.exists() and not path.is_file():
         raise InputError(f"{str(path)[:200]} is no ordinary file: give another name.")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with tidied(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with made(path.parent):
         try:
             with part.open("wb") as file:
                 yield file
@@ -144,16 +151,16 @@ def mark(directory: Path) -> None:
     Raises:
         InputError: it holds something else.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    holds = any(directory.iterdir())  # first: another process may mark it, and then write to it
-    if is_marked(directory):
-        return
-    if holds:
-        raise InputError(
-            f"{directory} holds files of yours: give a directory that is new or empty."
-        )
-    text = "This directory belongs to qpa_exp, which removes files in it.\n"
-    (directory / MARK).write_text(text, encoding="utf-8")  # its name is all that counts
+    with made(directory):
+        holds = any(directory.iterdir())  # first: another process may mark it, and then write to it
+        if is_marked(directory):
+            return
+        if holds:
+            raise InputError(
+                f"{directory} holds files of yours: give a directory that is new or empty."
+            )
+        text = "This directory belongs to qpa_exp, which removes files in it.\n"
+        (directory / MARK).write_text(text, encoding="utf-8")  # its name is all that counts
 
 
 def typed_path(text: str) -> Path:

@@ -16,9 +16,9 @@ from qpa_exp.files import (
     MARK,
     MIB,
     is_marked,
+    made,
     plain_name,
     read_bytes,
-    tidied,
     try_writing,
     write_json,
 )
@@ -109,12 +109,11 @@ def part_of(place: Path) -> Iterator[Path]:
     Raises:
         InputError: it cannot be made.
     """
-    with tidied(place.absolute().parent):
+    with made(place.absolute().parent):
         yield from _part_of(place)
 
 
 def _part_of(place: Path) -> Iterator[Path]:
-    place.parent.mkdir(parents=True, exist_ok=True)
     name = re.compile(rf"\.{re.escape(place.name)}\.(\d+)\.part")
     for old in place.parent.iterdir():
         match = name.fullmatch(old.name)

@@ -23,7 +23,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from qpa_exp.errors import InputError, first_line
-from qpa_exp.files import check_file
+from qpa_exp.files import check_file, made
 from qpa_exp.runs.directory import State, error_of, validation_of_kept
 from qpa_exp.sweeps.prepare import MOST_RUNS, Job, Preparation, expand, spell
 from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, unique
@@ -88,9 +88,8 @@ def _alone(directory: Path) -> Iterator[None]:
     Raises:
         InputError: another process is at it, or the record cannot be written any more.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(directory / f".{STORAGE}.lock", timeout=0):
+        with made(directory), FileLock(directory / f".{STORAGE}.lock", timeout=0):
             yield
     except Timeout as error:
         raise InputError(f"{directory} is being searched by another process already.") from error

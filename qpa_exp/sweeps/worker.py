@@ -29,6 +29,7 @@ from omegaconf import DictConfig
 from qpa_exp.cli import register_schema, to_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
+from qpa_exp.files import made
 from qpa_exp.machine import release_freed_memory
 from qpa_exp.runs import directory, signals
 from qpa_exp.runs.directory import (
@@ -81,8 +82,7 @@ def hand_over(run_dir: Path, config: Config, *, same: bool = False) -> None:
     Raises:
         InputError: the directory holds a run of another config.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(Timeout), directory.lock(run_dir):
+    with made(run_dir), contextlib.suppress(Timeout), directory.lock(run_dir):
         if not (run_dir / CONFIG).exists():
             claim(run_dir, config)
     if same and relevant(read_config(run_dir)) != relevant(config):

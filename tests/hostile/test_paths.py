@@ -25,6 +25,10 @@ READ: dict[str, tuple[Callable[[list[str]], object], list[str]]] = {
 }
 WRITTEN: dict[str, tuple[Callable[[list[str]], object], list[str]]] = {
     "train hydra.run.dir": (train, [*TINY, "data=text", "data.path=a.txt", "hydra.run.dir={}"]),
+    "sweep hydra.sweep.dir": (
+        train,
+        ["-m", *TINY, "data=text", "data.path=a.txt", "seed=1,2", "hydra.sweep.dir={}"],
+    ),
     "export out": (export.main, ["run={run}", "out={}"]),
     "report out": (report.main, ["runs={run}", "out={}"]),
     "plan draw": (plan.main, ["draw={}"]),
