@@ -16,6 +16,7 @@ Examples:
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from omegaconf import DictConfig, read_write
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.cli import (
     as_typed,
+    check_key,
     compose_whole,
     conf_dir,
     hydra_of,
@@ -65,17 +67,23 @@ def main(arguments: list[str]) -> None:
     else:  # one of Hydra's own, which reads the shell's arguments itself
         import hydra
 
+        overrides = refuse_foreign_code(arguments)
         refuse_interpolations(arguments)
-        refuse_foreign_code(arguments)
         if not flags & MULTIRUN:
-            refuse_several(argument for argument in arguments if argument[0] != "-")
+            for override in overrides:
+                check_key(override)
+            refuse_several(overrides)
         register_schema()
         name, refused = "multirun" if flags & MULTIRUN else "config", []
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # it raises what it refuses, and prints nothing
 
         def task(composed: DictConfig) -> None:
             refused.append(one_run(composed))
 
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
+        except ValueError as error:  # two flags that do not go together
+            raise InputError(f"{' '.join(arguments)}: {error}.") from error
         for refusal in filter(None, refused):
             raise refusal
 

@@ -305,7 +305,7 @@ def _without_our_own(text: str) -> str:
     return text
 
 
-def refuse_foreign_code(arguments: Sequence[str]) -> None:
+def refuse_foreign_code(arguments: Sequence[str]) -> list[str]:
     """Refuse what Hydra would run out of a directory of configs, or read for itself.
 
     Hydra makes whatever its callbacks and its logging name in a file that ``--config-dir`` or
@@ -313,6 +313,9 @@ def refuse_foreign_code(arguments: Sequence[str]) -> None:
 
     Args:
         arguments: of the shell, with flags of Hydra's.
+
+    Returns:
+        The overrides among them.
 
     Raises:
         InputError: it says which file.
@@ -334,6 +337,8 @@ def refuse_foreign_code(arguments: Sequence[str]) -> None:
             for key, text in _texts(read_yaml(path, references=True)):
                 if _RUNS_CODE.search(text) or _holds_reference(_without_our_own(text)):
                     raise InputError(f"{path} holds {key or text}={text}, which would be run.")
+    overrides: list[str] = given.overrides
+    return overrides
 
 
 _MOST_CONFIGS = 1000

@@ -42,6 +42,35 @@ def test_overrides_alone_train(arguments: list[str]) -> None:
     assert script.program(arguments) == ["-m", "qpa_exp", *arguments]
 
 
+HYDRAS_OWN = [["--cfg", "job"], ["--cfg", "all", "--resolve"], ["--run"]]
+NOT_ALLOWED = ["foo=1", "qpa.n_mpl=3", "seed=[", "qpa.n_mlp=x", "peft=nope", "~seed", "seed=1,2"]
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra's own log stays with the stream that the first test of this process had."""
+    monkeypatch.setattr("logging.raiseExceptions", False)
+
+
+@pytest.mark.parametrize("override", NOT_ALLOWED)
+@pytest.mark.parametrize("flags", HYDRAS_OWN, ids=" ".join)
+def test_hydras_own_flags_refuse_in_one_sentence_too(
+    refusal: Callable[..., str], quiet: None, tmp_path: Path, flags: list[str], override: str
+) -> None:
+    sentence = refusal(train, [*flags, override], tmp_path)
+    assert sentence.startswith("error: ")
+    assert override.strip("~").partition("=")[0] in sentence
+
+
+@pytest.mark.parametrize(
+    "flags", [["--resolve"], ["--cfg", "job", "--info"], ["--cfg", "job", "-m"], ["-cn", "mine"]]
+)
+def test_flags_that_do_not_go_together_are_one_sentence(
+    refusal: Callable[..., str], quiet: None, tmp_path: Path, flags: list[str]
+) -> None:
+    assert flags[-1] in refusal(train, flags, tmp_path)
+
+
 def test_it_becomes_the_command_with_its_exit_status() -> None:
     program = "from qpa_exp.script import main; main()"
     for arguments, status, says in (

@@ -410,6 +410,7 @@ def test_a_key_below_null_is_refused_by_name(given, override):
         (train.main, [*HF, "model.architecture.foo=1"]),
         (train.main, ["-m", *HF, "model.architecture.foo=1"]),
         (train.main, ["-m", *HF, "model.architecture.foo=1,2"]),
+        (train.main, ["--cfg", "job", *HF, "model.architecture.foo=1"]),
     ],
 )
 def test_so_does_every_command(main, words, refusal, tmp_path):
