@@ -18,8 +18,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from qpa_exp.circuits.backends import BACKENDS
-from qpa_exp.circuits.simulator import make_simulator
+from qpa_exp.circuits.simulator import BACKENDS, make_simulator
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, one_line
 

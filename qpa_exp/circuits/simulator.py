@@ -12,11 +12,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qpa_exp.circuits.ansatz import ansatz_of
-from qpa_exp.circuits.backends import BACKENDS
 from qpa_exp.circuits.gradients import GRADIENTS
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, first_line
 from qpa_exp.machine import free_memory
+from qpa_exp.registry import Registry
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -119,6 +119,11 @@ class Simulator(ABC):
     ) -> Float[Tensor, "*batch states"]:
         """Return the basis states' frequencies in ``shots`` measurements of each circuit."""
         raise NotImplementedError
+
+
+BACKENDS: Registry[type[Simulator]] = Registry(
+    "qpa.backend", "qpa_exp.circuits.backends", decides=("qpa.noise", "qpa.device")
+)
 
 
 def make_simulator(config: QPAConfig, n_qubits: int) -> Simulator:

@@ -11,10 +11,9 @@ from itertools import pairwise
 from typing import Any
 
 from qpa_exp.circuits.ansatz import ANSATZE, ansatz_of
-from qpa_exp.circuits.backends import BACKENDS
 from qpa_exp.circuits.gradients import GRADIENTS
 from qpa_exp.circuits.recorded_devices import NOISES
-from qpa_exp.circuits.simulator import check_circuit, check_size
+from qpa_exp.circuits.simulator import BACKENDS, check_circuit, check_size
 from qpa_exp.config import TABLE_1, Config, QPAConfig, validate
 from qpa_exp.errors import InputError
 from qpa_exp.generator.features import FEATURES

@@ -9,10 +9,9 @@ from qiskit_aer import AerSimulator
 from torch import Tensor
 
 from qpa_exp.circuits.ansatz import ANSATZE
-from qpa_exp.circuits.backends import BACKENDS
 from qpa_exp.circuits.circuit import Circuit
 from qpa_exp.circuits.recorded_devices import NOISES, noise_model, restrict
-from qpa_exp.circuits.simulator import make_simulator
+from qpa_exp.circuits.simulator import BACKENDS, make_simulator
 from qpa_exp.errors import InputError
 
 ANSATZ = ["ry", "rx", "rx_rz", "ry_rz", "product", "distributed", "of_a_user"]
