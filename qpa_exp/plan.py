@@ -179,7 +179,7 @@ def first_example(config: Config) -> dict[str, Any]:
     """
     from qpa_exp.data.datamodule import TextDataModule
     from qpa_exp.lm.loading import load_tokenizer
-    from qpa_exp.runs.callbacks import Stopwatch
+    from qpa_exp.runs.progress import Stopwatch
 
     task = TASKS[config.task](config, Stopwatch())
     tokenizer = load_tokenizer(config.model)

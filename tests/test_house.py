@@ -59,8 +59,8 @@ def test_no_room_names_anything_as_one_of_its_modules() -> None:
 
 
 def test_no_module_imports_in_a_circle() -> None:
-    """Inside functions, too; what is imported for types alone is not."""
-    graph = grimp.build_graph("qpa_exp", exclude_type_checking_imports=True, cache_dir=None)
+    """Inside functions and for types alone, too."""
+    graph = grimp.build_graph("qpa_exp", cache_dir=None)
     modules = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
     TopologicalSorter(modules).prepare()
 

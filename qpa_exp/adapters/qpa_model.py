@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qpa_exp.adapters import formats as files
+from qpa_exp.adapters import saved_generator
 from qpa_exp.adapters.catalogue import check_method
 from qpa_exp.adapters.generated import GeneratedMethod, generated_config
 from qpa_exp.adapters.peft_model import (
@@ -27,10 +24,10 @@ from qpa_exp.adapters.peft_model import (
     whole_modules,
     without_remarks,
 )
-from qpa_exp.adapters.saved_method import CONFIG, WEIGHTS, read_adapter, same_shapes, save_adapter
+from qpa_exp.adapters.saved_method import read_adapter, same_shapes, save_adapter
 from qpa_exp.config import Config, QPAConfig
 from qpa_exp.errors import InputError, one_line
-from qpa_exp.files import whole_file, write_json
+from qpa_exp.files import write_json
 from qpa_exp.generator.generator import Generator
 from qpa_exp.generator.rules import VARIANTS
 
@@ -306,8 +303,8 @@ class QPAModel(PeftModel, AdaptedModel):
             generator: Any = self.base_model.generators[name]
             shapes = self.base_model.tensor_shapes(name)
             method = self.peft_model.peft_config[name]
-            save_generator(place, generator, method, shapes, weights)
-            write_json(place / CONFIG_NAME, peft_dict(self.peft_config[name]))
+            saved_generator.write(place, generator, method, shapes, weights)
+            write_json(place / CONFIG_NAME, saved_generator.peft_dict(self.peft_config[name]))
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -338,11 +335,11 @@ class QPAModel(PeftModel, AdaptedModel):
             InputError: there is no such model, a file is damaged, or it was saved for another
                 language model.
         """
-        place = files.local_copy(
+        place = saved_generator.local_copy(
             model_id, subfolder, revision=revision, token=token, cache_dir=cache_dir,
             local_files_only=local_files_only,
         )  # fmt: skip
-        saved = files.read(place)
+        saved = saved_generator.read(place)
         saved.check_base(model)
         start = {"shapes": saved.shapes, "start_norm": saved.start_norm}
         loaded = cls(model, generated_config(saved.peft_config, saved.qpa_config, start))
@@ -377,54 +374,6 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
     qpa = QPAModel(model, made)
     qpa.generator.chunking.warn_if_oversized()
     return qpa
-
-
-# --- its files ---------------------------------------------------------------------------------
-
-
-def save_generator(
-    directory: str | Path,
-    generator: Generator,
-    peft_config: PeftConfig,
-    shapes: dict[str, list[int]],
-    weights: Mapping[str, Tensor],
-) -> None:
-    """Write a generator; the directory is made where there is none.
-
-    Args:
-        directory: where the files are written, one after the other.
-        generator: whose config and start are written down.
-        peft_config: of the method whose tensors it makes.
-        shapes: of these tensors.
-        weights: the generator's own, and those of modules that are trained whole.
-    """
-    target = Path(directory)
-    stored = {name: p.detach().cpu().contiguous() for name, p in weights.items()}
-    with whole_file(target / WEIGHTS) as written:
-        written.write(to_bytes(stored, metadata={"format": "pt"}))
-    record = {
-        "format": VARIANTS[generator.config.variant].saved_format,
-        "qpa_config": {k: _plain(v) for k, v in dataclasses.asdict(generator.config).items()},
-        "peft_config": peft_dict(peft_config),
-        "shapes": shapes,
-        "whole": sorted(set(weights) - {name for name, _ in generator.named_parameters()}),
-        "start_norm": generator.start_norm(),
-    }
-    write_json(target / CONFIG, record)
-
-
-def peft_dict(config: PeftConfig) -> dict[str, Any]:
-    """PEFT's config as plain JSON, without the class names that its own loader would look up."""
-    record = {key: _plain(value) for key, value in config.to_dict().items() if value is not None}
-    for name in ("auto_mapping", "inference_mode", "runtime_config"):
-        record.pop(name, None)
-    return record
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, set):
-        return sorted(value)
-    return value.value if isinstance(value, Enum) else value
 
 
 # --- either kind, from a config -----------------------------------------------------------------

@@ -23,8 +23,6 @@ from qpa_exp.files import fits, read_plain
 from qpa_exp.files.whole_directory import part_of
 
 WEIGHTS, CONFIG = SAFETENSORS_WEIGHTS_NAME, "qpa_config.json"
-OLD_WEIGHTS, OLD_WHOLE = "generator.safetensors", "modules.safetensors"
-"""Files of earlier versions: the generator's weights, and those of modules trained whole."""
 
 _OURS_TO_SAY = {
     "auto_mapping", "megatron_config", "megatron_core", "tokenizer_kwargs", "adapters",

@@ -10,9 +10,9 @@ from typing import Any
 from peft import PeftConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-from qpa_exp.adapters import formats
+from qpa_exp.adapters import saved_generator
 from qpa_exp.adapters.peft_model import whole_modules
-from qpa_exp.adapters.qpa_model import AdaptedModel, QPAModel, peft_dict
+from qpa_exp.adapters.qpa_model import AdaptedModel, QPAModel
 from qpa_exp.adapters.saved_method import CONFIG, read_adapter, same_shapes
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
@@ -50,12 +50,12 @@ def start_from(model: AdaptedModel, source: Path) -> None:
         return
     if not is_generator:
         raise InputError(f"{what} holds no generator, which this run trains: give qpa=off.")
-    saved = formats.read(source)
+    saved = saved_generator.read(source)
     _compare_method(what, saved.peft_config, model)
     _compare(what, _qpa_values(saved.qpa_config), _qpa_values(model.generator.config), "qpa.")
     whole = dict(whole_modules(model.peft_model))
     shapes = {name: list(t.shape) for name, t in model.base_model.generated_tensors().items()}
-    if saved.shapes != shapes or not same_shapes(saved.whole, formats.peft_names(whole)):
+    if saved.shapes != shapes or not same_shapes(saved.whole, saved_generator.peft_names(whole)):
         raise InputError(f"{what} holds tensors of another model's shapes.")
     saved.load_into(model.generator, whole)
     model.refresh()
@@ -69,7 +69,7 @@ def _qpa_values(config: QPAConfig) -> dict[str, Any]:
 def _peft_values(config: PeftConfig) -> dict[str, Any]:
     return {
         key: sorted(value) if isinstance(value, list) else value
-        for key, value in peft_dict(config).items()
+        for key, value in saved_generator.peft_dict(config).items()
         if key not in _OF_THE_FILE and "dropout" not in key
     }
 
@@ -88,5 +88,5 @@ def _compare_method(what: str, config: PeftConfig, model: AdaptedModel) -> None:
     own = model.peft_model.active_peft_config
     _compare(what, _peft_values(config), _peft_values(own), "peft.")
     there, here = str(config.base_model_name_or_path or ""), model.language_model().name_or_path
-    if there != here and formats.is_hub_id(there) and formats.is_hub_id(here):
+    if there != here and saved_generator.is_hub_id(there) and saved_generator.is_hub_id(here):
         raise InputError(f"{what} was trained on the language model {there}, not on {here}.")

@@ -102,7 +102,7 @@ def test_plan_counts_what_each_circuit_trains(keys, angles):
 def test_a_generator_saved_before_these_keys_still_loads(make_gpt2, qpa_config, batch, tmp_path):
     from peft import LoraConfig
 
-    from qpa_exp.adapters import formats as files
+    from qpa_exp.adapters import saved_generator as files
     from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 
     lora = LoraConfig(r=2, lora_alpha=4, target_modules=["lm_head"])

@@ -18,8 +18,8 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from qpa_exp.adapters.formats import CONFIG, WEIGHTS, read
 from qpa_exp.adapters.qpa_model import ClassicalModel, QPAModel, get_qpa_model
+from qpa_exp.adapters.saved_generator import CONFIG, WEIGHTS, read
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 

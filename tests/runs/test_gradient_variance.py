@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from qpa_exp.config import Config, QPAConfig
 from qpa_exp.generator.generator import Generator
 from qpa_exp.runs import directory
-from qpa_exp.runs.callbacks import variance
+from qpa_exp.runs.gradient_variance import variance
 from qpa_exp.runs.train import run
 
 Configure = Callable[..., Config]
