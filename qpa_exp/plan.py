@@ -177,13 +177,10 @@ def first_example(config: Config) -> dict[str, Any]:
     Raises:
         InputError: the data or the tokenizer cannot be used.
     """
-    from qpa_exp.data.datamodule import TextDataModule
-    from qpa_exp.lm.loading import load_tokenizer
     from qpa_exp.runs.progress import Stopwatch
 
     task = TASKS[config.task](config, Stopwatch())
-    tokenizer = load_tokenizer(config.model)
-    data = TextDataModule(config.data, tokenizer, config.seed, classes=task.predicts_classes)
+    data = task.data()
     batch = data.examples["train"][[0]]
     loss = task.scored(batch)[0]
     n = int((batch["attention_mask"][0].bool() | loss).nonzero()[-1:].sum()) + 1
@@ -193,10 +190,10 @@ def first_example(config: Config) -> dict[str, Any]:
         "split": data.splits["train"],
         "examples": len(data.examples["train"]),
         "input_ids": ids,
-        "tokens": [tokenizer.decode([token]) for token in ids],
+        "tokens": [data.tokenizer.decode([token]) for token in ids],
         "loss": loss[:n].tolist(),
     }
-    if task.predicts_classes:
+    if data.corpus.class_names:
         found["class"] = data.corpus.class_names[int(batch["labels"][0])]
     if "position_ids" in batch:
         found["position_ids"] = batch["position_ids"][0, :n].tolist()

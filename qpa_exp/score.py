@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite
 from typing import Any
 
 from rich.console import Console
@@ -39,7 +40,8 @@ def main(arguments: list[str]) -> None:
     config = compose_config(overrides)
     figures = score(config, options.split)
     if options.format == "json":
-        print(json.dumps(figures))
+        numbers = {name: value if isfinite(value) else None for name, value in figures.items()}
+        print(json.dumps(numbers))
         return
     table = Table(title=f"model={config.model.name} data={config.data.name}", show_header=False)
     for name, value in figures.items():
@@ -55,14 +57,13 @@ def score(config: Config, split: str = "test") -> dict[str, float]:
         split: ``test`` or ``validation``.
 
     Raises:
-        InputError: the task's model has a part that starts at random; or the model, the text or
-            the machine are not as asked for.
+        InputError: the task is not that of language models; or the model, the text or the machine
+            are not as asked for.
     """
     import torch
 
     from qpa_exp.adapters.catalogue import check_length
-    from qpa_exp.data.datamodule import TextDataModule
-    from qpa_exp.lm.loading import load_architecture, load_tokenizer, n_positions
+    from qpa_exp.lm.loading import load_architecture, n_positions
     from qpa_exp.runs.module import Means
     from qpa_exp.runs.progress import Stopwatch
     from qpa_exp.runs.train import root_device
@@ -70,14 +71,13 @@ def score(config: Config, split: str = "test") -> dict[str, float]:
 
     task = TASKS[config.task](config, Stopwatch())
     if not task.writes_text:
-        raise InputError(f"task={config.task} has a head that starts at random: train it.")
+        raise InputError(f"task={config.task} is measured after training alone: give it to a run.")
     check_length(config, n_positions(load_architecture(config.model)))
-    data = TextDataModule(
-        config.data, load_tokenizer(config.model), config.seed, classes=task.predicts_classes
-    )
+    data = task.data()
     data.setup()
     device = root_device(config)
     model: Any = task.load_model(data.tokenizer, data.corpus.class_names)
+    task.check_model(model)
     model, means = model.to(device), Means(task).to(device)
     examples = data.examples[split]
     loader = data.test_dataloader() if split == "test" else data.val_dataloader()

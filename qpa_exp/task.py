@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from qpa_exp.adapters.qpa_model import AdaptedModel
-    from qpa_exp.data.datamodule import Batch, TextSize
+    from qpa_exp.data.datamodule import Batch, TextDataModule, TextSize
 
 Measured = dict[str, tuple["Tensor", "Tensor"]]
 """Sums over a batch and how many things were summed: what means over a split are made of."""
@@ -78,7 +78,6 @@ class Task(ABC):
         metrics: what the test split is measured by; runs are ranked by the first.
         measures: the names of the means that these are made from.
         writes_text: whether its models generate text.
-        predicts_classes: whether an example's labels are its class; else they are its tokens.
         slope_section: under which section the backward pass is timed.
         cache_mode: whether and where results of the frozen model are kept: off, memory or disk.
 
@@ -96,7 +95,6 @@ class Task(ABC):
     metrics: ClassVar[tuple[Metric, ...]]
     measures: ClassVar[tuple[str, ...]]
     writes_text: ClassVar[bool] = False
-    predicts_classes: ClassVar[bool] = False
     slope_section: str = "backbone"
     cache_mode: str = "off"
 
@@ -117,6 +115,20 @@ class Task(ABC):
         """Count what the run trains, from its shapes alone; see :func:`plan_counts`."""
         return plan_counts(config, auto_class=cls.auto_class, task_type=cls.peft_task_type)
 
+    def data(self) -> TextDataModule:
+        """Return the run's data, which is read at its first use."""
+        from qpa_exp.data.datamodule import TextDataModule
+        from qpa_exp.lm.loading import load_tokenizer
+
+        config = self.config
+        return TextDataModule(
+            config.data, load_tokenizer(config.model), config.seed, classes=self.classes()
+        )
+
+    def classes(self) -> list[str] | None:
+        """Name the classes that the model tells apart so far; None where tokens are predicted."""
+        return None
+
     def load_model(
         self, tokenizer: PreTrainedTokenizerBase, class_names: list[str]
     ) -> PreTrainedModel:
@@ -129,8 +141,8 @@ class Task(ABC):
         """Which tokens of a batch carry loss, (b, t) bool; none where a class is predicted."""
         return batch["attention_mask"].new_zeros(batch["input_ids"].shape).bool()
 
-    def check_model(self, model: AdaptedModel) -> None:  # noqa: B027
-        """Refuse a model that this task cannot train as configured."""
+    def check_model(self, model: PreTrainedModel) -> None:  # noqa: B027
+        """Refuse a frozen model that this task cannot train as configured."""
 
     def prepare(self) -> None:  # noqa: B027 - most tasks need nothing
         """Do what needs to be done once before training; it may take long."""

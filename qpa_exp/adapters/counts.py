@@ -135,7 +135,7 @@ def _by_building(config: Config, auto_class: str, task_type: str) -> Counts:
     from qpa_exp.lm.loading import empty_model, load_architecture, n_positions
 
     architecture = load_architecture(config.model)
-    check_length(config, n_positions(architecture))
+    check_length(config, n_positions(architecture, auto_class))
     built = build_for_sizes(
         lambda: empty_model(architecture, auto_class), make_peft_config(config.peft, task_type)
     )

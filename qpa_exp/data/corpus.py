@@ -17,6 +17,7 @@ from qpa_exp.data.sources import (
     ALIASES,
     SPLITS,
     TEXT,
+    Found,
     HubDataset,
     find,
     is_hub_id,
@@ -69,8 +70,8 @@ Documents = dict[str, list[str]]
 
 
 def table_texts(table: Dataset, config: DataConfig, source: str, kind: str) -> list[str]:
-    """Return the texts of a table's rows, each a document. An empty cell of CSV ends its row too
-    soon.
+    """Return the texts of a table's rows, each a document. In CSV none may be empty: a row with
+    too few cells reads like one.
     """
     column = text_column(table, config.column, source)
     return texts_in(table, column, source, blank=kind != "csv")
@@ -85,11 +86,12 @@ class Corpus:
         rows: a text file's documents. A document is a line for the hub's datasets, else a file.
             None where plain text is nothing to read.
         rows_of_table: the same for a table, of its rows, the config, and the name and the kind of
-            its source. Where it is ``labelled``, a row is a text and the name of its class.
+            its source. Where it has ``class_names``, a row is a text and the name of its class.
         rows_are_lines: whether a document never has more than one line.
         join: how blocks join its documents where ``data.join`` is null; one of ``JOINS``.
         divisible: whether text without split files is divided: plain text by position, else by row.
-        labelled: whether each text has a class.
+        class_names: of the tables of the splits that are used and the config, the names of the
+            texts' classes, in the order of their numbers; None where texts have none.
         instructs: whether a document is a record of instructions and answers.
         hub: where the Hugging Face hub has it; None where it does not.
         load_own: reads a corpus that comes from elsewhere: its documents, and what to call their
@@ -108,14 +110,14 @@ class Corpus:
     rows_are_lines: bool = False
     join: str = "eos"
     divisible: bool = False
-    labelled: bool = False
+    class_names: Callable[[Sequence[Dataset], DataConfig], list[str]] | None = None
     instructs: bool = False
     hub: HubDataset | None = None
     load_own: Callable[[DataConfig], tuple[Documents, str]] | None = None
     reads: tuple[str, ...] = ("data.path",)
 
     def check(self, config: DataConfig) -> None:
-        """Refuse a config that names nothing to read, or a slice that is none."""
+        """Refuse a config that names nothing to read, a slice that is none, or another layout."""
         for key in ("train_split", "validation_split", "test_split", "split"):
             if (name := getattr(config, key)) is not None:
                 parse_slice(name, f"data.{key}")
@@ -221,7 +223,7 @@ def load_corpus(config: DataConfig) -> CorpusText:
     corpus.check(config)
     needed = [name for split in asked for name in splits_within(split)]
     wanted = needed if config.split is None else splits_within(config.split)
-    read, source, whole = _read(config, corpus, list(dict.fromkeys(wanted)))
+    read, source, whole, names = _read(config, corpus, list(dict.fromkeys(wanted)))
     splits = _divide(read, config, source, whole=whole)
     if config.split is not None or None in read:
         check_splits(needed, splits, source)
@@ -233,9 +235,7 @@ def load_corpus(config: DataConfig) -> CorpusText:
             )
     taken = {split: take(splits, split, source, whole=whole) for split in asked}
     classes: dict[str, list[int]] = {}
-    names: list[str] = []
-    if corpus.labelled:
-        names = sorted({name for rows in splits.values() for _, name in rows})
+    if names:
         if len(names) < 2:
             raise InputError(
                 f"{source} has one class alone, {names[0]}: a classifier needs two classes or more."
@@ -255,16 +255,18 @@ def load_corpus(config: DataConfig) -> CorpusText:
 
 def _read(
     config: DataConfig, corpus: Corpus, needed: list[str]
-) -> tuple[dict[str | None, list[Any]], str, bool]:
-    """Return the rows of each split that is needed, their source, and whether a row stays whole.
+) -> tuple[dict[str | None, list[Any]], str, bool, list[str]]:
+    """Return the rows of each split that is needed, their source, whether a row stays whole, and
+    the names of the classes.
 
     What has no splits is under None.
     """
     if corpus.load_own is not None:
         documents, source = corpus.load_own(config)
         check_splits(needed, documents, source)
-        return dict(documents.items()), source, corpus.rows_are_lines
+        return dict(documents.items()), source, corpus.rows_are_lines, []
     found = find(config, corpus.hub)
+    _refuse_unread(config, found)
     if None in found.splits and not corpus.divisible:
         raise InputError(
             f"data.path={config.path} is not a directory with split files for data={config.name}:"
@@ -277,17 +279,32 @@ def _read(
         if corpus.rows is None:
             raise InputError(f"{found.source} is no table: give {corpus.label}.")
         read = {name: read_documents(corpus.rows, found.splits[name]) for name in wanted}
-        return read, found.source, corpus.rows_are_lines
-    # Classes are numbered over all the splits there are, whichever of them are used.
-    tables = read_tables(found, None if corpus.labelled else wanted)
+        return read, found.source, corpus.rows_are_lines, []
+    tables = read_tables(found, wanted)
     if None not in tables:
         check_splits(needed, tables, found.source)
+        tables = {name: table for name, table in tables.items() if name in needed}
     rows = {
         name: corpus.rows_of_table(table, config, found.name_of(name), found.kind)
         for name, table in tables.items()
-        if corpus.labelled or name is None or name in needed
     }
-    return rows, found.source, True
+    names = corpus.class_names(list(tables.values()), config) if corpus.class_names else []
+    return rows, found.source, True, names
+
+
+def _refuse_unread(config: DataConfig, found: Found) -> None:
+    """Refuse keys that have no effect on what was found."""
+    for key in ("subset", "revision"):
+        if (value := getattr(config, key)) is not None and found.kind != "hub":
+            raise InputError(
+                f"data.{key}={value:.100} is for a dataset of the hub, and {found.source} lies "
+                "here: leave it out."
+            )
+    if config.column is not None and found.kind == TEXT:
+        raise InputError(
+            f"data.column={config.column:.100} names a column of a table, and {found.source} is "
+            "plain text: leave it out."
+        )
 
 
 def _divide(

@@ -53,13 +53,13 @@ class TextSize:
 class Examples(Dataset[Batch]):
     """Token ids, and the class of each example where there is one.
 
-    The real ids of a row come first, what follows them is EOS padding. A row may be all padding:
-    a blank line has no token.
+    The real ids of a row come first, what follows them is padding. A row may be all padding: a
+    blank line has no token.
 
     Attributes:
         input_ids: (n, t) int64.
         lengths: how many of a row's ids are real.
-        context: how many of a row's first ids are there to be read alone; None is none of them.
+        context: how many of a row's first ids are read and not scored; None for none.
         classes: the number of each example's class; None where only tokens are predicted.
         answers: which ids carry loss; None is all that are real and no context.
         position_ids: of rows that hold several examples, which must not see each other: each
@@ -125,6 +125,7 @@ def lay_out(
     *,
     join: str = "eos",
     stride: int | None = None,
+    pad: int | None = None,
 ) -> Examples:
     """Tokenise ``documents`` into examples of ``max_length`` = t ids each.
 
@@ -148,24 +149,35 @@ def lay_out(
             overlap, and what they share with the one before is context. The last block then holds
             what is left, padded. So Hugging Face's guide to perplexity has it
             (https://huggingface.co/docs/transformers/perplexity). None is blocks side by side.
+        pad: what ``lines`` are padded with; None for EOS.
 
     Raises:
         InputError: the tokenizer has no EOS, or the text does not fill one block.
     """
-    _require_eos(tokenizer)
     if not documents:
         raise InputError("There is no text to make an example of.")
     if layout == "lines":
-        return _lines(documents, tokenizer, max_length)
+        return _lines(documents, tokenizer, max_length, _eos(tokenizer) if pad is None else pad)
     return _blocks(JOINS[join](documents), tokenizer, max_length, stride)
 
 
-def _require_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"The tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no EOS token,"
             " which separates documents and pads lines: set its eos_token."
         )
+    return int(tokenizer.eos_token_id)
+
+
+def padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return what pads a text whose class is told: the tokenizer's own padding, or else EOS.
+
+    Raises:
+        InputError: it has neither.
+    """
+    pad = tokenizer.pad_token_id
+    return _eos(tokenizer) if pad is None else int(pad)
 
 
 def added_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -187,11 +199,11 @@ def _size(texts: Sequence[str], tokens: int) -> TextSize:
 
 
 def _lines(
-    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, pad: int
 ) -> Examples:
     rows = list(_tokenise(documents, tokenizer, max_length))
     lengths = torch.tensor([len(row) for row in rows])
-    input_ids = torch.full((len(rows), max_length), tokenizer.eos_token_id)
+    input_ids = torch.full((len(rows), max_length), pad)
     # A boolean index runs row by row, which is the order of the ids.
     input_ids[mask(lengths, max_length).bool()] = _concatenate(rows)
     cut = [text for text, row in zip(documents, rows, strict=True) if len(row) == max_length]
@@ -203,12 +215,12 @@ def _lines(
 def _blocks(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int | None
 ) -> Examples:
-    bos, eos = added_bos(tokenizer), tokenizer.eos_token_id
+    bos, eos = added_bos(tokenizer), _eos(tokenizer)
     rows = (row[len(bos) :] for row in _tokenise(texts, tokenizer, None))
     stream = _concatenate([ids for row in rows for ids in ([eos], row)][1:])
     n_ids, width = len(stream), max_length - len(bos)
     size = _size(texts, n_ids)
-    if n_ids < width:
+    if n_ids < (width if stride is None else 1):
         raise InputError(
             f"The text has {n_ids} tokens, fewer than one block of {max_length}: set"
             " data.max_length to no more than that, or give more text."
@@ -219,7 +231,7 @@ def _blocks(
         input_ids = _after(bos, stream[: n * width].view(n, width).clone())
         return Examples(input_ids, torch.full((n,), max_length), size=size)
     step = min(stride, width)
-    n = 1 + -(-(n_ids - width) // step)
+    n = 1 + max(0, -(-(n_ids - width) // step))
     begins = step * torch.arange(n)
     padding = stream.new_full((int(begins[-1]) + width - n_ids,), eos)
     lengths = len(bos) + (n_ids - begins).clamp_max(width)
@@ -276,7 +288,7 @@ def lay_out_records(
     """
     from qpa_exp.data.instructions import pack, template_text, tokenise_records
 
-    _require_eos(tokenizer)
+    eos = _eos(tokenizer)
     longest, found = config.max_length, []
     cut = n_tokens = 0
     answers: list[str] = []
@@ -297,7 +309,7 @@ def lay_out_records(
         raise InputError(
             f"No answer begins within data.max_length={longest} tokens: give a larger one."
         )
-    size, eos = _size(answers, n_tokens), int(tokenizer.eos_token_id)
+    size = _size(answers, n_tokens)
     if config.layout != "packed":
         return _rows([[row] for row in found], max(len(ids) for ids, _ in found), eos, size)
     packed = [[found[i] for i in row] for row in pack([len(ids) for ids, _ in found], longest)]
@@ -420,7 +432,8 @@ class TextDataModule(LightningDataModule):
         config: the corpus and its layout.
         tokenizer: the model's.
         seed: of the order of training.
-        classes: whether an example's labels are its class; else they are its tokens.
+        classes: names of classes that the model tells apart, in their order, which holds where the
+            text has the same; None where an example's labels are its tokens.
 
     Raises:
         InputError: the corpus or the tokenizer is not usable: see ``load_corpus``, ``lay_out``.
@@ -432,7 +445,7 @@ class TextDataModule(LightningDataModule):
         tokenizer: PreTrainedTokenizerBase,
         seed: int,
         *,
-        classes: bool = False,
+        classes: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.config, self.tokenizer, self.seed, self.classes = config, tokenizer, seed, classes
@@ -442,7 +455,12 @@ class TextDataModule(LightningDataModule):
     @cached_property
     def corpus(self) -> CorpusText:
         """The text, read at the first use."""
-        return load_corpus(self.config)
+        text = load_corpus(self.config)
+        if self.classes is None or sorted(self.classes) != sorted(text.class_names):
+            return text
+        numbers = [self.classes.index(name) for name in text.class_names]
+        classes = {split: [numbers[n] for n in rows] for split, rows in text.classes.items()}
+        return replace(text, classes=classes, class_names=list(self.classes))
 
     @property
     def splits(self) -> dict[str, str]:
@@ -468,10 +486,10 @@ class TextDataModule(LightningDataModule):
             if corpus.instructs:
                 return lay_out_records(documents, self.tokenizer, config)
             laid = lay_out(
-                documents, self.tokenizer, config.layout, config.max_length,
-                join=join, stride=stride,
+                documents, self.tokenizer, config.layout, config.max_length, join=join,
+                stride=stride, pad=None if self.classes is None else padding(self.tokenizer),
             )  # fmt: skip
-            if not self.classes:
+            if self.classes is None:
                 return laid
             return replace(laid, classes=torch.tensor(self.corpus.classes[split]))
         except InputError as error:

@@ -196,7 +196,8 @@ def _write(
         begin = place + len(before)
         known = place >= 0 and text.startswith(before, place)
         place = (text.rfind if n == turns[-1] else text.find)(after, begin) if known else -1
-        prompt, upto = chat.write(messages[:n], goes_on=True), chat.write(messages[: n + 1])
+        prompt = chat.write(messages[:n], goes_on=True) if n else before
+        upto = chat.write(messages[: n + 1])
         if not text.startswith(upto):  # as of Qwen3, which drops what was thought in earlier turns
             if place < 0:
                 raise InputError(

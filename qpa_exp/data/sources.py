@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
-ALIASES = {"valid": "validation", "val": "validation", "dev": "validation"}
+ALIASES = {
+    "training": "train", "testing": "test",
+    "valid": "validation", "val": "validation", "dev": "validation",
+}  # fmt: skip
 """Other names of splits."""
 
 TEXT = "text"
@@ -40,6 +43,8 @@ KINDS = {
     ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow",
 }  # fmt: skip
 """How files with these ends are read; a single file with another end is plain text."""
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 TABLES = "JSON lines, CSV, parquet or Arrow"
 
@@ -87,9 +92,15 @@ class Found:
 
 # --- finding ----------------------------------------------------------------------------------
 
-# train.txt, wiki.valid.raw, ptb.test.txt, train-00000-of-00001.parquet, test/0000.parquet
-_SPLIT = r"(?:(?:wiki|ptb)\.)?(?P<split>train|validation|valid|val|dev|test)"
-_SPLIT_FILE = re.compile(rf"{_SPLIT}(?:-\d{{5}}-of-(?P<shards>\d{{5}})|(?P<folder>/.+))?\.\w+")
+_SPLIT = rf"(?P<split>{'|'.join((*SPLITS, *ALIASES))})"
+_SPLIT_FILE = re.compile(
+    rf"(?P<before>(?:[^/]*(?:[^\w/]|_))?){_SPLIT}(?P<after>(?:(?:[^\w/]|_)[^/]*?)??)"
+    r"(?:-\d{5}-of-(?P<shards>\d{5}))?(?:-[0-9a-f]{16})?(?P<folder>/.+)?\.\w+",
+    re.IGNORECASE,
+)
+"""``train.txt``, ``wiki.valid.raw``, ``train-00000-of-00001.parquet``, ``test/0000.parquet``; and
+``alpaca_train.jsonl``, ``train_data.jsonl``, which are splits where there are several of them.
+"""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """What ``datasets`` writes beside data."""
@@ -129,6 +140,7 @@ def find(config: DataConfig, known: HubDataset | None) -> Found:
         return _files(files, text)
     path = _existing(text)
     if not path.is_dir():
+        _refuse_compressed(path)
         return Found(str(path.resolve()), KINDS.get(path.suffix.lower(), TEXT), {None: [path]})
     if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
         return Found(str(path.resolve()), "saved", {}, place=path)
@@ -158,35 +170,67 @@ def _existing(text: str) -> Path:
     return path
 
 
+def _refuse_compressed(*files: Path) -> None:
+    """Refuse data that would have to be unpacked first, rather than leave it out."""
+    for file in files:
+        if file.suffix.lower() in COMPRESSED:
+            raise InputError(f"data.path={file} is compressed: unpack it first.")
+
+
 def _files(files: Sequence[Path], source: str) -> Found:
     """Files that were named: they are splits if their names say so, all or none."""
     if folders := [file for file in files if file.is_dir()]:
         raise InputError(f"data.path has {folders[0]} in a list of files: it is a directory.")
     if len(set(files)) < len(files):
         raise InputError(f"data.path={source} names a file twice.")
-    named = {file: _SPLIT_FILE.fullmatch(file.name) for file in files}
-    unnamed = [file for file, match in named.items() if match is None]
-    if len(unnamed) == len(files):
+    _refuse_compressed(*files)
+    named = _named({file: file.name for file in files}, source)
+    if not named:
         return Found(source, _one_kind(files, source, named=True), {None: list(files)})
-    if unnamed:
-        raise InputError(
-            f"data.path={source} has files named after splits, and {unnamed[0].name}, whose split "
-            "cannot be told: give all such names (train, validation, test), or none."
-        )
-    return _splits(source, {file: match for file, match in named.items() if match})
+    if len(named) < len(files):
+        raise _unnamed(source, next(file for file in files if file not in named))
+    return _splits(source, named)
+
+
+def _named(names: dict[Path, str], source: str) -> dict[Path, re.Match[str]]:
+    """Return the files that are splits by their names.
+
+    ``train.txt`` is one wherever it stands. ``how_to_train.md`` is one where there is a
+    ``how_to_test.md``, and then each file must be.
+    """
+    found = {file: match for file, name in names.items() if (match := _SPLIT_FILE.fullmatch(name))}
+    plain = ("", "wiki.", "ptb.")
+    alone = {f: m for f, m in found.items() if m["before"].lower() in plain and not m["after"]}
+    if alone:
+        return alone
+    splits: dict[tuple[str, ...], set[str]] = {}
+    for match in found.values():
+        splits.setdefault(match.group("before", "after"), set()).add(_split_of(match))
+    named = {f: m for f, m in found.items() if len(splits[m.group("before", "after")]) > 1}
+    if named and len(named) < len(names):
+        raise _unnamed(source, next(file for file in names if file not in named))
+    return named
+
+
+def _split_of(match: re.Match[str]) -> str:
+    name = match["split"].lower()
+    return ALIASES.get(name, name)
+
+
+def _unnamed(source: str, file: Path) -> InputError:
+    return InputError(
+        f"data.path={source} has files named after splits, and {file.name}, whose split cannot be "
+        "told: give all such names (train, validation, test), or none."
+    )
 
 
 def _in_folder(root: Path, folder: str | None) -> Found:
-    """Return a directory: of split files, there or in its ``data`` or ``folder``.
-
-    Else of documents.
+    """Return what a directory holds: split files, which may lie in its ``data`` or ``folder``, or
+    else documents.
     """
     for place in (root, root / "data", *([root / folder] if folder else [])):
-        there = _readable(place)
-        matches = {
-            file: _SPLIT_FILE.fullmatch(file.relative_to(place).as_posix()) for file in there
-        }
-        if found := {file: match for file, match in matches.items() if match}:
+        there = {file: file.relative_to(place).as_posix() for file in _readable(place)}
+        if found := _named(there, str(root)):
             return _splits(str(root.resolve()), found)
     files, source = _readable(root), str(root.resolve())
     if not files:
@@ -194,24 +238,25 @@ def _in_folder(root: Path, folder: str | None) -> Found:
             f"data.path={root} is a directory without files that can be read: give one with files "
             f"that end in {', '.join(KINDS)}."
         )
-    for file in files:
-        if _SPLIT_FILE.fullmatch(file.name):
+    for place in {file.parent: None for file in files}:
+        for file in _named({each: each.name for each in files if each.parent == place}, str(place)):
             raise InputError(
                 f"data.path={root} has the split file {file.relative_to(root)} further down: give "
-                f"data.path={file.parent}."
+                f"data.path={place}."
             )
     return Found(source, _one_kind(files, str(root)), {None: files})
 
 
 def _readable(root: Path) -> list[Path]:
     """Return the files below that can be data, in sorted order; hidden ones are passed over."""
-    files = [
+    there = [
         file
         for file in sorted(root.rglob("*"))
-        if file.suffix.lower() in KINDS
-        and file.name not in _NO_DATA
+        if file.name not in _NO_DATA
         and not any(part.startswith(".") for part in file.relative_to(root).parts)
     ]
+    _refuse_compressed(*(file for file in there if Path(file.stem).suffix.lower() in KINDS))
+    files = [file for file in there if file.suffix.lower() in KINDS]
     others = [file for file in files if file.name != "README.md"]  # it describes what lies there
     return others if {file.suffix.lower() for file in others} - {".md"} else files
 
@@ -232,7 +277,7 @@ def _one_kind(files: Sequence[Path], source: str, *, named: bool = False) -> str
 def _splits(source: str, named: dict[Path, re.Match[str]]) -> Found:
     splits: dict[str | None, list[Path]] = {}
     for file, match in named.items():
-        splits.setdefault(ALIASES.get(match["split"], match["split"]), []).append(file)
+        splits.setdefault(_split_of(match), []).append(file)
     for split, files in splits.items():
         shards = {named[file]["shards"] for file in files}
         folders = [named[file]["folder"] is not None for file in files]
@@ -278,9 +323,7 @@ def read_text(file: Path) -> str:
         raise InputError(f"{file} is not UTF-8 text: see byte offset {error.start}.") from error
     if "\0" in text:
         raise InputError(f"{file} is not text: it has bytes that are zero.")
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    check_lines([text], file)
-    return text
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def check_lines(documents: Iterable[str], source: object) -> None:
@@ -300,6 +343,7 @@ def read_documents(rows: Callable[[str], list[str]], files: Iterable[Path]) -> l
     documents: list[str] = []
     for file in files:
         text = read_text(file)
+        check_lines([text], file)
         _refuse_json(text, file)
         documents += rows(text)
     return documents
@@ -338,8 +382,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def read_tables(found: Found, splits: Iterable[str | None] | None) -> dict[str | None, Dataset]:
-    """Return the rows of these splits, or of all that there are; of ``None`` what has no splits.
+def read_tables(found: Found, splits: Iterable[str | None]) -> dict[str | None, Dataset]:
+    """Return the rows of these splits at least; of ``None`` what has no splits.
 
     Raises:
         InputError: it is no such table, it is damaged, or the hub does not give it.
@@ -350,8 +394,7 @@ def read_tables(found: Found, splits: Iterable[str | None] | None) -> dict[str |
     elif found.kind == "saved":
         loaded = _saved(found.place)
     else:
-        wanted = found.splits if splits is None else splits
-        return {split: _read(found.kind, found.splits[split]) for split in wanted}
+        return {split: _read(found.kind, found.splits[split]) for split in splits}
     return {ALIASES.get(str(name), name): rows for name, rows in loaded.items()}
 
 
@@ -363,11 +406,13 @@ def _from_hub(hub: HubDataset) -> dict[str | None, Dataset]:
     try:
         loaded: Any = datasets.load_dataset(hub.id, hub.config, revision=hub.revision)
     except Exception as error:  # the hub's, httpx's and datasets' own, and built-in ones
-        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")[:200]
+        reason = one_line(f"{type(error).__name__}: {error}").rstrip(".")[:300]
         nowhere = "" if hub.folder else ", and there is no such path here"
+        subset = " give data.subset=<one of them>;" if "Config name" in reason else ""
         raise InputError(
             f"The dataset {hub.source} could not be read from the Hugging Face hub ({reason})"
-            f"{nowhere}; without it, data.path=<directory with its split files> or data=pydoc work."
+            f"{nowhere};{subset} without it, data.path=<directory with its split files> or "
+            "data=pydoc work."
         ) from error
     return dict(loaded)
 
@@ -557,11 +602,15 @@ def cells_in(table: Dataset, column: str, source: str) -> list[str]:
     Raises:
         InputError: a row has none, or something nested.
     """
-    feature = table.features[column]
-    if hasattr(feature, "int2str"):
-        return [feature.int2str(number) for number in table.with_format(None)[column]]
+    known = getattr(table.features[column], "names", None)
     found = table.with_format(None)[column][:]
     for row, cell in enumerate(found, 1):
-        if not isinstance(cell, str | int | float | bool) or cell == "":
-            raise InputError(f"Row {row:,} of {source} has no {column!r}: give each row its own.")
-    return list(map(str, found))
+        is_one = isinstance(cell, str | int | float | bool) and cell != ""
+        if not is_one or cell != cell or (known is not None and not 0 <= cell < len(known)):
+            raise InputError(
+                f"Row {row:,} of {source} has no {column!r} ({cell!r:.100}): give each row its own."
+            )
+    if known is not None:
+        return [known[number] for number in found]
+    whole = (int(c) if isinstance(c, float) and c.is_integer() else c for c in found)
+    return list(map(str, whole))

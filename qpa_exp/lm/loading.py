@@ -306,14 +306,26 @@ def load_architecture(config: ModelConfig) -> PretrainedConfig:
         ) from error
 
 
-def n_positions(architecture: PretrainedConfig) -> int | None:
+def n_positions(
+    architecture: PretrainedConfig, auto_class: str = "AutoModelForCausalLM"
+) -> int | None:
     """Return the longest sequence that the model takes; None where it has no such limit."""
     text = architecture.get_text_config()
     for name in ("n_positions", "max_position_embeddings"):
         value = getattr(text, name, None)
         if isinstance(value, int) and value > 0:
-            return value
+            return value - _positions_of_padding(architecture, auto_class)
     return None
+
+
+def _positions_of_padding(architecture: PretrainedConfig, auto_class: str) -> int:
+    """Return how many positions no token has: RoBERTa and its kin count from their padding on."""
+    if auto_class == "AutoModelForCausalLM":
+        return 0
+    for name, module in empty_model(architecture, auto_class).named_modules():
+        if "position" in name and getattr(module, "padding_idx", None) is not None:
+            return int(module.padding_idx) + 1
+    return 0
 
 
 def _load(loader: Any, config: ModelConfig, **options: Any) -> Any:
@@ -457,7 +469,7 @@ def _explain(source: Path | str, error: Exception) -> str:
     if isinstance(source, Path):
         return f"{source} does not hold a model that transformers can load: {_reason(error)}"
     return (
-        f"{source} could not be had from the model hub ({type(error).__name__}): give "
+        f"{source} could not be had from the model hub: {_reason(error)} Give "
         "model.name_or_path=<directory with the model's files>, or model=tiny, "
         "which needs no download."
     )
@@ -467,6 +479,8 @@ def _reason(error: Exception) -> str:
     """Return what another library's error says, cut to the end of a sentence."""
     said = one_line(error) or type(error).__name__
     said = said.split(" Model type should be one of ")[0]  # a hundred names
+    if "trust_remote_code" in said:
+        return "it needs code that comes with it, which is never run here."
     return said[:300].rstrip(". ") + "."
 
 

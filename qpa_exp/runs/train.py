@@ -35,7 +35,7 @@ from qpa_exp.config import Config
 from qpa_exp.data.datamodule import TextDataModule
 from qpa_exp.errors import InputError, first_line, one_line
 from qpa_exp.files import typed_path, whole_file
-from qpa_exp.lm.loading import load_architecture, load_tokenizer, loaded_revision, n_positions
+from qpa_exp.lm.loading import load_architecture, loaded_revision, n_positions
 from qpa_exp.machine import keep_freed_memory
 from qpa_exp.runs import directory, signals
 from qpa_exp.runs.checkpoints import BestWeights, Checkpoints, OwnFiles, Patience
@@ -205,16 +205,14 @@ def build(config: Config, cache_mode: str | None = None, *, fresh: bool = True) 
     """
     keep_freed_memory()
     check_machine(config)
-    check_length(config, n_positions(load_architecture(config.model)))
     stopwatch = Stopwatch()
     task = TASKS[config.task](config, stopwatch)
-    data = TextDataModule(
-        config.data, load_tokenizer(config.model), config.seed, classes=task.predicts_classes
-    )
+    check_length(config, n_positions(load_architecture(config.model), task.auto_class))
+    data = task.data()
     data.setup()
     base = task.load_model(data.tokenizer, data.corpus.class_names)
+    task.check_model(base)
     model = adapt(base, config, task.peft_task_type).to(root_device(config))
-    task.check_model(model)
     if config.init_from is not None and fresh:
         from qpa_exp.adapters.started_from import start_from
 

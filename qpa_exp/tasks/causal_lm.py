@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qpa_exp.adapters.catalogue import virtual_tokens
 from qpa_exp.config import Config
@@ -14,6 +14,7 @@ from qpa_exp.task import Measured, Metric, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from qpa_exp.adapters.qpa_model import AdaptedModel
     from qpa_exp.data.datamodule import Batch, TextSize
@@ -77,11 +78,11 @@ class CausalLM(Task):
                 "a row, not before each example in it: give data.layout=lines."
             )
 
-    def check_model(self, model: AdaptedModel) -> None:
+    def check_model(self, model: PreTrainedModel) -> None:
         """Refuse a model whose packed examples see each other."""
         if self.config.data.layout == "packed" and not _keeps_apart(model):
             raise InputError(
-                f"data.layout=packed: in {type(model.language_model()).__name__} of transformers "
+                f"data.layout=packed: in {type(model).__name__} of transformers "
                 "examples of one row see each other: give data.layout=lines."
             )
 
@@ -106,12 +107,14 @@ class CausalLM(Task):
         EleutherAI's lm-evaluation-harness defines them. The total is that of the whole text: nats a
         scored token times the tokens of the text, for some are not scored (the first of a block,
         what does not fill one, what is cut off a line). A word perplexity beyond what 32 bits hold
-        is left out.
+        is left out, and so is what would be of no words or bytes.
         """
-        nats = means["text"] * size.tokens
-        a_word = _exp(nats / size.words)
-        found = {"bits_per_byte": nats / (math.log(2) * size.bytes)}
-        return found if a_word > _LARGEST else found | {"word_perplexity": a_word}
+        nats, found = means["text"] * size.tokens, {}
+        if size.bytes:
+            found["bits_per_byte"] = nats / (math.log(2) * size.bytes)
+        if size.words and not (a_word := _exp(nats / size.words)) > _LARGEST:
+            found["word_perplexity"] = a_word
+        return found
 
 
 def attended(batch: Batch) -> dict[str, Tensor | None]:
@@ -125,14 +128,13 @@ def attended(batch: Batch) -> dict[str, Tensor | None]:
     return {"attention_mask": batch["attention_mask"]}
 
 
-def _keeps_apart(model: AdaptedModel) -> bool:
+def _keeps_apart(lm: Any) -> bool:
     """Whether an example's logits are the same beside another one as alone."""
     import torch
 
-    lm = model.language_model()
     ids = torch.arange(1, 13, device=lm.device) % lm.config.get_text_config().vocab_size
     positions = torch.cat([torch.arange(5), torch.arange(7)]).to(lm.device)
-    with torch.no_grad(), model.disable_adapter():
+    with torch.no_grad():
         try:
             together = lm(
                 input_ids=ids[None], attention_mask=None, position_ids=positions[None],

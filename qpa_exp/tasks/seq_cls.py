@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import Config
 from qpa_exp.data.corpus import CORPORA
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class SequenceClassification(Task):
     """Sequence classification: the cross entropy of each text's class.
 
-    The model's classifier starts at random, drawn from the run's seed, and is trained beside the
-    method, as PEFT does it.
+    A classifier that the model lacks starts at random, drawn from the run's seed. It is trained
+    beside the method, as PEFT does it.
     """
 
     label = "sequence classification"
@@ -30,12 +30,11 @@ class SequenceClassification(Task):
     peft_task_type = "SEQ_CLS"
     metrics = (Metric("accuracy", "accuracy", smaller_is_better=False),)
     measures = ("nats", "correct")
-    predicts_classes = True
 
     @classmethod
     def check(cls, config: Config) -> None:
         """Refuse text without classes, and blocks, which have no class of their own."""
-        if not CORPORA[config.data.name].labelled:
+        if not CORPORA[config.data.name].class_names:
             raise InputError(
                 f"task=seq_cls needs a class for each text, and data={config.data.name} has none: "
                 "give data=labelled data.path=<a CSV, JSON-lines or parquet file>."
@@ -51,15 +50,34 @@ class SequenceClassification(Task):
                 "layers, for example [c_attn], or [all-linear]."
             )
 
+    def classes(self) -> list[str]:
+        """Name the classes that the model was trained to tell apart, in its order."""
+        from qpa_exp.lm.loading import load_architecture
+
+        names: dict[Any, str] = dict(load_architecture(self.config.model).id2label or {})
+        return [names[n] for n in sorted(names)]
+
     def load_model(
         self, tokenizer: PreTrainedTokenizerBase, class_names: list[str]
     ) -> PreTrainedModel:
         """Return the model with a classifier of these classes, which tells a text's end by its
         padding.
+
+        Raises:
+            InputError: it has an encoder and a decoder; and as
+                :func:`qpa_exp.lm.loading.load_model`.
         """
         import torch
 
-        from qpa_exp.lm.loading import load_model
+        from qpa_exp.data.datamodule import padding
+        from qpa_exp.lm.loading import load_architecture, load_model
+
+        architecture = load_architecture(self.config.model)
+        if architecture.is_encoder_decoder:
+            raise InputError(
+                f"model={self.config.model.name} is a {architecture.model_type}, an encoder with a "
+                "decoder: task=seq_cls needs one of them alone, as GPT-2 or RoBERTa is."
+            )
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
@@ -69,7 +87,7 @@ class SequenceClassification(Task):
                 new_head=True,
                 id2label=dict(enumerate(class_names)),
                 label2id={name: number for number, name in enumerate(class_names)},
-                pad_token_id=tokenizer.eos_token_id,
+                pad_token_id=padding(tokenizer),
             )
 
     def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:

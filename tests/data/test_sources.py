@@ -10,7 +10,8 @@ import datasets
 import pytest
 
 from qpa_exp.config import DataConfig, validate
-from qpa_exp.data.corpus import comes_from_the_hub, load_corpus
+from qpa_exp.data.corpus import comes_from_the_hub, load_corpus, split_name
+from qpa_exp.data.sources import COMPRESSED, find
 from qpa_exp.errors import InputError
 
 TEXTS = [f"the circuit of row {i}, and what\nit measures" for i in range(20)]
@@ -227,3 +228,130 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch) -> None:
     _lines(tmp_path / "a.jsonl")
     load(tmp_path / "a.jsonl")
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["a.jsonl", "tmp"]
+
+
+# --- split files by whatever their names are made of -------------------------------------------
+
+NAMES = [
+    ("{}-00000-of-00001-a09b74b3ef9c3b56.parquet", ["train", "test"]),
+    ("data/{}-00000-of-00001.parquet", ["train", "validation"]),
+    ("wikitext-{}.arrow", ["train", "test"]),
+    ("wikitext-{}-00000-of-00001.arrow", ["train", "test"]),
+    ("{}_data.jsonl", ["train", "test"]),
+    ("alpaca_{}.jsonl", ["train", "dev", "test"]),
+    ("{}.csv", ["Train", "Test"]),
+    ("{}.txt", ["training", "testing"]),
+    ("en_{}/0.txt", ["train", "test"]),
+    ("wiki.{}.tokens", ["train", "valid"]),
+]
+
+
+@pytest.mark.parametrize(("pattern", "names"), NAMES)
+@pytest.mark.parametrize("listed", [False, True])
+def test_what_is_tested_is_never_trained(tmp_path: Path, pattern: str, names, listed: bool) -> None:
+    files = [tmp_path / pattern.format(name) for name in names]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("x\n")
+    if listed and "/0" in pattern:
+        return  # files of one name
+    path = [str(file) for file in files] if listed else str(tmp_path)
+    found = find(DataConfig(name="text", path=path), None)
+    assert {split: len(files) for split, files in found.splits.items()} == {
+        split_name(name.lower()): 1 for name in names
+    }
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["constraint.txt", "contest.txt"], ["test_a.md", "test_b.md"], ["to_train.md", "a.md"]],
+)
+def test_documents_may_have_such_words_in_their_names(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_text("x\n")
+    assert set(find(DataConfig(name="text", path=str(tmp_path)), None).splits) == {None}
+
+
+def test_what_stands_beside_such_splits_is_not_left_out(tmp_path: Path) -> None:
+    for name in ("my_train.txt", "my_test.txt", "third.txt"):
+        (tmp_path / name).write_text("x\n")
+    with pytest.raises(InputError, match=r"third\.txt, whose split cannot be told"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("end", COMPRESSED)
+@pytest.mark.parametrize("form", ["file", "folder", "list"])
+def test_compressed_data_is_not_left_out_either(tmp_path: Path, end: str, form: str) -> None:
+    _lines(tmp_path / "a.jsonl")
+    packed = tmp_path / f"b.jsonl{end}"
+    packed.write_bytes(b"\x1f\x8b")
+    path = {"file": packed, "folder": tmp_path, "list": [str(tmp_path / "a.jsonl"), str(packed)]}
+    with pytest.raises(InputError, match=rf"b\.jsonl{end} is compressed: unpack it first"):
+        load(path[form])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("a.txt", {"column": "text"}),
+        ("a.txt", {"subset": "en"}),
+        ("a.jsonl", {"revision": "abc"}),
+        ("a.jsonl", {"subset": "en"}),
+    ],
+)
+def test_a_key_that_this_path_has_no_use_for_is_refused(tmp_path: Path, name, fields) -> None:
+    _lines(tmp_path / "a.jsonl")
+    (tmp_path / "a.txt").write_text("".join(f"line {i}\n" for i in range(30)))
+    ((key, value),) = fields.items()
+    with pytest.raises(InputError, match=f"^data.{key}={value} .*: leave it out"):
+        load(tmp_path / name, **fields)
+
+
+def test_a_table_in_one_line_is_as_long_as_its_texts(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("qpa_exp.data.sources._LONGEST_LINE", 200)
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    assert load(tmp_path / "a.json").splits["train"] == TEXTS[:16]
+    (tmp_path / "a.txt").write_text("a" * 201)
+    with pytest.raises(InputError, match="has a line of 201 characters"):
+        load(tmp_path / "a.txt")
+
+
+# --- classes ------------------------------------------------------------------------------------
+
+
+def _labelled(place: Path, labels, feature=None, split: str = "a") -> Path:
+    rows = datasets.Dataset.from_list([{"text": f"text {i}", "label": x} for i, x in labels])
+    file = place / f"{split}.parquet"
+    (rows.cast_column("label", feature) if feature else rows).to_parquet(file)
+    return file
+
+
+def test_classes_have_the_order_of_their_dataset(tmp_path: Path) -> None:
+    names = datasets.ClassLabel(names=["world", "sports", "a third that no row has"])
+    file = _labelled(tmp_path, enumerate([0, 1] * 10), names)
+    corpus = load(file, "labelled", layout="lines")
+    assert corpus.class_names == names.names
+    assert corpus.classes["train"] == [0, 1] * 8
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_numbers_are_sorted_as_numbers(tmp_path: Path, kind: type) -> None:
+    file = _labelled(tmp_path, enumerate(map(kind, [*range(12)] * 10)))
+    corpus = load(file, "labelled", layout="lines")
+    assert corpus.class_names == [str(n) for n in range(12)]
+
+
+@pytest.mark.parametrize("unlabelled", [-1, None])
+def test_a_split_without_labels_may_be_there_unused(tmp_path: Path, unlabelled) -> None:
+    names = datasets.ClassLabel(names=["bad", "good"])
+    for split in ("train", "validation"):
+        _labelled(tmp_path, enumerate([0, 1] * 10), names, split)
+    rows = {"text": ["a", "b"], "label": [unlabelled] * 2}
+    features = datasets.Features(text=datasets.Value("string"), label=names)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "test.parquet")
+    used = {"test_split": "validation", "layout": "lines"}
+    assert load(tmp_path, "labelled", **used).class_names == ["bad", "good"]
+    with pytest.raises(
+        InputError, match=rf"^Row 1 of .*test\.parquet has no 'label' \({unlabelled}"
+    ):
+        load(tmp_path, "labelled", layout="lines")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qpa_exp import generate, tasks
+from qpa_exp import tasks
 from qpa_exp.cli import compose_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
@@ -19,7 +18,6 @@ from qpa_exp.runs import directory
 from qpa_exp.runs.module import AdapterModule, Divergence
 from qpa_exp.runs.progress import Stopwatch
 from qpa_exp.runs.train import resume, run
-from qpa_exp.runs.trained import load_run
 from qpa_exp.task import TASKS
 
 Configure = Callable[..., Config]
@@ -74,81 +72,6 @@ def test_a_run_whose_figures_have_a_nan_says_so_and_is_not_complete(
     assert ": NaN" not in (tmp_path / "run" / "metrics.json").read_text()
     with pytest.raises(InputError, match="cannot be continued"):
         resume(tmp_path / "run")
-
-
-# --- sequence classification ----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Texts whose class follows from one of their words, in files of three forms."""
-    place = tmp_path_factory.mktemp("labelled")
-    rows = [
-        (
-            f"the {word} of number {i}, and more",
-            "physics" if word in ("qubit", "state") else "words",
-        )
-        for i in range(20)
-        for word in ("qubit", "noun", "state", "verb")
-    ]
-    lines = [f'"{text}",{name}' for text, name in rows]
-    (place / "all.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
-    records = [json.dumps({"said": text, "about": name}) for text, name in rows]
-    (place / "all.jsonl").write_text("\n".join(records) + "\n")
-    splits = place / "splits"
-    splits.mkdir()
-    for split, part in (("train", lines[:56]), ("valid", lines[56:64]), ("test", lines[64:])):
-        (splits / f"{split}.csv").write_text("text,label\n" + "\n".join(part) + "\n")
-    return place
-
-
-@pytest.fixture
-def classify(small_model_dir: Path, labelled: Path) -> Configure:
-    given = [
-        "task=seq_cls", "model=hf", f"model.name_or_path={small_model_dir}", "data=labelled",
-        f"data.path={labelled / 'splits'}", "data.max_length=16", "data.batch_size=4",
-        "peft.target_modules=[c_attn]", "optim.lr=1e-2", "trainer.max_epochs=10",
-        "trainer.progress_bar=false",
-    ]  # fmt: skip
-    return lambda *more: compose_config([*given, *more])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["tuned", pytest.param("off", marks=pytest.mark.long)])
-def test_a_classifier_learns_is_saved_and_comes_back(
-    classify: Configure, tmp_path: Path, variant: str
-) -> None:
-    metrics = run(classify(f"qpa={variant}"), tmp_path / "run")
-    assert metrics["status"] == "complete"
-    assert metrics["class_names"] == ["physics", "words"]
-    assert metrics["accuracy"] > max(0.8, metrics["base_accuracy"])
-    assert "perplexity" not in metrics
-
-    config = directory.read_config(tmp_path / "run")
-    one, other = (load_run(tmp_path / "run").model for _ in range(2))
-    ids = torch.arange(1, 13).view(1, -1)
-    with torch.no_grad():
-        assert torch.equal(one(input_ids=ids).logits, other(input_ids=ids).logits)
-        plain = one.to_peft()(input_ids=ids).logits
-        torch.testing.assert_close(plain, one(input_ids=ids).logits)
-    assert config.task == "seq_cls"
-    with pytest.raises(InputError, match="writes no text"):
-        generate.main([f"run={tmp_path / 'run'}", "prompt=the"])
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        (["data=pydoc", "data.layout=lines"], "give data=labelled data.path="),
-        (["data.layout=blocks"], "give data.layout=lines"),
-        (["peft.target_modules=[lm_head]"], "has no lm_head"),
-    ],
-)
-def test_what_cannot_be_classified_is_refused_before_anything_is_read(
-    classify: Configure, given: list[str], says: str
-) -> None:
-    with pytest.raises(InputError, match=says):
-        classify("data.path=null", *given) if "data=pydoc" in given else classify(*given)
 
 
 # --- a task of one's own --------------------------------------------------------------------------

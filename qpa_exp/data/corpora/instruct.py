@@ -32,6 +32,11 @@ def records(table: Dataset, config: DataConfig, source: str, kind: str) -> list[
             f"{source} has both {pair[0]!r} with {pair[1]!r}, and {column!r}: give "
             f"data.column={column}, or a table without that column."
         )
+    if config.column is not None and column not in names:
+        raise InputError(
+            f"{source} has no column {column!r}, but "
+            f"{', '.join(map(repr, table.column_names))}: give data.column=<that of the chats>."
+        )
     if not paired and column not in names:
         raise InputError(
             f"{source} has neither {pair[0]!r} with {pair[1]!r} nor {column!r}, but "

@@ -2,11 +2,13 @@
 
 ``data.path`` is a file, which is divided into splits row by row (80, 10 and 10 %, in the file's
 order), a directory with one such file for each split, or whatever else ``data=text`` takes that has
-columns. Classes are numbered in the order of their sorted names.
+columns. Classes have the order that the column itself names (``datasets.ClassLabel``), or else that
+of their sorted names; numbers are sorted as numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qpa_exp.config import DataConfig
@@ -24,11 +26,23 @@ def rows(table: Dataset, config: DataConfig, source: str, kind: str) -> list[tup
     return list(zip(texts_in(table, column, source), cells_in(table, label, source), strict=True))
 
 
+def class_names(tables: Sequence[Dataset], config: DataConfig) -> list[str]:
+    """Return the names of all classes, in their order."""
+    named = [getattr(table.features[config.label_column], "names", None) for table in tables]
+    if named[0] is not None and all(names == named[0] for names in named):
+        return list(named[0])
+    found = {cell for table in tables for cell in cells_in(table, config.label_column, "")}
+    try:
+        return sorted(found, key=float)
+    except ValueError:
+        return sorted(found)
+
+
 ENTRY = Corpus(
     f"labelled texts, as {TABLES}",
     rows=None,
     rows_of_table=rows,
     divisible=True,
-    labelled=True,
+    class_names=class_names,
     reads=(*OF_A_SOURCE, "data.text_column", "data.label_column"),
 )
