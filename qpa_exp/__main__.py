@@ -15,6 +15,7 @@ Examples:
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -38,6 +39,7 @@ from qpa_exp.cli import (
     refuse_foreign_code,
     refuse_interpolations,
     refuse_several,
+    refuse_ways_out,
     register_schema,
     run_command,
     to_config,
@@ -47,32 +49,37 @@ from qpa_exp.errors import InputError
 from qpa_exp.files import tidied, typed_path
 
 MULTIRUN = {"-m", "--multirun"}
-RUN_DIR, RESUME = "hydra.run.dir=", "resume="
+RESUME = "resume="
+PLACES = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweeper.records=")
 
 
 def main(arguments: list[str]) -> None:
     """Run what the command line describes."""
-    arguments = as_typed([place_as_typed(argument) for argument in arguments])
     flags = {argument for argument in arguments if argument.startswith("-")}
+    resumed = [argument for argument in arguments if argument.startswith(RESUME)]
+    if not flags and resumed and resumed[-1] != f"{RESUME}null":
+        continue_run(arguments)
+        return
+    arguments = as_typed([place_as_typed(argument) for argument in arguments])
     if not flags:
         refuse_sweeps(arguments)
-        if any(a.startswith(RESUME) and a != f"{RESUME}null" for a in arguments):
-            continue_run(arguments)
-        else:
-            start_run(arguments)
-    elif flags & {"-h", "--help"}:
-        print(help_page(), end="")
+        start_run(arguments)
     elif flags <= MULTIRUN:
         run_sweep([argument for argument in arguments if argument not in flags])
     else:  # one of Hydra's own, which reads the shell's arguments itself
         import hydra
 
-        overrides = refuse_foreign_code(arguments)
+        given = refuse_foreign_code(arguments)
         refuse_interpolations(arguments)
+        if only_of_configs(given):
+            refuse_sweeps(given.overrides)
+            start_run(given.overrides, given.config_name or "config", given.config_dir)
+            return
         if not flags & MULTIRUN:
-            for override in overrides:
+            for override in given.overrides:
                 check_key(override)
-            refuse_several(overrides)
+            refuse_several(given.overrides)
+        refuse_ways_out(given.overrides)
         register_schema()
         name, refused = "multirun" if flags & MULTIRUN else "config", []
         os.environ["HYDRA_FULL_ERROR"] = "1"  # it raises what it refuses, and prints nothing
@@ -105,16 +112,23 @@ def help_page() -> str:
     return f"{plain_text(__doc__)}\nGroups and their options:\n{groups}\n\nKeys:\n{keys}\n"
 
 
-def start_run(arguments: list[str]) -> None:
+def only_of_configs(given: argparse.Namespace) -> bool:
+    """Whether Hydra's flags say nothing but which configs a run is made of."""
+    others = (given.cfg, given.info, given.multirun, given.hydra_help, given.shell_completion)
+    return not any(others) and not (given.resolve or given.package or given.config_path)
+
+
+def start_run(
+    arguments: list[str], config_name: str = "config", config_dir: str | None = None
+) -> None:
     """Begin a new run. Whatever can be refused is, before Hydra makes the run's directory.
 
     A job of SLURM that has been started again goes on with the run that it began.
     """
-    config, composed = compose_whole(arguments)
+    config, composed = compose_whole(arguments, config_name, config_dir)
     run_dir = Path(composed.hydra.run.dir)
-    if composed.hydra.job.chdir:
-        run_dir = run_dir.absolute()
     _log_to(sys.stdout)
+    os.environ.update({name: str(value) for name, value in composed.hydra.job.env_set.items()})
     from qpa_exp.runs import directory
     from qpa_exp.runs.train import begin, prepare, resume
 
@@ -156,18 +170,21 @@ def _as_hydras_job(composed: DictConfig, make: Callable[[], Any]) -> Exception |
 
 
 def place_as_typed(argument: str) -> str:
-    """Return an override of the run's directory with the path as it was typed; ``~`` is the home.
+    """Return an override that names a directory with the path as it was typed; ``~`` is the home.
 
     Quotes around it are Hydra's.
     """
-    if not argument.startswith(RUN_DIR):
+    key, _, path = argument.partition("=")
+    if f"{key}=" not in PLACES:
         return argument
-    path = argument.removeprefix(RUN_DIR)
     if not path.strip():
         raise InputError(f"{argument} names no directory: give one.")
-    if len(path) > 1 and path[0] in "'\"" and path[-1] == path[0]:
-        return argument
-    return f"{RUN_DIR}{quoted(str(typed_path(path)))}"
+    return argument if unquoted(path) != path else f"{key}={quoted(str(typed_path(path)))}"
+
+
+def unquoted(text: str) -> str:
+    """Return a text without the quotes that Hydra's grammar may have around it."""
+    return text[1:-1] if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0] else text
 
 
 def one_run(composed: DictConfig) -> Exception | None:
@@ -194,8 +211,9 @@ def run_sweep(arguments: list[str]) -> None:
     from qpa_exp.sweeps.studies import name_scales
     from qpa_exp.sweeps.worker import work
 
-    arguments = as_typed(arguments)
+    arguments = as_typed([place_as_typed(argument) for argument in arguments])
     refuse_interpolations(arguments)
+    refuse_ways_out(arguments)
     with hydra_of(conf_dir()) as started:
         started.multirun("multirun", work, name_scales(arguments))
 
@@ -220,7 +238,7 @@ def continue_run(arguments: list[str]) -> None:
     from qpa_exp.runs.directory import read_config
     from qpa_exp.runs.train import resume
 
-    run_dir = typed_path(path)
+    run_dir = typed_path(unquoted(path))
     resume(run_dir, with_values(read_config(run_dir), others) if others else None)
 
 

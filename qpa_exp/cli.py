@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import dataclasses
@@ -69,8 +70,15 @@ def compose_config(overrides: Sequence[str]) -> Config:
     return compose_by(functools.partial(_from_conf, str(conf_dir())), overrides)
 
 
-def compose_whole(overrides: Sequence[str]) -> tuple[Config, DictConfig]:
+def compose_whole(
+    overrides: Sequence[str], config_name: str = "config", config_dir: str | None = None
+) -> tuple[Config, DictConfig]:
     """Return :func:`compose_config`'s config, and all that Hydra composed, its own keys included.
+
+    Args:
+        overrides: of one run.
+        config_name: of the file that the rest follows from.
+        config_dir: a directory with more configs, which has been looked through.
 
     Raises:
         InputError: as :func:`compose_config`.
@@ -78,8 +86,12 @@ def compose_whole(overrides: Sequence[str]) -> tuple[Config, DictConfig]:
     from hydra.core.hydra_config import HydraConfig
 
     overrides = _checked(overrides)
+    refuse_ways_out(overrides)
+    more = [] if config_dir is None else [_searchpath(config_dir)]
     with _explained(overrides):
-        whole = _by_hydra(str(conf_dir()), overrides, return_hydra_config=True)
+        directory = str(conf_dir())
+        whole = _by_hydra(directory, [*overrides, *more], config_name, return_hydra_config=True)
+        refuse_moves(whole.hydra)
         HydraConfig.instance().set_config(whole)  # the run's directory may refer to it
         composed = copy.deepcopy(whole)
         with open_dict(composed):
@@ -102,11 +114,28 @@ def _from_conf(directory: str, overrides: tuple[str, ...]) -> DictConfig:
     return _by_hydra(directory, overrides)
 
 
-def _by_hydra(directory: str, overrides: Sequence[str], **more: bool) -> DictConfig:
+def _by_hydra(
+    directory: str, overrides: Sequence[str], config_name: str = "config", **more: bool
+) -> DictConfig:
     from hydra import compose
 
     with hydra_of(Path(directory)):
-        return compose("config", overrides=list(overrides), **more)
+        return compose(config_name, overrides=list(overrides), **more)
+
+
+def _searchpath(config_dir: str) -> str:
+    place = typed_path(config_dir).absolute()
+    if not place.is_dir():
+        raise InputError(f"--config-dir {config_dir} is no directory.")
+    return f"hydra.searchpath=[{quoted(f'file://{place}')}]"
+
+
+def refuse_moves(hydra: DictConfig) -> None:
+    """Refuse a working directory of the run's own: paths are relative to where it is started."""
+    if hydra.job.chdir:
+        raise InputError(
+            "hydra.job.chdir=true is not allowed: every path is relative to where you start a run."
+        )
 
 
 @contextlib.contextmanager
@@ -156,6 +185,7 @@ def compose_by(
     """
     values = [override for override in overrides if _VALUE.match(override)]
     groups = tuple(override for override in overrides if override not in values)
+    refuse_ways_out(groups)
     with _explained(overrides):
         composed = copy.deepcopy(load(groups))
         for override in values:
@@ -260,6 +290,18 @@ _NOT_RUN = (
 )
 
 
+def refuse_ways_out(overrides: Iterable[str]) -> None:
+    """Refuse an option of a group outside the directories of configs: nobody has looked at it.
+
+    Raises:
+        InputError: it says which override.
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if "." not in key and ".." in value:
+            raise InputError(f"{override} leads out of the configs: give an option's name.")
+
+
 def _holds_reference(text: str) -> bool:
     return "${" in text
 
@@ -305,17 +347,17 @@ def _without_our_own(text: str) -> str:
     return text
 
 
-def refuse_foreign_code(arguments: Sequence[str]) -> list[str]:
+def refuse_foreign_code(arguments: Sequence[str]) -> argparse.Namespace:
     """Refuse what Hydra would run out of a directory of configs, or read for itself.
 
     Hydra makes whatever its callbacks and its logging name in a file that ``--config-dir`` or
-    ``--config-path`` leads to, and follows what it refers to.
+    ``--config-path`` leads to, and follows what it refers to. Nothing there may lead elsewhere.
 
     Args:
         arguments: of the shell, with flags of Hydra's.
 
     Returns:
-        The overrides among them.
+        Hydra's flags, and the ``overrides``.
 
     Raises:
         InputError: it says which file.
@@ -328,22 +370,28 @@ def refuse_foreign_code(arguments: Sequence[str]) -> list[str]:
     if given.experimental_rerun:
         raise InputError("--experimental-rerun reads a pickle, which may hold code: give resume=.")
     for directory in filter(None, (given.config_dir, given.config_path)):
-        found = itertools.islice(typed_path(directory).rglob("*.yaml"), _MOST_CONFIGS + 1)
+        found = itertools.islice(typed_path(directory).rglob("*"), _MOST_CONFIGS + 1)
         for n, path in enumerate(found):
             if n == _MOST_CONFIGS:
-                raise InputError(
-                    f"{directory} has more than {_MOST_CONFIGS} YAML files: give less."
-                )
+                raise InputError(f"{directory} has more than {_MOST_CONFIGS} files: give less.")
+            if path.is_symlink():
+                raise InputError(f"{path} is a link: a directory of configs holds none.")
+            if path.suffix != ".yaml":
+                continue
             for key, text in _texts(read_yaml(path, references=True)):
-                if _RUNS_CODE.search(text) or _holds_reference(_without_our_own(text)):
+                runs = _RUNS_CODE.search(text) or _TAKES_COMMANDS & set(key.split("."))
+                if runs or _holds_reference(_without_our_own(text)):
                     raise InputError(f"{path} holds {key or text}={text}, which would be run.")
-    overrides: list[str] = given.overrides
-    return overrides
+                if ".." in text and key == "defaults":
+                    raise InputError(f"{path} leads out of its directory with {text}.")
+    return given
 
 
 _MOST_CONFIGS = 1000
 _RUNS_CODE = re.compile(r"^(_target_|_partial_|class|factory|\(\)|searchpath)$|\bext://")
 """Keys under which Hydra and logging name what they make, and where more of them lies."""
+_TAKES_COMMANDS = {"env_set", "setup", "srun_args", "python", "additional_parameters"}
+"""Keys whose texts a launcher gives to a shell, and what changes how programs start."""
 
 
 def _refuse_left_references(config: Config) -> None:
@@ -366,9 +414,14 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
 
 
 def _as_typed(argument: str) -> str:
+    if argument.startswith("++") and argument.partition("=")[0][2:] in known_keys():
+        argument = argument[2:]
     key, equals, value = argument.partition("=")
-    if not equals or PLAIN.fullmatch(value) or key not in _text_keys():
+    if not equals or key not in _text_keys():
         return argument
+    if PLAIN.fullmatch(value):  # 1e3 and 2024_01 are names here, no numbers
+        known = value == "null" or key == _PATTERN_KEY or is_text(value)
+        return argument if known else f"{key}={quoted(value)}"
     if key == _PATTERN_KEY and _PATTERN.match(value):
         return f"{key}={quoted(value)}"
     return argument if _parsed(argument) is not None else f"{key}={quoted(value)}"
@@ -379,6 +432,12 @@ _PATTERN_KEY = "peft.target_modules"
 _TEXT_OR_LIST = ("data.path", _PATTERN_KEY)
 _PATTERN = re.compile(r"(?!['\"]|\[[\w.,\s-]*\](,|$)|(choice|sort|shuffle)\().*[\\()|*+?^$]")
 """A regular expression: Hydra would take its backslashes away, and read ``(`` as a call."""
+
+
+def is_text(value: str) -> bool:
+    """Whether Hydra takes this for a text as it stands, and for no number or truth value."""
+    parsed = _parsed(f"a={value}")
+    return parsed is not None and isinstance(parsed.value(), str)
 
 
 def quoted(text: str) -> str:
@@ -470,16 +529,11 @@ def split_options(schema: type[Schema], arguments: Sequence[str]) -> tuple[Schem
     """Return the options of a command that takes a run's keys, too, and the other arguments.
 
     Raises:
-        InputError: as :func:`parse_options`; or ``resume`` or ``init_from`` as no run can have it.
+        InputError: as :func:`parse_options`; or ``init_from`` as no run can have it.
     """
     names = tuple(f"{name}=" for name in get_type_hints(schema))
     rest = [argument for argument in arguments if not argument.startswith(names)]
     for key, _, value in (argument.partition("=") for argument in rest):
-        if key == "resume" and value != "null":
-            raise InputError(
-                f"resume={value:.200} is for qpa-exp train: this command takes the keys of a run, "
-                "which are in its config.yaml."
-            )
         if key == "init_from" and value != "null":
             trained_at(typed_path(value))
     return parse_options(schema, [a for a in arguments if a.startswith(names)]), rest
@@ -505,6 +559,11 @@ def to_config(composed: DictConfig, *, saved: bool = False) -> Config:
                 _ = registry[name]
         raise InputError(explain(error)) from error
     assert isinstance(config, Config)
+    if config.resume is not None and not saved:
+        raise InputError(
+            f"resume={config.resume:.200} goes on with that run: give it to qpa-exp train, without "
+            "-m and other flags. Here the keys of a run are taken: they are in its config.yaml."
+        )
     _refuse_left_references(config)
     check(config, saved=saved)
     return config
@@ -537,7 +596,9 @@ def explain(error: BaseException) -> str:
         hint = _LAUNCHERS if group == "hydra/launcher" else ""
         return f"{group}={option} is unknown: give one of {', '.join(options)}{hint}."
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^'=]*)", text):
-        return _explain_unknown_key(match.group(1))
+        if (key := match.group(1).lstrip("+")) in known_keys():
+            return f"+{key} adds a key, and this one is there already: give {key}=<value>."
+        return _explain_unknown_key(key)
     if match := re.search(r"Error merging override '?\+*([^=]+)=(.*?)'?$", text, re.MULTILINE):
         return _explain_bad_value(match.group(1), match.group(2), str(cause or text))
     if match := re.search(r"Key '(\w+)' (?:is not in struct|not in '\w+')", text):

@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qpa_exp import __main__ as train
@@ -438,3 +439,76 @@ def test_nothing_can_be_taken_away(override):
 
 def test_known_keys_reach_every_level():
     assert {"seed", "qpa", "qpa.n_mlp", "model.recipe.lr", "trainer.precision"} <= set(known_keys())
+
+
+# --- what is typed means what it says ---------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(st.text(st.sampled_from("0123456789e_.+-xtrufalsn/"), min_size=1))
+def test_a_name_that_looks_like_a_number_is_a_name(name):
+    assume(name != "null")
+    assert compose_config(["data=text", f"data.path={name}"]).data.path == name
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_override_by_force_is_an_override(order):
+    later = ["seed=1", "++seed=2", "seed=3", "++qpa.n_mlp=32", "qpa.n_mlp=64"][::order]
+    config = compose_config(later)
+    assert (config.seed, config.qpa.n_mlp) == ((3, 64) if order == 1 else (1, 32))
+    assert with_values(config, ["++trainer.max_epochs=9"]).trainer.max_epochs == 9
+    assert compose_whole(later)[0] == config
+
+
+@pytest.mark.parametrize("override", ["+seed=3", "+trainer.max_epochs=3"])
+def test_a_key_that_is_there_cannot_be_added(override):
+    assert refusal(override).startswith(f"{override.partition('=')[0]} adds a key, and this one is")
+
+
+NAMES = ["ü", "o'neil", "p(1)", "my run", "a,b", "1e3", "$x", "'quoted'"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_is_continued_whatever_its_name(name, monkeypatch):
+    resumed = []
+    monkeypatch.setattr(
+        "qpa_exp.runs.train.resume", lambda run_dir, config: resumed.append(run_dir)
+    )
+    train.main([f"resume={name}"])
+    assert resumed == [Path(name.strip("'"))]
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.records"])
+@pytest.mark.parametrize("name", ["~/x y", "a,b", "ü(1)"])
+def test_a_place_is_where_it_was_typed(key, name):
+    placed = train.place_as_typed(f"{key}={name}")
+    value = OverridesParser.create().parse_override(placed).value()
+    assert str(value).strip("'") == str(Path(name).expanduser())
+    assert train.place_as_typed(placed) == placed
+
+
+@pytest.mark.parametrize("flags", [["-m"], ["--config-dir", "."], ["--run"]])
+def test_a_run_is_not_begun_where_one_was_to_be_continued(flags, refusal, tmp_path):
+    said = refusal(train.main, [*flags, "resume=run"], tmp_path)
+    assert said.startswith("error: resume=run goes on with that run: give it to qpa-exp train")
+
+
+@pytest.mark.parametrize("flags", [[], ["-m"], ["--config-dir", "."]])
+def test_a_run_has_no_working_directory_of_its_own(flags, refusal, tmp_path):
+    said = refusal(train.main, [*flags, "hydra.job.chdir=true"], tmp_path)
+    assert said.startswith("error: hydra.job.chdir=true is not allowed")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_of_configs_makes_an_ordinary_run(refusal, tmp_path):
+    """As without it: what is refused leaves nothing, and paths may have any name."""
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "x.yaml").write_text(
+        "# @package _global_\nqpa: {n_mlp: 32}\n"
+    )
+    given = ["--config-dir", "mine", "experiment=x", "data=text", "hydra.run.dir=out/run"]
+    said = refusal(train.main, [*given, "data.path=ä b.txt"], tmp_path)
+    assert said == "error: data.path=ä b.txt does not exist.\n"
+    assert [place.name for place in tmp_path.iterdir()] == ["mine"]
+    config, _ = compose_whole(["experiment=x"], "config", str(tmp_path / "mine"))
+    assert config.qpa.n_mlp == 32

@@ -218,7 +218,7 @@ def test_what_could_not_run_is_refused(overrides, sentence):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ("resume=run", "resume=run is for qpa-exp train: this command takes the keys of a run"),
+        ("resume=run", "resume=run goes on with that run: give it to qpa-exp train"),
         ("init_from=nowhere", "init_from=nowhere is neither a run nor the directory of a saved"),
     ],
 )

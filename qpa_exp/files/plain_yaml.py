@@ -65,8 +65,18 @@ def read_yaml(path: Path, *, references: bool = False) -> dict[str, Any]:
     Raises:
         InputError: one sentence with the path: it cannot be read, or holds anything else.
     """
+    return parse_yaml(read_bytes(path, _MOST), path, references=references)
+
+
+def parse_yaml(text: bytes, path: Path, *, references: bool = False) -> dict[str, Any]:
+    """Return what :func:`read_yaml` does, of a file's content.
+
+    Raises:
+        InputError: as it does.
+    """
     try:
-        text = read_bytes(path, _MOST)
+        if len(text) > _MOST:
+            raise ValueError(f"it has {len(text):,} bytes, more than the {_MOST:,} allowed")
         _check_events(text)
         found = yaml.load(text, _HydrasLoader if references else _Loader)
         check_plain(found, references)

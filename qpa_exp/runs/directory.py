@@ -50,7 +50,7 @@ from qpa_exp.files import (
     write_json,
     write_text,
 )
-from qpa_exp.files.plain_yaml import read_yaml
+from qpa_exp.files.plain_yaml import parse_yaml, read_yaml
 from qpa_exp.generator.rules import REGISTRIES as OF_THE_GENERATOR
 from qpa_exp.generator.rules import check_generator
 from qpa_exp.registry import Registry, dotted, read_key, refuse_unread
@@ -171,8 +171,14 @@ def claim(run_dir: Path, config: Config) -> None:
 
 
 def write_config(run_dir: Path, config: Config) -> None:
-    """Write ``config.yaml``, whole or not at all."""
-    write_text(run_dir / CONFIG, _as_text(config))
+    """Write ``config.yaml``, whole or not at all.
+
+    Raises:
+        InputError: it would be one that :func:`read_config` refuses.
+    """
+    text = _as_text(config)
+    parse_yaml(text.encode(), run_dir / CONFIG)
+    write_text(run_dir / CONFIG, text)
 
 
 def _as_text(config: Config) -> str:

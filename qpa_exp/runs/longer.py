@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from pathlib import Path
 
 from qpa_exp.config import Config
@@ -68,10 +69,11 @@ def check_longer(run_dir: Path, data: TextDataModule, config: Config, step: int)
             f"{run_dir} is complete and has no checkpoint to go on from: start a new run from its "
             f"weights with init_from={run_dir}."
         )
-    patience = directory.read_config(run_dir).trainer.patience
-    if finished and metrics.get("stopped_early") and config.trainer.patience == patience:
+    before, now = directory.read_config(run_dir).trainer.patience, config.trainer.patience
+    stopped = finished and metrics.get("stopped_early")
+    if stopped and before is not None and now is not None and now <= before:
         raise InputError(
-            f"{run_dir} stopped early: give a trainer.patience of more than {patience}, or null."
+            f"{run_dir} stopped early: give a trainer.patience of more than {before}, or null."
         )
     size, trainer = len(data.examples["train"]), config.trainer
     batches = ShuffledBatches(size, config.data.batch_size, 0, world_size=trainer.devices)
@@ -103,9 +105,13 @@ def set_aside(run_dir: Path, config: Config) -> None:
             raise InputError(f"{place} is a link: a run's directory holds none.")
         place.mkdir(parents=True, exist_ok=True)
         directory.write_config(place, before)
-        trained = directory.trained(run_dir, before).name
-        for name in (trained, directory.CURVES, directory.METRICS):  # last what says "complete"
-            if (run_dir / name).exists():
-                (run_dir / name).replace(place / name)
+        trained = directory.trained(run_dir, before)
+        for file in trained.iterdir() if trained.is_dir() else ():
+            (place / trained.name).mkdir(exist_ok=True)
+            shutil.copyfile(file, place / trained.name / file.name)
+        # Until here both are complete; from here on the run has to be trained.
+        (run_dir / directory.METRICS).replace(place / directory.METRICS)
+        if (run_dir / directory.CURVES).exists():
+            (run_dir / directory.CURVES).replace(place / directory.CURVES)
         log.info("The results so far are kept in %s", place)
     directory.write_config(run_dir, config)

@@ -20,12 +20,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qpa_exp.errors import InputError
+from qpa_exp.cli import refuse_moves
+from qpa_exp.errors import InputError, one_line
 from qpa_exp.files import read_json
 from qpa_exp.runs import signals
 from qpa_exp.runs.directory import FAILED, LOCK, METRICS, State, error_of
 from qpa_exp.sweeps.studies import say
 from qpa_exp.sweeps.worker import attempt_all, hand_over, is_busy, work
+from qpa_exp.task import TASKS
 
 if TYPE_CHECKING:
     from qpa_exp.sweeps.prepare import Job
@@ -84,9 +86,10 @@ def _mark(job: Job) -> tuple[State, int]:
 def result_of(job: Job) -> str:
     """Return the result of a complete run, in a few words."""
     metrics = read_json(job.run_dir / METRICS) or {}
+    names = [each.name for each in TASKS[job.config.task].metrics if each.restates is None]
     parts = [
         f"{name} {metrics[name]:.4g}"
-        for name in ("perplexity", "perplexity_padded", "gradient_variance")
+        for name in (*names, "gradient_variance")
         if isinstance(metrics.get(name), float)
     ]
     parts.append(f"{job.counts.trainable_params:,} trainable parameters")
@@ -160,6 +163,12 @@ class Runner:
 
     def __init__(self, context: HydraContext, master: DictConfig) -> None:
         self._side_by_side: int | None = master.hydra.sweeper.side_by_side
+        if self._side_by_side is not None and self._side_by_side < 1:
+            raise InputError(
+                f"hydra.sweeper.side_by_side={self._side_by_side} is too small: give at least 1, "
+                "or null."
+            )
+        refuse_moves(master.hydra)
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=work, config=master
         )
@@ -186,7 +195,10 @@ class Runner:
             attempt_all([job.run_dir for job in jobs], self._side_by_side)
             return
         overrides = [[f"hydra.sweep.subdir={job.run_dir.name}"] for job in jobs]
-        self._launcher.launch(overrides, initial_job_idx=self._launched)
+        try:
+            self._launcher.launch(overrides, initial_job_idx=self._launched)
+        except ValueError as error:  # of joblib and submitit: hydra.launcher.n_jobs=0, for one
+            raise InputError(f"hydra.launcher cannot start the runs: {one_line(error)}.") from error
         self._launched += len(jobs)
 
 

@@ -9,6 +9,8 @@ split; the test split is only reported.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from qpa_exp.errors import InputError, first_line
 from qpa_exp.files import check_file, made
 from qpa_exp.runs.directory import State, error_of, validation_of_kept
 from qpa_exp.sweeps.prepare import MOST_RUNS, Job, Preparation, expand, spell
+from qpa_exp.sweeps.run_name import relevant
 from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, unique
 from qpa_exp.sweeps.studies import Study, record_directory, record_study, say
 from qpa_exp.task import TASKS
@@ -137,7 +140,11 @@ class Trials:
         config = preparation.job(base, "", study.study).config
         self._metric = TASKS[config.task].ranked_by()
         directions = ["minimize" if self._metric.smaller_is_better else "maximize", "minimize"]
-        self._trials = _open(directory / STORAGE, str(study.study), self.options.seed, directions)
+        # Trials of another config or space are those of another search.
+        searched = [relevant(config), self.options.space, self._metric.name]
+        digest = hashlib.sha256(json.dumps(searched, sort_keys=True, default=str).encode())
+        name = f"{study.study}-{digest.hexdigest()[:12]}"
+        self._trials = _open(directory / STORAGE, name, self.options.seed, directions)
         self._requeue()
 
     def _requeue(self) -> None:
@@ -225,8 +232,6 @@ def _open(path: Path, name: str, seed: int, directions: Sequence[Any]) -> optuna
             storage=URL.create("sqlite", database=str(path)).render_as_string(),
             study_name=name, directions=directions, load_if_exists=True,
         )  # fmt: skip
-        if [direction.name.lower() for direction in study.directions] != list(directions):
-            raise ValueError("it searches for something else")
         seen = len(study.trials)
     except InputError:
         raise

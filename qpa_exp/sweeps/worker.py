@@ -39,9 +39,11 @@ from qpa_exp.runs.directory import (
     OUTPUT,
     State,
     claim,
+    error_of,
     read_config,
     record_failure,
     state_of,
+    write_config,
 )
 from qpa_exp.sweeps.run_name import relevant
 from qpa_exp.sweeps.studies import register_studies, sweeps_dir
@@ -53,12 +55,20 @@ register_studies(sweeps_dir())
 
 
 def work(composed: DictConfig) -> None:
-    """One run of a sweep."""
+    """One run of a sweep.
+
+    Raises:
+        InputError: it failed, under another sweeper than ours, which would not look.
+    """
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
-    if "records" not in hydra.sweeper:  # another sweeper than ours: the config is Hydra's
-        hand_over(run_dir, to_config(composed), same=True)
+    if "records" in hydra.sweeper:
+        attempt(run_dir)
+        return
+    hand_over(run_dir, to_config(composed), same=True)
     attempt(run_dir)
+    if state_of(run_dir) is State.failed:
+        raise InputError(f"{error_of(run_dir)} ({run_dir})")
 
 
 def attempt_all(run_dirs: Sequence[Path], processes: int) -> None:
@@ -71,7 +81,10 @@ def attempt_all(run_dirs: Sequence[Path], processes: int) -> None:
 
 
 def hand_over(run_dir: Path, config: Config, *, same: bool = False) -> None:
-    """Write the config of a run that is not begun into its directory.
+    """Write the config of a run that has not ended into its directory.
+
+    One that was there before may differ in what has no effect on the result, such as where the
+    text lies or what logs the run: what was just given holds.
 
     Args:
         run_dir: of the run.
@@ -85,11 +98,13 @@ def hand_over(run_dir: Path, config: Config, *, same: bool = False) -> None:
     with made(run_dir), contextlib.suppress(Timeout), directory.lock(run_dir):
         if not (run_dir / CONFIG).exists():
             claim(run_dir, config)
-    if same and relevant(read_config(run_dir)) != relevant(config):
-        raise InputError(
-            f"{run_dir} holds a run of another config: sweep with hydra/sweeper=study, which gives "
-            "every run a directory of its own, or set hydra.sweep.dir."
-        )
+        elif same and relevant(read_config(run_dir)) != relevant(config):
+            raise InputError(
+                f"{run_dir} holds a run of another config: sweep with hydra/sweeper=study, which "
+                "gives every run a directory of its own, or set hydra.sweep.dir."
+            )
+        elif not state_of(run_dir).is_final:
+            write_config(run_dir, config)
 
 
 def attempt(run_dir: Path) -> None:

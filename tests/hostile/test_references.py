@@ -98,6 +98,9 @@ FOREIGN = {
     "elsewhere": "hydra: {searchpath: ['file:///tmp']}",
     "reference": "hydra: {run: {dir: 'out/${oc.env:SECRET_TOKEN}'}}",
     "ours": "logger: {project: '${oc.env:SECRET_TOKEN}'}",
+    "commands": "hydra: {launcher: {setup: [touch here]}}",
+    "environment": "hydra: {job: {env_set: {LD_PRELOAD: mine.so}}}",
+    "elsewhere by steps": "defaults: [../../x]",
     "anchor": "a: &a [1]\nb: *a",
 }
 
@@ -113,6 +116,31 @@ def test_nothing_in_a_directory_of_configs_is_run(
     sentence = refused(train, [flag, str(tmp_path / "theirs"), "experiment=x"])
     assert str(file) in sentence
     assert MARKER not in sentence
+
+
+@pytest.mark.parametrize("linked", ["folder", "file"])
+def test_nothing_that_such_a_directory_links_to_is_run(
+    refused: Callable[..., str], home: Path, untouched: None, tmp_path: Path, linked: str
+) -> None:
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "x.yaml").write_text(f"# @package _global_\n{FOREIGN['callback']}\n")
+    place = tmp_path / "theirs" / "experiment"
+    place.parent.mkdir()
+    if linked == "folder":
+        place.symlink_to(tmp_path / "evil")
+    else:
+        place.mkdir()
+        (place / "x.yaml").symlink_to(tmp_path / "evil" / "x.yaml")
+    sentence = refused(train, ["--config-dir", str(tmp_path / "theirs"), "experiment=x"])
+    assert "is a link: a directory of configs holds none" in sentence
+
+
+@pytest.mark.parametrize("flags", [[], ["-m"], ["--cfg", "job"], ["--config-dir", "."]])
+@pytest.mark.parametrize("override", ["experiment=../../x", "+experiment=[../x]", "model=a/../b"])
+def test_no_option_leads_out_of_the_configs(
+    refused: Callable[..., str], untouched: None, flags: list[str], override: str
+) -> None:
+    assert f"{override} leads out of the configs" in refused(train, [*flags, override])
 
 
 @pytest.mark.parametrize("prefix", ["", "+", "++"])

@@ -136,8 +136,9 @@ def test_a_run_stops_where_validation_does_not_get_better(
     again = resume(tmp_path / "killed")
     assert (again["steps"], again["perplexity"]) == (4, found["perplexity"])
 
-    with pytest.raises(InputError, match=r"stopped early: give a trainer\.patience of more than 3"):
-        resume(tmp_path / "whole", with_trainer(worsening(), max_steps=9))
+    for changed in ({"max_steps": 9}, {"patience": 2}):
+        with pytest.raises(InputError, match=r"give a trainer\.patience of more than 3"):
+            resume(tmp_path / "whole", with_trainer(worsening(), **changed))
     longer = resume(tmp_path / "whole", with_trainer(worsening(), patience=5))
     assert (longer["steps"], longer["stopped_early"]) == (6, True)
 

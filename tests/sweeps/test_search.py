@@ -34,7 +34,9 @@ def _small_search(add_study: AddStudy) -> None:
 
 def trials() -> list[optuna.trial.FrozenTrial]:
     storage = f"sqlite:///{RECORD / 'optuna.db'}"
-    return optuna.load_study(study_name="small_search", storage=storage).trials
+    searches = optuna.get_all_study_names(storage)
+    of_each = (optuna.load_study(study_name=name, storage=storage).trials for name in searches)
+    return [trial for of_one in of_each for trial in of_one]
 
 
 @pytest.mark.long
@@ -60,9 +62,17 @@ def test_both_are_minimised_and_a_search_goes_on(
     assert "3 of 3 trials are done" in capsys.readouterr().out
     sweep("sweep=small_search", "hydra.sweeper.search.n_trials=4")
     assert len(trials()) == 4
+
+    sweep("sweep=small_search", "optim.lr=0.05", "hydra.sweeper.search.n_trials=1")
+    assert "0 of 1 trials are done" in capsys.readouterr().out
+    sweep("sweep=small_search", "hydra.sweeper.search.n_trials=4")
+    assert "4 of 4 trials are done" in capsys.readouterr().out
+    assert len(trials()) == 5
     listed = json.loads((RECORD / "sweep.json").read_text())["runs"]
     assert {(RECORD / run["path"]).resolve() for run in listed} == {
-        path.parent.resolve() for path in Path("runs").glob("*/metrics.json")
+        path.parent.resolve()
+        for path in Path("runs").glob("*/metrics.json")
+        if "lr: 0.05" not in (path.parent / "config.yaml").read_text()
     }
 
 

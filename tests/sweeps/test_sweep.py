@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from qpa_exp.errors import InputError
 from qpa_exp.machine import keep_freed_memory
-from qpa_exp.runs.directory import State, state_of
+from qpa_exp.runs.directory import State, read_config, state_of
 from qpa_exp.runs.module import AdapterModule
 from qpa_exp.runs.train import resume
 from qpa_exp.sweeps.runner import SweepFailed
@@ -213,7 +213,6 @@ def test_only_a_plan_runs_nothing(sweep: Sweep, capsys: pytest.CaptureFixture[st
 def test_the_runs_of_a_study_share_a_group_and_a_tag(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qpa_exp.runs.directory import read_config
 
     monkeypatch.setenv("WANDB_MODE", "disabled")
     sweep("seed=1", "hydra.sweeper.study=mine", "logger=wandb", "logger.tags=[yours]")
@@ -237,3 +236,28 @@ def test_hydras_own_sweeper_does_not_pass_one_run_off_as_another(sweep: Sweep) -
     sweep("seed=1", *basic)
     with pytest.raises(InputError, match="holds a run of another config"):
         sweep("seed=2", *basic)
+    with pytest.raises(InputError, match=r"data\.path=missing does not exist\. \(runs/other\)"):
+        sweep("seed=3", "data.path=missing", *basic[:2], "hydra.sweep.subdir=other")
+
+
+def test_what_has_no_effect_is_as_it_was_given_last(sweep: Sweep, tmp_path: Path) -> None:
+    """So a run that failed for such a key is mended by another value."""
+    (tmp_path / "a_file").write_text("")
+    cached = ["seed=1", "data.cache=disk"]
+    with pytest.raises(SweepFailed):
+        sweep(*cached, "data.cache_dir=a_file")
+    sweep(*cached, "data.cache_dir=cache", "trainer.checkpoint_every_n_steps=7")
+    (run,) = runs()
+    assert state_of(run) is State.complete
+    assert read_config(run).trainer.checkpoint_every_n_steps == 7
+    sweep(*cached, "data.cache_dir=cache", "trainer.checkpoint_every_n_steps=9")
+    assert read_config(run).trainer.checkpoint_every_n_steps == 7  # it is complete
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["hydra.sweeper.side_by_side=0"], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"]],
+)
+def test_no_processes_are_too_few(sweep: Sweep, given: list[str]) -> None:
+    with pytest.raises(InputError, match=r"=0 is too small|hydra\.launcher cannot start"):
+        sweep("seed=1", *given)
