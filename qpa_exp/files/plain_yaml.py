@@ -11,8 +11,8 @@ import yaml
 from qpa_exp.errors import InputError, first_line
 from qpa_exp.files import check_plain, read_bytes
 
-_MOST = 2**17
-"""Bytes: above any config, and read in a second or two."""
+MOST_BYTES = 2**17
+"""Above any config, and read in a second or two."""
 
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
@@ -65,18 +65,8 @@ def read_yaml(path: Path, *, references: bool = False) -> dict[str, Any]:
     Raises:
         InputError: one sentence with the path: it cannot be read, or holds anything else.
     """
-    return parse_yaml(read_bytes(path, _MOST), path, references=references)
-
-
-def parse_yaml(text: bytes, path: Path, *, references: bool = False) -> dict[str, Any]:
-    """Return what :func:`read_yaml` does, of a file's content.
-
-    Raises:
-        InputError: as it does.
-    """
     try:
-        if len(text) > _MOST:
-            raise ValueError(f"it has {len(text):,} bytes, more than the {_MOST:,} allowed")
+        text = read_bytes(path, MOST_BYTES)
         _check_events(text)
         found = yaml.load(text, _HydrasLoader if references else _Loader)
         check_plain(found, references)

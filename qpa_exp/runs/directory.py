@@ -42,6 +42,7 @@ from qpa_exp.data.corpus import CORPORA, LAYOUTS
 from qpa_exp.errors import InputError, one_line, sentence_end
 from qpa_exp.files import (
     MIB,
+    check_plain,
     read_bytes,
     read_json,
     remove_parts,
@@ -50,7 +51,7 @@ from qpa_exp.files import (
     write_json,
     write_text,
 )
-from qpa_exp.files.plain_yaml import parse_yaml, read_yaml
+from qpa_exp.files.plain_yaml import MOST_BYTES, read_yaml
 from qpa_exp.generator.rules import REGISTRIES as OF_THE_GENERATOR
 from qpa_exp.generator.rules import check_generator
 from qpa_exp.registry import Registry, dotted, read_key, refuse_unread
@@ -177,7 +178,12 @@ def write_config(run_dir: Path, config: Config) -> None:
         InputError: it would be one that :func:`read_config` refuses.
     """
     text = _as_text(config)
-    parse_yaml(text.encode(), run_dir / CONFIG)
+    try:
+        check_plain(dataclasses.asdict(config), references=False)
+        if (size := len(text.encode())) > MOST_BYTES:
+            raise ValueError(f"{size:,} bytes are more than the {MOST_BYTES:,} that it may have")
+    except ValueError as error:
+        raise InputError(f"The config cannot be written down: {sentence_end(error)}") from error
     write_text(run_dir / CONFIG, text)
 
 

@@ -566,7 +566,7 @@ def draw_curves(run_dir: Path, kept_step: int | None = None) -> Path:
     if kept_step is not None:
         axes.axvline(kept_step, color="0.4", linestyle=":", label=f"weights kept: {kept_step:,}")
     axes.set_xlabel("optimizer steps")
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel("loss (nats)")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

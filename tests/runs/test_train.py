@@ -314,6 +314,27 @@ def test_the_saved_config_is_plain_and_complete(configure: Configure, tmp_path: 
     assert dataclasses.asdict(directory.read_config(tmp_path)) == dataclasses.asdict(config)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"peft": {"options": {"rank_pattern": {0: 4}}}},
+        {"logger": {"tags": ["a" * 2**17]}},
+        {"data": {"path": [f"part-{n}.txt" for n in range(9000)]}},
+        {"optim": {"lr": math.inf}},
+    ],
+)
+def test_no_config_is_written_that_could_not_be_read(
+    configure: Configure, tmp_path: Path, change: dict[str, dict[str, Any]]
+) -> None:
+    config = configure()
+    for group, values in change.items():
+        changed = dataclasses.replace(getattr(config, group), **values)
+        config = dataclasses.replace(config, **{group: changed})
+    with pytest.raises(InputError, match=r"^The config cannot be written down: "):
+        directory.write_config(tmp_path, config)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_from_before_the_joins_keeps_its_own(configure: Configure, tmp_path: Path) -> None:
     directory.claim(tmp_path, configure("data=ptb", "data.layout=blocks"))
     file = tmp_path / "config.yaml"

@@ -213,7 +213,6 @@ def test_only_a_plan_runs_nothing(sweep: Sweep, capsys: pytest.CaptureFixture[st
 def test_the_runs_of_a_study_share_a_group_and_a_tag(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     monkeypatch.setenv("WANDB_MODE", "disabled")
     sweep("seed=1", "hydra.sweeper.study=mine", "logger=wandb", "logger.tags=[yours]")
     (run,) = runs()
