@@ -161,7 +161,7 @@ def with_values(config: Config, overrides: Sequence[str]) -> Config:
         if not _VALUE.match(override):
             raise InputError(
                 f"{override} cannot change when a run goes on: give single keys that may, "
-                "for example trainer.max_epochs=8."
+                "for example trainer.max_epochs=8 or logger.name=wandb."
             )
     register_schema()
     return compose_by(lambda _: OmegaConf.structured(config), overrides, saved=True)

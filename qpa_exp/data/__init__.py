@@ -1,1 +1,1 @@
-"""Text in, padded lines or packed blocks of token ids out."""
+"""Text in; padded lines, blocks or packed rows of token ids out."""
