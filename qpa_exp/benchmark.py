@@ -47,8 +47,14 @@ def reader() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, metavar="N", help="how often each is timed")
     for name, there in _CHOSEN.items():
         every = ",".join(there)
-        parser.add_argument(f"--{name}", default=every, metavar="A,B", help=f"of {every}")
+        parser.add_argument(
+            f"--{name}", type=_names, metavar="A,B", help=f"of {every}; all by default"
+        )
     return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -65,14 +71,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     cores = os.cpu_count() or 1
     if options.threads is not None and options.threads > cores:
         raise InputError(f"--threads {options.threads} is more than the {cores} cores there are.")
+    if options.quick and options.only is None:
+        options.only = tuple(part for part in PARTS if part != "methods")
     for name, there in _CHOSEN.items():
-        chosen = tuple(getattr(options, name).split(","))
-        for one in chosen:
+        chosen = getattr(options, name)
+        for one in chosen or ():
             if one not in there:
                 raise InputError(f"--{name} {one} is unknown: give some of {', '.join(there)}.")
-        setattr(options, name, chosen)
-    if options.quick and options.only == PARTS:
-        options.only = tuple(part for part in PARTS if part != "methods")
+        setattr(options, name, chosen or there)
     if options.json is not None:
         check_file(options.json, "--json ")
     return options

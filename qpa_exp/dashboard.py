@@ -85,7 +85,7 @@ def build(entity: str, project: str, study: str | None, task: str = "causal_lm")
         ],
         settings=workspaces.WorkspaceSettings(max_runs=100),
         runset_settings=workspaces.RunsetSettings(
-            filters=[] if study is None else f"Group == '{study}'",
+            filters=[] if study is None else f"Group == {study!r}",
             pinned_columns=[f"summary:{name}" for name in (*(m.name for m in metrics), _SIZE)],
         ),
     )
@@ -99,14 +99,14 @@ def save(entity: str | None, project: str, study: str | None, task: str = "causa
     """
     import wandb
 
-    from qpa_exp.runs.loggers.wandb import is_offline
+    from qpa_exp.runs.loggers.wandb import WITHOUT_NETWORK, mode
 
-    if is_offline():
-        raise InputError(
-            "The dashboard lives in W&B, where this machine is offline: log in with wandb login, "
-            "send the runs with wandb sync, then start this again."
-        )
     try:
+        if (here := mode()) in WITHOUT_NETWORK:
+            raise InputError(
+                f"The dashboard lives in W&B, which is {here} here: log in with wandb login, send "
+                "the runs with wandb sync, then start this again without WANDB_MODE."
+            )
         owner = entity or str(wandb.Api().default_entity)
         return str(build(owner, project, study, task).save().url)
     except InputError:

@@ -26,6 +26,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -414,6 +415,16 @@ _SAID_EVERY = 60.0
 """Seconds between two lines that say what is waited for."""
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Files of a table, the bytes that they take, and when they were used last."""
+
+    key: str
+    files: list[Path]
+    size: int
+    used: float
+
+
 class TableDirectory:
     """The tables of a cache, none of which is needed: the oldest make room for new ones.
 
@@ -465,7 +476,9 @@ class TableDirectory:
             with suppress(OSError, ValueError):  # such a path is refused when it is made
                 existing = next(p for p in (self.path, *self.path.parents) if p.exists())
                 missing = size - sum(self._bytes_there(table.key) for table in tables)
+                others = self._tables_but({table.key for table in tables})
                 free = shutil.disk_usage(existing).free
+                free += sum(other.size for other in others)  # which make room
                 if missing > free:
                     return (
                         f"of {_gib(missing)} are more than the {_gib(free)} that are free in "
@@ -526,25 +539,36 @@ class TableDirectory:
 
     # --- making room ----------------------------------------------------------------------------
 
-    def _make_room(self, table: HiddenTable) -> None:
-        """Remove what is left of tables that are gone, and the oldest tables as it is needed."""
+    def _tables_but(self, keys: Collection[str]) -> list[_Found]:
+        """List what the directory holds of tables other than these, the oldest first."""
         files: defaultdict[str, list[Path]] = defaultdict(list)
-        sizes: defaultdict[str, int] = defaultdict(int)
-        used: defaultdict[str, float] = defaultdict(float)
-        for file in self.path.iterdir():
+        stats: defaultdict[str, list[os.stat_result]] = defaultdict(list)
+        for file in self.path.iterdir() if self.path.is_dir() else ():
             match = _OURS.fullmatch(file.name)
-            if match is None or match[1] == table.key or not file.is_file() or file.is_symlink():
+            if match is None or match[1] in keys or not file.is_file() or file.is_symlink():
                 continue
             with suppress(FileNotFoundError):  # another process may make room, too
-                found = file.stat()
+                stats[match[1]].append(file.stat())
                 files[match[1]].append(file)
-                sizes[match[1]] += found.st_size
-                used[match[1]] = max(used[match[1]], found.st_mtime)
-        taken = sum(sizes.values())
-        for key in sorted(files, key=lambda key: used[key]):
-            is_gone = not {_TABLE, _PART} & {file.suffix for file in files[key]}
-            if is_gone or taken + table.size > self.bound:
-                taken -= self._remove(key, files[key])
+        found = [
+            _Found(key, files[key], sum(s.st_size for s in seen), max(s.st_mtime for s in seen))
+            for key, seen in stats.items()
+        ]
+        return sorted(found, key=lambda other: other.used)
+
+    def _make_room(self, table: HiddenTable) -> None:
+        """Remove what is left of tables that are gone, and the oldest tables as it is needed.
+
+        It is needed under the bound, and for the disk to hold this table.
+        """
+        others = self._tables_but({table.key})
+        taken = sum(other.size for other in others)
+        missing = table.size - self._bytes_there(table.key)
+        for other in others:
+            is_gone = not {_TABLE, _PART} & {file.suffix for file in other.files}
+            is_full = taken + table.size > self.bound
+            if is_gone or is_full or missing > shutil.disk_usage(self.path).free:
+                taken -= self._remove(other.key, other.files)
 
     def _remove(self, key: str, files: list[Path]) -> int:
         """Take a table away, or what there is of it; how many bytes that were.

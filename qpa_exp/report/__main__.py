@@ -13,6 +13,7 @@ Examples:
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class ReportOptions:
 
     runs: str | None = option("a study, a run, or a directory above them; a,b for several", None)
     study: str | None = option("this study alone", None)
-    out: str = option("where the reports go", "outputs/reports")
+    out: str = option("where the reports go, each in a directory of its own", "outputs/reports")
     pages: str | None = option("write each study's page there, too; alone: redraw them all", None)
     counts: bool = option("print the paper's parameter counts beside ours, and stop", False)
 
@@ -68,11 +69,13 @@ def report(places: list[str], study: str | None, out: Path, pages: Path | None =
         InputError: a place that does not exist, or nothing complete in any of them.
     """
     from qpa_exp.report.collect import collect, left_out
-    from qpa_exp.report.page import write_report
+    from qpa_exp.report.page import PAGE, write_report
 
     options = [f"runs={','.join(places)}", *([f"study={study}"] if study else []), f"out={out}"]
     command = shlex.join(["python", "-m", "qpa_exp.report", *options])
-    written = 0
+    written, before = 0, set[Path]()
+    with suppress(OSError):  # such a place is refused when it is written to
+        before = set(out.glob(f"*/{PAGE}"))
     for collected in collect(places, study):
         for why in left_out(collected.skipped):
             print(f"left out: {why}")
@@ -82,7 +85,8 @@ def report(places: list[str], study: str | None, out: Path, pages: Path | None =
         page = write_report(collected, out, command)
         written += 1
         n = len(collected.runs)
-        print(f"{collected.study}: {n} run{'s' * (n > 1)}, written to {page}")
+        again = ", in place of the report that was there" if page in before else ""
+        print(f"{collected.study}: {n} run{'s' * (n > 1)}, written to {page}{again}")
         if pages is not None:
             from qpa_exp.report.docs_page import write_pages
 

@@ -38,12 +38,19 @@ from qpa_exp.runs.directory import (
     validation_of_kept,
 )
 from qpa_exp.sweeps.studies import MANIFEST, Manifest, read_manifest
+from qpa_exp.sweeps.without_effect import is_without_effect
 from qpa_exp.task import TASKS, Metric
 
 NO_STUDY = "runs"
 """The name under which runs that belong to no study are reported."""
 
-_NOT_SETTINGS = ("logger.", "trainer.progress_bar", "resume", "seed", "qpa.seed")
+_CONTENT = ("data.path", "model.name")
+"""Keys that only name what a run reads: good in a name, and no part of a setting."""
+
+
+def tells_settings_apart(key: str) -> bool:
+    """Return whether a config key has an effect on the numbers, and is no seed."""
+    return key not in ("seed", "qpa.seed", "data.cache") and not is_without_effect(key)
 
 
 @dataclass(frozen=True)
@@ -77,14 +84,17 @@ class Collected:
         runs: one row a run: the config's keys, dotted; the figures of ``metrics.json``;
             ``validation_<metric>`` of the kept weights, for the metric that ranks runs; ``path``,
             ``study``, ``scale``, ``label``, ``command``, and ``setting``, a hash that is equal for
-            runs which differ in their seed alone.
+            runs which differ in nothing but seeds and keys without effect. A setting has one run
+            of each seed.
         manifests: the records of the study, one for each scale.
+        places: what they were looked for in, as it was given.
     """
 
     study: str
     runs: pd.DataFrame
     skipped: list[Skipped]
     manifests: list[Manifest]
+    places: tuple[str, ...] = ()
 
 
 def collect(places: Iterable[str], study: str | None = None) -> list[Collected]:
@@ -98,6 +108,7 @@ def collect(places: Iterable[str], study: str | None = None) -> list[Collected]:
         InputError: a place does not exist, or no study of that name is there.
     """
     found: dict[str, tuple[list[dict[str, Any]], list[Skipped], list[Manifest]]] = {}
+    places = tuple(places)
     for directory in _directories(places):
         for manifest, runs in _groups(directory):
             name = manifest.study if manifest else NO_STUDY
@@ -120,18 +131,29 @@ def collect(places: Iterable[str], study: str | None = None) -> list[Collected]:
             there = ", ".join(sorted(found)) or "nothing"
             raise InputError(f"study={study} is not among these runs: there is {there}.")
         found = {study: found[study]}
-    return [_collected(name, *parts) for name, parts in found.items()]
+    return [_collected(name, *parts, places) for name, parts in found.items()]
 
 
 def _collected(
-    name: str, rows: list[dict[str, Any]], skipped: list[Skipped], manifests: list[Manifest]
+    name: str,
+    rows: list[dict[str, Any]],
+    skipped: list[Skipped],
+    manifests: list[Manifest],
+    places: tuple[str, ...],
 ) -> Collected:
     table = pd.DataFrame(rows)
     if rows:
-        table = table.drop_duplicates("path").reset_index(drop=True)
+        table = table.drop_duplicates("path")
+        first = table.groupby(["setting", "seed", "qpa.seed"])["path"].transform("first")
+        again = table["path"] != first
+        skipped += [
+            Skipped(Path(path), f"{path} has the setting and the seed of {kept}, which counts.")
+            for path, kept in zip(table["path"][again], first[again], strict=True)
+        ]
+        table = table[~again].reset_index(drop=True)
         if name == NO_STUDY:
             table["label"] = _what_varies(table)
-    return Collected(name, table, skipped, manifests)
+    return Collected(name, table, skipped, manifests, places)
 
 
 def _what_varies(runs: pd.DataFrame) -> pd.Series:
@@ -140,7 +162,10 @@ def _what_varies(runs: pd.DataFrame) -> pd.Series:
     A key whose values follow from those of keys before it is left out, as is the seed. Runs that
     are all alike keep their own names.
     """
-    keys = [key for key, _ in dotted(Config()) if key in runs and not key.startswith(_NOT_SETTINGS)]
+    keys = [
+        key for key, _ in dotted(Config())
+        if key in runs and (tells_settings_apart(key) or key in _CONTENT)
+    ]  # fmt: skip
     options = sorted(key for key in map(str, runs) if key.startswith("peft.options."))
     told_apart, chosen = pd.Series("", index=runs.index), list[str]()
     for key in [*keys, *options]:
@@ -208,12 +233,14 @@ def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     config = read_config(path)
     task = TASKS[config.task]
     flat = flatten(dataclasses.asdict(config))
-    kept = {k: v for k, v in flat.items() if not k.startswith(_NOT_SETTINGS)}
-    setting = json.dumps(kept, sort_keys=True, default=str)
     ranked_by = task.ranked_by().name
+    metrics = _metrics(path, task.metrics, ranked_by)
+    kept = {key: value for key, value in flat.items() if tells_settings_apart(key)}
+    kept["data"] = metrics.get("data_sha256") or flat["data.path"]
+    setting = json.dumps(kept, sort_keys=True, default=str)
     command = shlex.join(["python", "-m", "qpa_exp", *run["overrides"]]) if manifest else ""
     row = {
-        **_metrics(path, task.metrics, ranked_by),
+        **metrics,
         **flat,
         validation_key(ranked_by): validation_of_kept(path, ranked_by),
         "path": str(path),

@@ -1,4 +1,4 @@
-"""QPA at its best against the classical method: a sentence each, with its uncertainty."""
+"""QPA at its best against the classical method, and a trained circuit against its controls."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ from scipy import stats
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.circuits.ansatz import ANSATZE
 from qpa_exp.generator.rules import VARIANTS
+from qpa_exp.report.collect import tells_settings_apart
+from qpa_exp.report.paired import PairedTest, paired_test, percent
 from qpa_exp.runs.directory import validation_key
 from qpa_exp.task import TASKS, Metric
 
 Row = pd.Series | Mapping[str, Any]
 """One run, or one setting, by the config's dotted keys."""
+
+
+CIRCUIT = ("qpa.ansatz", "qpa.n_layers", "qpa.variant", "optim.theta_lr")
+"""The keys in which a trained circuit and its control may differ; all others are equal."""
 
 
 def is_generated(row: Row) -> bool:
@@ -40,6 +46,17 @@ def family(row: Row) -> str:
 def ranked_by(runs: pd.DataFrame) -> Metric:
     """Return the metric by which runs of this task are chosen."""
     return TASKS[runs["task"].iloc[0]].ranked_by()
+
+
+def digits(value: float, count: int = 4) -> str:
+    """Return a number with so many digits; whole where it has as many before the point.
+
+    Examples:
+        >>> [digits(value) for value in (0.25, 99.9999, 999.96, 12345.6)]
+        ['0.2500', '100.0', '1,000', '12,346']
+    """
+    rounded = f"{value:#.{count}g}"
+    return f"{value:,.0f}" if abs(float(rounded)) >= 10 ** (count - 1) else rounded
 
 
 def measured(runs: pd.DataFrame, *, restated: bool = False) -> list[Metric]:
@@ -135,7 +152,7 @@ class Comparison:
             f"{one['model.name']}: {family(two)}{_details(two)} trains {100 * self.share:.2f} % of "
             f"the parameters of {family(one)}{_details(one)} ({counts}) at "
             f"{abs(self.change):.2f} % {'lower' if self.change < 0 else 'higher'} {name} "
-            f"({two[name]:.4g} against {one[name]:.4g}; {self._uncertainty()})."
+            f"({digits(two[name])} against {digits(one[name])}; {self._uncertainty()})."
         )
         if self.candidates > 1:
             words += f" Chosen from {self.candidates} settings by the {self.chosen_by}."
@@ -187,34 +204,62 @@ def comparisons(runs: pd.DataFrame) -> Iterator[Comparison]:
 def compare(runs: pd.DataFrame, first: pd.Series, second: pd.Series, metric: Metric) -> Comparison:
     """Return a metric of ``second``'s runs against ``first``'s, on a logarithmic scale.
 
-    Student's t on the logarithms: of their differences where both have the same seeds, else
-    Welch's. With fewer than two runs of each there is no interval.
+    Seed by seed where both have the same seeds, else by Welch's test on the logarithms. With fewer
+    than two runs of each there is no interval.
     """
     one, two = (
-        np.log(runs[runs["setting"] == row["setting"]].set_index("seed")[metric.name].astype(float))
+        runs[runs["setting"] == row["setting"]].set_index("seed")[metric.name].astype(float)
         for row in (first, second)
     )
-    paired = set(one.index) == set(two.index) and one.index.is_unique and two.index.is_unique
-    change = float(two.mean() - one.mean())
-    half = math.nan
-    if min(len(one), len(two)) > 1:
-        test = stats.ttest_rel(two.sort_index(), one.sort_index()) if paired else None
-        test = test if test is not None else stats.ttest_ind(two, one, equal_var=False)
-        interval = test.confidence_interval(0.95)
-        half = float(interval.high - interval.low) / 2
+    same_seeds = set(one.index) == set(two.index) and one.index.is_unique and two.index.is_unique
+    seed_by_seed = paired_test(one, two) if same_seeds else None
+    low, change, high = _welch(np.log(one), np.log(two))
+    if seed_by_seed is not None:
+        low, change, high = seed_by_seed.low, seed_by_seed.change, seed_by_seed.high
     return Comparison(
         first,
         second,
         metric,
         share=float(second["trainable_params"] / first["trainable_params"]),
-        change=percent(change),
-        low=percent(change - half),
-        high=percent(change + half),
+        change=change,
+        low=low,
+        high=high,
         n=(len(one), len(two)),
-        paired=paired,
+        paired=seed_by_seed is not None,
     )
 
 
-def percent(logarithm: float) -> float:
-    """Return the change in percent of which this is the logarithm."""
-    return 100 * math.expm1(min(logarithm, 700.0))  # a double ends soon after
+def _welch(one: pd.Series, two: pd.Series) -> tuple[float, float, float]:
+    """Return the change in percent from these logarithms to those, between the ends of Welch's
+    interval; the ends are NaN where either has one run.
+    """
+    change = float(two.mean() - one.mean())
+    parts = [(float(each.var()) / len(each), len(each) - 1) for each in (one, two)]
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / n for part, n in parts) if variance > 0 else 1.0
+    half = math.sqrt(variance) * float(stats.t.ppf(0.975, freedom))
+    return percent(change - half), percent(change), percent(change + half)
+
+
+def controls(runs: pd.DataFrame) -> Iterator[tuple[pd.Series, pd.Series, PairedTest]]:
+    """Each control beside the trained circuit that is equal in all but ``CIRCUIT``.
+
+    Yields:
+        The first run of the trained circuit, that of the control, and their paired test.
+    """
+    names = [str(name) for name in runs.columns]
+    keys = [n for n in names if "." in n and n not in CIRCUIT and tells_settings_apart(n)]
+    keys += [name for name in ("task", "data_sha256") if name in names]
+    metric = ranked_by(runs)
+    generated = runs[runs.apply(is_generated, axis=1)]
+    for _, group in generated.groupby(keys, dropna=False, sort=False):
+        trained = group[group.apply(has_trained_circuit, axis=1)]
+        rest = group.drop(trained.index)
+        for _, one in trained.groupby("setting", sort=False):
+            for _, other in rest.groupby("setting", sort=False):
+                first, second = (
+                    rows.drop_duplicates("seed").set_index("seed")[metric.name]
+                    for rows in (one, other)
+                )
+                if (found := paired_test(first, second)) is not None:
+                    yield one.iloc[0], other.iloc[0], found

@@ -8,11 +8,13 @@ out of which the page can be drawn again without any of the runs.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import TextWrapper
 from typing import Any
@@ -22,19 +24,22 @@ import pandas as pd
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.files import MIB, plain_name, read_plain, typed, whole_file, write_text
+from qpa_exp.registry import spelled
 from qpa_exp.report.collect import Collected, flatten, left_out, unmeasured
 from qpa_exp.report.comparisons import comparisons
+from qpa_exp.report.labels import same
 from qpa_exp.report.page import (
     figures_of,
     heading_of,
     svg,
     tables_of,
     versions_of,
+    without_place,
     words_of,
 )  # fmt: skip
 from qpa_exp.report.tables import Table, differences
 from qpa_exp.runs.directory import validation_key
-from qpa_exp.sweeps.studies import Manifest, study_of_record
+from qpa_exp.sweeps.studies import Manifest, Study, study_of_record
 from qpa_exp.task import TASKS
 
 DATA = "data"
@@ -76,8 +81,8 @@ def write_pages(collected: Collected, docs: Path) -> list[Path]:
     for manifest in collected.manifests:
         runs = collected.runs[collected.runs["scale"] == manifest.scale].reset_index(drop=True)
         if not runs.empty:
-            missing = [f"Left out: {_of_no_place(why)}" for why in left_out(collected.skipped)]
-            command = _of_no_place(_NOT_SHOWN.sub("", manifest.command))
+            missing = [f"Left out: {without_place(why)}" for why in left_out(collected.skipped)]
+            command = without_place(_NOT_SHOWN.sub("", manifest.command))
             manifest = dataclasses.replace(
                 manifest, notes=[*manifest.notes, *missing], command=command
             )
@@ -145,9 +150,12 @@ def _lines(collected: Collected, figures: list[str]) -> Iterator[str]:
         yield "## QPA beside the method that it generates\n"
         yield from (f"- {sentence}" for sentence in found)
         yield ""
-    if manifest.notes:
+    lacking = list(_not_run(manifest, runs))
+    if manifest.notes or lacking:
         yield "## Notes\n"
         yield from (f"- {line}" for line in manifest.notes)
+        if lacking:
+            yield f"- The study's file has more settings, without runs here: {', '.join(lacking)}."
         yield ""
     yield "## How the setting differs from the paper's\n"
     yield from (f"- {line}" for line in [*manifest.differs, *differences(runs)])
@@ -156,6 +164,27 @@ def _lines(collected: Collected, figures: list[str]) -> Iterator[str]:
     yield "```\n"
     yield from (f"- {line}" for line in versions_of(runs))
     yield f"- every run as data: [{_data_of(manifest)}]({DATA}/{_data_of(manifest)})"
+
+
+def _not_run(manifest: Manifest, runs: pd.DataFrame) -> Iterator[str]:
+    """Yield the settings that the study's file has today and that none of these runs is of."""
+    study = study_of_record(manifest.study, manifest.scale) or Study(parts=[])
+    for part in study.parts:
+        keys = [key for key in part if key != "seed"]
+        choices = [part[key] if isinstance(part[key], list) else [part[key]] for key in keys]
+        for values in itertools.product(*choices):
+            given = {k: v for k, v in zip(keys, values, strict=True) if v is not None}
+            of_it = pd.Series(True, index=runs.index)
+            for key, value in given.items():
+                column = _GROUPS.get(key, key)
+                if column in runs:
+                    of_it &= runs[column].map(partial(same, wanted=value))
+            if not of_it.any():
+                yield f"`{' '.join(f'{key}={spelled(value)}' for key, value in given.items())}`"
+
+
+_GROUPS = {"peft": "peft.method", "qpa": "qpa.variant", "data": "data.name", "model": "model.name"}
+"""The key that each group's name stands in."""
 
 
 def _data_of(manifest: Manifest) -> str:
@@ -235,23 +264,11 @@ def _saved(manifest: Manifest, runs: pd.DataFrame) -> Saved:
 
 _NOT_SHOWN = re.compile(r" (?:hydra\.sweep\.dir|hydra\.sweeper\.\w+|trainer\.progress_bar)=\S+")
 """Words of a command that say where it ran, and nothing of what."""
-_PLACE = re.compile(r"(?<![\w.~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
-
-
-def _of_no_place(text: str) -> str:
-    """Return a text whose absolute paths are cut to their last part: what is passed on names no
-    machine.
-
-    Examples:
-        >>> _of_no_place("data.path=/home/me/wikitext-2")
-        'data.path=wikitext-2'
-    """
-    return _PLACE.sub("", text)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, str):
-        return _of_no_place(value)
+        return without_place(value)
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

@@ -9,7 +9,9 @@ goes to a legend below. No two texts overlap, and none leaves the figure.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import Any
@@ -28,7 +30,7 @@ from scipy.optimize import isotonic_regression
 
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.errors import InputError
-from qpa_exp.report.comparisons import measured
+from qpa_exp.report.comparisons import digits, measured
 from qpa_exp.task import TASKS, Metric
 
 INK, MUTED, GRID, GROUND = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
@@ -70,6 +72,14 @@ _MOST_LINEAR = 5.0
 _LEAST_SHARE = 0.3
 """The unadapted model's figure is drawn to scale where the others keep that much of the axis."""
 _LONGEST = 60
+
+
+@contextmanager
+def any_letters() -> Iterator[None]:
+    """Draw a letter that the font lacks as a box, and say nothing of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
 
 
 # --- panels -----------------------------------------------------------------------------------
@@ -525,7 +535,7 @@ def baseline(drawn: Canvas, axis: Axes, panel: Panel, *, across: bool = False) -
     base, values = panel.base, panel.values[panel.values <= panel.edge]
     if not np.isfinite(base) or values.empty:
         return
-    name = f"unchanged model {base:.4g}"
+    name = f"unchanged model {digits(base)}"
     limits = axis.get_xlim() if across else axis.get_ylim()
     scale = axis.get_xscale() if across else axis.get_yscale()
     measure: Callable[[Any], Any] = np.log if scale == "log" and base > 0 else lambda x: x

@@ -558,7 +558,7 @@ def draw(
     # In a label "$" begins a formula, and what is none would be an error: here it is a letter.
     shown = runs.map(_without_formula)
     options |= {name: value for name, value in own.items() if name in taken.parameters}
-    with mpl.rc_context(drawing.STYLE):
+    with mpl.rc_context(drawing.STYLE), drawing.any_letters():
         drawn = function(shown, **{name: _without_formula(v) for name, v in options.items()})
         return drawn.finish(_without_formula(title))
 

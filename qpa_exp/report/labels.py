@@ -55,9 +55,7 @@ def grouped(
     for name, keys in (groups or {}).items():
         fits = pd.Series(True, index=table.index)
         for key, value in keys.items():
-            fits &= (
-                table[key].map(lambda found, v=value: _same(found, v)) if key in table else False
-            )
+            fits &= table[key].map(lambda found, v=value: same(found, v)) if key in table else False
         group = group.mask(fits & (group == ""), name)
     names = pd.Series("", index=table.index)
     for name, part in table.groupby(group, sort=False):
@@ -232,7 +230,8 @@ def _overrides(label: str) -> Words:
     }
 
 
-def _same(found: Any, wanted: Any) -> bool:
+def same(found: Any, wanted: Any) -> bool:
+    """Return whether a run's value of a key is the one that a study's file gives."""
     if isinstance(wanted, list):
         return bool(found == json.dumps(wanted))
     try:

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from qpa_exp.errors import InputError
-from qpa_exp.files import whole_file
+from qpa_exp.files import typed_path, whole_file
 from qpa_exp.report.collect import Collected
-from qpa_exp.report.comparisons import aggregate, comparisons, ranked_by
-from qpa_exp.report.drawing import DARK
+from qpa_exp.report.comparisons import aggregate, comparisons, digits, ranked_by
+from qpa_exp.report.drawing import DARK, any_letters
 from qpa_exp.report.figures import draw
 from qpa_exp.report.labels import named, plain
 from qpa_exp.report.tables import TABLES, Table, differences, runs_table
@@ -35,6 +35,9 @@ PAGE = "report.html"
 def write_report(collected: Collected, out: Path, command: str) -> Path:
     """Write ``<out>/<study>-<scales>/`` and return the path of its page.
 
+    Of runs of no study it is ``<out>/<name of their place>/``. No file of it names a place on this
+    machine.
+
     Args:
         collected: the runs of one study, at least one.
         out: the directory of all reports.
@@ -43,12 +46,13 @@ def write_report(collected: Collected, out: Path, command: str) -> Path:
     Raises:
         InputError: the study asks for a figure or a table that does not exist.
     """
+    runs = collected.runs.map(lambda cell: without_place(cell) if isinstance(cell, str) else cell)
+    collected = replace(collected, runs=runs)
     figures = dict(figures_of(collected))
     vectors = {name: svg(figure) for name, figure in figures.items()}
     tables = list(tables_of(collected))
     page = render(collected, vectors, tables, command)
-    scales = [manifest.scale for manifest in collected.manifests if manifest.scale]
-    directory = out / "-".join([collected.study, *dict.fromkeys(scales)])
+    directory = out / _directory_name(collected)
     try:
         _write_runs(collected.runs, directory)
         for name, figure in figures.items():
@@ -60,6 +64,17 @@ def write_report(collected: Collected, out: Path, command: str) -> Path:
     except OSError as error:
         raise InputError(f"{directory} cannot be written: {error.strerror}.") from error
     return directory / PAGE
+
+
+def _directory_name(collected: Collected) -> str:
+    if collected.manifests:
+        scales = [manifest.scale for manifest in collected.manifests if manifest.scale]
+        return "-".join([collected.study, *dict.fromkeys(scales)])
+    names = "-".join(typed_path(place).name for place in collected.places)
+    return re.sub(r"[^\w.-]+", "_", names)[:_LONGEST_NAME].strip("._-") or collected.study
+
+
+_LONGEST_NAME = 100
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -90,7 +105,6 @@ def _defused(cell: Any) -> Any:
 
 
 def _write_runs(runs: pd.DataFrame, directory: Path) -> None:
-    runs = runs.assign(path=[without_place(str(path)) for path in runs["path"]])
     _write(directory / "runs.csv", as_csv(runs))
     plain = runs.copy()
     for column in plain.columns[[kind.kind == "O" for kind in plain.dtypes]]:  # numbers and text
@@ -121,7 +135,8 @@ def _title_of(runs: pd.DataFrame) -> str:
     base = first.get(f"base_{metric.name}")
     if len(table) > 1 or base is None or base != base:
         return f"{len(table)} settings"
-    return f"{metric.name.capitalize()} {base:.4g} before, {first[metric.name]:.4g} after training"
+    before, after = digits(base), digits(first[metric.name])
+    return f"{metric.name.capitalize()} {before} before, {after} after training"
 
 
 def figures_of(collected: Collected, title: str | None = None) -> Iterator[tuple[str, Figure]]:
@@ -183,21 +198,30 @@ def render(
         notes=list(dict.fromkeys(line for m in manifests for line in m.notes)),
         differs=[*dict.fromkeys(line for m in manifests for line in m.differs), *differences(runs)],
         skipped=[without_place(f"{item.path}: {item.why}") for item in collected.skipped],
-        commands=[*(manifest.command for manifest in manifests), report],
+        commands=[without_place(c) for c in (*(m.command for m in manifests), report)],
         run_commands=[command for command in runs["command"] if command],
         versions=list(versions_of(runs)),
     )
 
 
+_PLACE = re.compile(r"(?<![\w.~])(?<!:/)(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
+
+
 def without_place(text: str) -> str:
-    """Paths below the working directory as relative ones: what is passed on names no machine."""
-    return text.replace(f"{Path.cwd()}{os.sep}", "")
+    """Return a text that names no machine: paths below the working directory as relative ones, any
+    other absolute path cut to its last part.
+
+    Examples:
+        >>> without_place("data.path=/home/me/wikitext-2 of https://example.org/a/b")
+        'data.path=wikitext-2 of https://example.org/a/b'
+    """
+    return _PLACE.sub("", text.replace(f"{Path.cwd()}{os.sep}", ""))
 
 
 def svg(figure: Figure) -> bytes:
     """Return the figure as SVG, the same bytes for the same figure; on a dark page it is dark."""
     buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "qpa_exp", "svg.fonttype": "path"}):
+    with mpl.rc_context({"svg.hashsalt": "qpa_exp", "svg.fonttype": "path"}), any_letters():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     rules = "".join(
         f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
@@ -211,7 +235,8 @@ def svg(figure: Figure) -> bytes:
 def png(figure: Figure) -> bytes:
     """Return the figure as PNG at 300 dpi, for print; a palette of few colours makes it small."""
     drawn, buffer = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=300)
+    with any_letters():
+        figure.savefig(drawn, format="png", dpi=300)
     image = Image.open(drawn)
     image.convert("RGB").quantize().save(buffer, "png", optimize=True, dpi=image.info["dpi"])
     return buffer.getvalue()

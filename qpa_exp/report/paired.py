@@ -1,19 +1,13 @@
-"""Does the circuit matter? A trained circuit against each thing in its place, seed by seed."""
+"""Two settings seed by seed: the test, what so many seeds can see, and the result in words."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import optimize, stats
-
-from qpa_exp.report.comparisons import has_trained_circuit, is_generated, percent, ranked_by
-
-CIRCUIT = ("qpa.ansatz", "qpa.n_layers", "qpa.variant", "optim.theta_lr")
-"""The keys in which a trained circuit and its control may differ; all others are equal."""
 
 LEVEL, POWER = 0.05, 0.8
 
@@ -105,6 +99,11 @@ def smallest_effect(n: int) -> float:
     return float(optimize.brentq(missing, 0.01, 60 / math.sqrt(n)))
 
 
+def percent(logarithm: float) -> float:
+    """Return the change in percent of which this is the logarithm."""
+    return 100 * math.expm1(min(logarithm, 700.0))  # a double ends soon after
+
+
 def holm(p: list[float]) -> list[float]:
     """Return the p values as Holm adjusts them for so many tests.
 
@@ -117,30 +116,6 @@ def holm(p: list[float]) -> list[float]:
     adjusted = np.empty(len(p))
     adjusted[order] = np.maximum.accumulate(times * np.array(p)[order]).clip(max=1).round(12)
     return adjusted.tolist()
-
-
-def controls(runs: pd.DataFrame) -> Iterator[tuple[pd.Series, pd.Series, PairedTest]]:
-    """Each control beside the trained circuit that is equal in all but ``CIRCUIT``.
-
-    Yields:
-        The first run of the trained circuit, that of the control, and their paired test.
-    """
-    names = [str(name) for name in runs.columns]
-    keys = [name for name in names if "." in name and name not in (*CIRCUIT, "qpa.seed")]
-    keys = [name for name in keys if not name.startswith("logger.")]
-    metric = ranked_by(runs)
-    generated = runs[runs.apply(is_generated, axis=1)]
-    for _, group in generated.groupby([*keys, "task"], dropna=False, sort=False):
-        trained = group[group.apply(has_trained_circuit, axis=1)]
-        rest = group.drop(trained.index)
-        for _, one in trained.groupby("setting", sort=False):
-            for _, other in rest.groupby("setting", sort=False):
-                first, second = (
-                    rows.drop_duplicates("seed").set_index("seed")[metric.name]
-                    for rows in (one, other)
-                )
-                if (found := paired_test(first, second)) is not None:
-                    yield one.iloc[0], other.iloc[0], found
 
 
 def verdict(test: PairedTest, p: float, *, smaller_is_better: bool = True) -> str:

@@ -12,9 +12,18 @@ import pandas as pd
 from qpa_exp.adapters.counts import plan_counts
 from qpa_exp.cli import compose_config
 from qpa_exp.registry import Registry
-from qpa_exp.report.comparisons import Row, aggregate, chosen, family, measured, ranked_by
+from qpa_exp.report.comparisons import (
+    Row,
+    aggregate,
+    chosen,
+    controls,
+    digits,
+    family,
+    measured,
+    ranked_by,
+)  # fmt: skip
 from qpa_exp.report.labels import named, plain
-from qpa_exp.report.paired import controls, holm, verdict
+from qpa_exp.report.paired import holm, verdict
 
 _INTRODUCTION = """\
 # The paper's parameter counts
@@ -189,7 +198,7 @@ def runs_table(runs: pd.DataFrame, groups: Mapping[str, Mapping[str, Any]] | Non
     metrics = measured(runs, restated=True)
     for metric in metrics:
         base = table[f"base_{metric.name}"]
-        columns[f"base {metric.name}"] = ["" if pd.isna(x) else f"{x:.4g}" for x in base]
+        columns[f"base {metric.name}"] = ["" if pd.isna(x) else digits(x) for x in base]
         columns[metric.name] = [_with_spread(row, metric.name) for _, row in table.iterrows()]
     if "gradient_variance" in table and table["gradient_variance"].notna().any():
         columns["gradient variance"] = [f"{x:.3g}" for x in table["gradient_variance"]]
@@ -211,14 +220,8 @@ def _with_spread(row: pd.Series, metric: str) -> str:
     if pd.isna(mean):
         return ""
     if pd.isna(spread):
-        return f"{mean:.4g}"
-    return f"{_digits(mean, 4)} ± {_digits(spread, 2)}"
-
-
-def _digits(value: float, digits: int) -> str:
-    """So many digits, trailing zeros among them; whole where there are more before the point."""
-    whole = value >= 10 ** (digits - 1)
-    return f"{value:,.0f}" if whole else f"{value:#.{digits}g}"
+        return digits(mean)
+    return f"{digits(mean)} ± {digits(spread, 2)}"
 
 
 # --- beside the paper's -----------------------------------------------------------------------

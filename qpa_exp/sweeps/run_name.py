@@ -20,20 +20,9 @@ from qpa_exp.lm.loading import local_place
 from qpa_exp.registry import dotted, read_key
 from qpa_exp.runs.directory import trained_at
 from qpa_exp.runs.results_version import RESULTS_VERSION
+from qpa_exp.sweeps.without_effect import is_without_effect
 
 _LENGTH = 12
-
-WITHOUT_EFFECT = (
-    "logger", "resume", "trainer.progress_bar", "trainer.checkpoint_every_n_steps",
-    # What is read is in the name by its content, wherever it lies and whatever it is called.
-    "data.path", "model.name", "model.base_model",
-    # Where and how much is cached; what a plan needs in the place of weights.
-    "data.cache_dir", "data.cache_gib", "model.architecture",
-    # The recipe's values are in the keys that refer to it.
-    "model.recipe",
-)  # fmt: skip
-"""Keys, and groups of keys, under which a run computes the same numbers."""
-
 
 AS_BEFORE = {
     "trainer.keep": "last", "data.join": "eos", "data.stride": None, "model.gguf_file": None,
@@ -69,7 +58,7 @@ def run_name(config: Config, *, reads_text: bool = True) -> str:
 
 def relevant(config: Config) -> dict[str, Any]:
     """Every key, dotted, that has an effect on the numbers, with its value."""
-    values = {key: read_key(config, key) for key in leaves() if not _is_without_effect(key)}
+    values = {key: read_key(config, key) for key in leaves() if not is_without_effect(key)}
     values["data.join"] = config.data.join or CORPORA[config.data.name].join
     values = {key: value for key, value in values.items() if (key, value) not in AS_BEFORE.items()}
     template = config.data.chat_template
@@ -95,10 +84,6 @@ def _is_file(text: str) -> bool:
 
 
 _WITHOUT_QPA = ("qpa.variant", "qpa.seed")
-
-
-def _is_without_effect(key: str) -> bool:
-    return any(key == part or key.startswith(f"{part}.") for part in WITHOUT_EFFECT)
 
 
 def weights_sha256(init_from: str) -> list[tuple[str, str]]:

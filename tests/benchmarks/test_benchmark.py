@@ -18,7 +18,7 @@ from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.benchmark import parse
 from qpa_exp.benchmarks import suite as suite_module
 from qpa_exp.benchmarks.measuring import N_LAYERS, SIMULATORS, Seconds, fit_exponent, side_by_side
-from qpa_exp.benchmarks.shapes import SHAPES, Shape
+from qpa_exp.benchmarks.shapes import PARTS, SHAPES, Shape
 from qpa_exp.benchmarks.suite import Suite, show
 from qpa_exp.benchmarks.workloads import Growth, Workload, can_measure, peak_mib
 from qpa_exp.errors import InputError
@@ -196,3 +196,9 @@ def test_options_are_read(tmp_path: Path):
     assert options.only == ("growth", "steps")
     assert options.shapes == tuple(SHAPES)
     assert options.threads is options.rounds is None
+
+
+@pytest.mark.parametrize("quick", [[], ["--quick"]])
+def test_quick_leaves_out_the_methods_unless_they_are_asked_for(quick: list[str]) -> None:
+    assert parse([*quick, "--only", ",".join(PARTS)]).only == PARTS
+    assert ("methods" in parse(quick).only) == (not quick)

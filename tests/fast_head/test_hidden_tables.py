@@ -202,6 +202,25 @@ def test_a_disk_that_is_too_small_is_said(table, directory, monkeypatch):
     assert directory.refusal([table], on_disk=False) is None
 
 
+def test_old_tables_make_room_on_a_disk_below_the_bound(
+    backbone, examples, table, directory, monkeypatch
+):
+    class Usage:
+        def __init__(self, path):
+            used = sum(f.stat().st_size for f in directory.path.iterdir() if f.suffix != ".lock")
+            self.free = 5 * table.size // 2 - used
+
+    monkeypatch.setattr("shutil.disk_usage", Usage)
+    directory.make()
+    tables = [table, *(HiddenTable(backbone, *(t.roll(n, 0) for t in examples)) for n in (1, 2))]
+    for number, each in enumerate(tables):
+        assert directory.refusal([each]) is None
+        directory.fill(each, "train", track)
+        os.utime(directory.path / f"{each.key}.safetensors", (number, number))
+    assert [directory.has(each) for each in tables] == [False, True, True]
+    assert "that are free in" in directory.refusal(tables)
+
+
 # --- what a killed process leaves ---------------------------------------------------------------
 
 

@@ -33,12 +33,42 @@ def test_what_ranks_a_run_is_of_the_weights_that_it_kept(make_run: MakeRun, tmp_
     assert list(collected.runs["validation_perplexity"]) == [18.0]
 
 
-def test_seeds_are_no_part_of_a_setting(make_run: MakeRun, tmp_path: Path) -> None:
-    for seed in (1, 2):
-        make_run(tmp_path / f"{seed}", f"seed={seed}")
-    make_run(tmp_path / "other", "optim.lr=1e-4")
+SAME_SETTING = (
+    "seed=2", "data.cache=memory", "data.cache_gib=3", "logger=tensorboard", "data.path=elsewhere",
+    "trainer.checkpoint_every_n_steps=7",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("override", [*SAME_SETTING, "optim.lr=1e-4"])
+def test_seeds_and_keys_without_effect_are_no_part_of_a_setting(
+    make_run: MakeRun, tmp_path: Path, override: str
+) -> None:
+    make_run(tmp_path / "one", "data=text", "data.path=here", "seed=1")
+    more = {"seed": 2} | dict([override.split("=")])
+    keys = [f"{key}={value}" for key, value in ({"data.path": "here"} | more).items()]
+    make_run(tmp_path / "two", "data=text", *keys)
+    (collected,) = collect([str(tmp_path)])
+    assert (collected.runs["setting"].nunique() == 1) == (override in SAME_SETTING)
+    assert len(collected.runs) == 2
+
+
+def test_another_text_is_another_setting_whatever_its_name(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for digest in ("ab", "cd"):
+        make_run(tmp_path / digest, data_sha256=digest)
     (collected,) = collect([str(tmp_path)])
     assert collected.runs["setting"].nunique() == 2
+
+
+def test_a_run_that_was_made_twice_counts_once(make_run: MakeRun, tmp_path: Path) -> None:
+    one, two = (make_run(tmp_path / name, "seed=1") for name in ("one", "two"))
+    other = make_run(tmp_path / "three", "seed=2")
+    (collected,) = collect([str(tmp_path)])
+    assert sorted(collected.runs["path"]) == sorted(map(str, (one, other)))
+    assert left_out(collected.skipped) == [
+        f"{two} has the setting and the seed of {one}, which counts."
+    ]
 
 
 BROKEN = {
@@ -90,7 +120,7 @@ def test_what_cannot_be_used_is_left_out_with_a_reason(
 def test_a_study_is_the_runs_that_its_record_lists(
     make_run: MakeRun, make_study: Callable[..., Path], tmp_path: Path
 ) -> None:
-    runs = [make_run(tmp_path / "runs" / name) for name in "abc"]
+    runs = [make_run(tmp_path / "runs" / name, f"seed={ord(name)}") for name in "abc"]
     make_study(tmp_path / "one", runs[:2])
     make_study(tmp_path / "two", [runs[1], tmp_path / "runs" / "gone"], study="fig3")
     by_name = {c.study: c for c in collect([str(tmp_path)])}
@@ -107,7 +137,7 @@ def test_what_lies_in_a_run_s_directory_is_no_run_of_its_own(
     make_run: MakeRun, make_study: Callable[..., Path], tmp_path: Path
 ) -> None:
     listed, alone = make_run(tmp_path / "a"), make_run(tmp_path / "csv" / "b")
-    below = make_run(tmp_path / "csv" / "b" / "c")
+    below = make_run(tmp_path / "csv" / "b" / "c", "seed=1")
     make_study(tmp_path / "study", [listed])
     for run in (listed, alone):
         make_run(run / "earlier" / "step=8")
@@ -135,8 +165,8 @@ def test_runs_of_no_study_are_named_by_what_differs(make_run: MakeRun, tmp_path:
 
 
 def test_places_are_patterns_and_must_exist(make_run: MakeRun, tmp_path: Path) -> None:
-    for name in ("r1", "r2", "x"):
-        make_run(tmp_path / name)
+    for seed, name in enumerate(("r1", "r2", "x")):
+        make_run(tmp_path / name, f"seed={seed}")
     (collected,) = collect([str(tmp_path / "r*")])
     assert len(collected.runs) == 2
     with pytest.raises(InputError, match="matches no directory"):

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from qpa_exp.report.collect import collect
-from qpa_exp.report.comparisons import aggregate, comparisons, pareto
+from qpa_exp.report.comparisons import aggregate, comparisons, digits, pareto
 from qpa_exp.report.tables import differences, protocol_differences
 from qpa_exp.task import TASKS
 
@@ -46,6 +47,17 @@ def test_settings_are_means_over_their_seeds(runs_of: Callable[..., pd.DataFrame
     assert table["perplexity"].tolist() == pytest.approx([105.0, 90.0])
     assert table["perplexity_std"].iloc[0] == pytest.approx(np.std([100, 104, 111], ddof=1))
     assert math.isnan(table["perplexity_std"].iloc[1])
+
+
+@pytest.mark.parametrize(
+    ("value", "count", "text"),
+    [
+        (9.96, 2, "10"), (9.94, 2, "9.9"), (999.96, 4, "1,000"), (999.94, 4, "999.9"),
+        (10_760.4, 4, "10,760"), (2311.2, 2, "2,311"), (22.9, 4, "22.90"), (-999.96, 4, "-1,000"),
+    ],
+)  # fmt: skip
+def test_numbers_have_so_many_digits_and_no_bare_point(value: float, count: int, text: str) -> None:
+    assert digits(value, count) == text
 
 
 def test_a_comparison_pairs_the_seeds_and_has_students_interval(
@@ -86,6 +98,30 @@ def test_other_seeds_are_not_paired_and_one_run_has_no_interval(
     assert by_method["lora"].low < by_method["lora"].change < by_method["lora"].high
     assert math.isnan(by_method["dora"].low)
     assert "how far runs scatter has not been measured" in by_method["dora"].sentence()
+
+
+@pytest.mark.parametrize("seeds", [(1, 2), (3, 4)])
+def test_runs_that_do_not_scatter_have_an_interval_of_no_width(
+    runs_of: Callable[..., pd.DataFrame], seeds: tuple[int, int]
+) -> None:
+    runs = runs_of(
+        *[(LORA, seed, 100.0, {}) for seed in (1, 2)],
+        *[(["qpa=tuned"], seed, 99.0, {"trainable_params": 500}) for seed in seeds],
+    )
+    (found,) = comparisons(runs)
+    assert [found.low, found.change, found.high] == pytest.approx([-1.0] * 3)
+
+
+def test_welchs_interval_is_scipys(runs_of: Callable[..., pd.DataFrame]) -> None:
+    one, two = [100.0, 104.0, 98.0], [99.0, 98.5]
+    runs = runs_of(
+        *[(LORA, seed, value, {}) for seed, value in enumerate(one)],
+        *[(["qpa=tuned"], 9 + i, v, {"trainable_params": 500}) for i, v in enumerate(two)],
+    )
+    (found,) = comparisons(runs)
+    theirs = stats.ttest_ind(np.log(two), np.log(one), equal_var=False).confidence_interval(0.95)
+    expected = [100 * math.expm1(theirs.low), 100 * math.expm1(theirs.high)]
+    assert [found.low, found.high] == pytest.approx(expected)
 
 
 def test_the_setting_is_chosen_by_validation_and_never_by_the_test_split(
@@ -146,7 +182,7 @@ def test_a_metric_that_grows_is_best_where_it_is_largest(
     )
     (found,) = comparisons(runs)
     assert found.second["qpa.n_mlp"] == 32
-    assert "2.50 % higher accuracy (0.82 against 0.8;" in found.sentence()
+    assert "2.50 % higher accuracy (0.8200 against 0.8000;" in found.sentence()
     assert "Chosen from 2 settings by the highest validation accuracy" in found.sentence()
     front = pareto(aggregate(runs), found.metric)
     assert front["accuracy"].tolist() == [0.84]

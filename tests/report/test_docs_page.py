@@ -14,6 +14,7 @@ from qpa_exp.report import __main__ as command
 from qpa_exp.report.collect import collect
 from qpa_exp.report.docs_page import read_saved, redraw
 from qpa_exp.report.figures import draw
+from qpa_exp.sweeps.studies import study_of_record
 
 MakeRun, MakeStudy = Callable[..., Path], Callable[..., Path]
 INDEX = """# Results
@@ -85,6 +86,24 @@ def test_what_is_kept_is_what_was_collected(docs: Path, tmp_path: Path) -> None:
             assert found.isna().all()
         else:
             assert ((found == kept) | (found.isna() & kept.isna())).all(), column
+
+
+def test_a_page_says_which_settings_of_its_study_were_not_run(
+    make_run: MakeRun, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    runs = [make_run(tmp_path / "run", "qpa=off", "peft.r=4")]
+    study = make_study(tmp_path / "study", runs, study="fig4b", figures=[{"kind": "parameters"}])
+    docs = tmp_path / "docs"
+    command.main([f"runs={study}", f"out={tmp_path / 'out'}", f"pages={docs}"])
+    (said,) = [
+        line for line in (docs / "fig4b-tiny.md").read_text().splitlines()
+        if "more settings, without runs here" in line
+    ]  # fmt: skip
+    expected = study_of_record("fig4b", "tiny")
+    assert expected is not None
+    assert "qpa=paper" in said
+    assert said.count("`") > 2 * len(expected.parts)
+    assert "`peft=lora qpa=off peft.r=4`" not in said
 
 
 def test_a_column_that_is_empty_in_every_run_costs_no_page(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import wandb
 
 from qpa_exp import dashboard, reproduce
 from qpa_exp.dashboard import build
@@ -75,12 +76,20 @@ def test_the_workspace_has_the_papers_panels() -> None:
     assert (model["entity"], model["project"]) == ("me", "qpa_exp")
 
 
+@pytest.mark.parametrize("study", ["it's", 'a "b"', "both'\"", "C:\\new", "two\nlines"])
+def test_any_study_s_name_can_be_a_filter(study: str) -> None:
+    model = json.loads(build("me", "qpa_exp", study)._to_model().model_dump_json(by_alias=True))
+    (runs,) = model["spec"]["section"]["runSets"]
+    assert [each["value"] for each in runs["filters"]["filters"]] == [study]
+
+
 def test_without_a_key_the_dashboard_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    wandb.teardown()  # it reads the environment once
     with pytest.raises(InputError, match="log in with wandb login"):
         dashboard.main(["study=fig2"])
     with pytest.raises(InputError, match="it takes project, entity, study"):

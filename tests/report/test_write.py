@@ -52,7 +52,7 @@ def test_a_page_needs_nothing_else_and_says_everything(
         "102.0 ± 2.8",
         "data.layout is blocks; the paper's is lines.",
         "python -m qpa_exp -m sweep=fig2",
-        f"python -m qpa_exp.report runs={study}",
+        "python -m qpa_exp.report runs=studies",
         "python -m qpa_exp run=three",
         "five is not a run directory",
         "sha256 ab",
@@ -71,6 +71,40 @@ def test_the_runs_are_written_as_csv_and_parquet(study: Path, tmp_path: Path) ->
         assert set(table["qpa.variant"]) == {"off", "tuned"}
     for name in ("parameters.png", "parameters.svg", "table2_table.csv", "runs_table.csv"):
         assert (out / name).stat().st_size > 0
+
+
+def test_a_report_names_no_place_of_this_machine(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, away = tmp_path / "here", tmp_path / "away"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    for seed in (1, 2):
+        make_run(
+            (place, away)[seed - 1] / f"run{seed}", f"seed={seed}", f"optim.lr=0.0{seed}",
+            "data=text", f"data.path={away}/text{seed}", f"data.cache_dir={away}/cache",
+            f"model.name_or_path={away}/model",
+        )  # fmt: skip
+    command.main([f"runs={place},{away}", "out=reports"])
+    (report,) = Path("reports").iterdir()
+    for file in report.iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file
+    assert sorted(pd.read_csv(report / "runs.csv")["path"]) == ["run1", "run2"]
+
+
+def test_reports_of_runs_of_no_study_are_named_after_their_place(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for place in ("notes", "other/notes", "模型 1"):
+        run = make_run(tmp_path / place, "model.name=模型")  # the figures' font has no such letters
+        command.main([f"runs={run}", f"out={out}"])
+        replaced = "in place of the report that was there" in capsys.readouterr().out
+        assert replaced == (place == "other/notes")
+    command.main([f"runs={tmp_path}/not*,{tmp_path}/other", f"out={out}"])
+    assert {page.parent.name for page in out.glob("*/report.html")} == {
+        "notes", "模型_1", "not_-other",
+    }  # fmt: skip
 
 
 @pytest.mark.long
@@ -132,7 +166,7 @@ def test_a_run_of_the_papers_setting_stands_beside_it(make_run: MakeRun, tmp_pat
     table = table_of(tmp_path, "table2")
     line = table[(table["model"] == "gpt2") & (table["method"] == "QPA LoRA")].iloc[0]
     assert line["paper: perplexity_padded"] == "1.583"
-    assert (line["ours: perplexity_padded"], line["ours: perplexity"]) == ("1.58", "33.5")
+    assert (line["ours: perplexity_padded"], line["ours: perplexity"]) == ("1.580", "33.50")
     assert (line["counts"], line["perplexities"]) == ("exact", "comparable")
     rest = table.drop(line.name)
     assert set(rest["ours: perplexity"]) == {"not measured"}
@@ -152,7 +186,7 @@ def test_another_model_is_shown_and_called_not_comparable(
     make_run(tmp_path / "b", "qpa=off", "peft.r=8", perplexity=100.0, validation=130.0)
     table = table_of(tmp_path, "table2")
     line = table[table["method"] == "LoRA"].iloc[0]
-    assert line["ours: perplexity"] == "120"  # the lower on validation, not on test
+    assert line["ours: perplexity"] == "120.0"  # the lower on validation, not on test
     assert line["perplexities"].startswith("not comparable: data.name=pydoc")
 
 
@@ -174,8 +208,8 @@ def test_the_runs_table_names_both_perplexities(make_run: MakeRun, tmp_path: Pat
     make_run(tmp_path / "a", *GPT2, perplexity=33.0, perplexity_padded=1.6)
     (collected,) = collect([str(tmp_path)])
     rows = runs_table(collected.runs).rows
-    assert (rows["perplexity"][0], rows["perplexity_padded"][0]) == ("33", "1.6")
-    assert rows["base perplexity_padded"][0] == "2"
+    assert (rows["perplexity"][0], rows["perplexity_padded"][0]) == ("33.00", "1.600")
+    assert rows["base perplexity_padded"][0] == "2.000"
 
 
 def test_other_forms_of_a_metric_have_columns_beside_runs_that_lack_them(
@@ -186,7 +220,7 @@ def test_other_forms_of_a_metric_have_columns_beside_runs_that_lack_them(
     make_run(tmp_path / "new", "peft.r=4", perplexity=30.0, **bits)
     (collected,) = collect([str(tmp_path)])
     rows = runs_table(collected.runs).rows.set_index("perplexity")
-    assert list(rows.loc["30", ["base bits_per_byte", "bits_per_byte"]]) == ["1.5", "1.25"]
-    assert list(rows.loc["33", ["base bits_per_byte", "bits_per_byte"]]) == ["", ""]
+    assert list(rows.loc["30.00", ["base bits_per_byte", "bits_per_byte"]]) == ["1.500", "1.250"]
+    assert list(rows.loc["33.00", ["base bits_per_byte", "bits_per_byte"]]) == ["", ""]
     assert "word_perplexity" not in rows  # no run has one that can be drawn
     assert [metric.name for metric in measured(collected.runs)] == ["perplexity"]

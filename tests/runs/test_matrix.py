@@ -40,8 +40,8 @@ text is made up: the table shows that it works, not how well. It is written by
 
     python -m pytest tests/runs/test_matrix.py --matrix docs/matrix.md
 
-`prefix`, `ffa` and `qpeft` are layers of this package. PEFT and a plain model have a place for the
-last alone, which leaves as a LoRA.
+`prefix`, `ffa` and `qpeft` are layers of this package. Only `qpeft` can be exported for PEFT or
+merged: it is written as a LoRA.
 What acts on the attention or before the text cannot be merged into weights. Where a cell says
 `refused`, the run ends with a sentence that says why, before anything is written.
 

@@ -13,7 +13,8 @@ import pytest
 from qpa_exp.config import Config
 from qpa_exp.registry import dotted, read_key
 from qpa_exp.sweeps import run_name as module
-from qpa_exp.sweeps.run_name import WITHOUT_EFFECT, leaves, relevant, run_name
+from qpa_exp.sweeps.run_name import leaves, relevant, run_name
+from qpa_exp.sweeps.without_effect import WITHOUT_EFFECT
 
 Configure = Callable[..., Config]
 

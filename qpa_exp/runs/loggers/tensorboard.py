@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 
 
 def make(config: Config, run_dir: Path) -> Logger:
-    """Lightning's, without the ``hp_metric`` of -1 that stands for a result there."""
+    """Return Lightning's, without the ``hp_metric`` of -1 that stands for a result there.
+
+    A resumed run goes on in the same directory, so TensorBoard shows one curve.
+    """
     from pytorch_lightning.loggers import TensorBoardLogger
 
-    return TensorBoardLogger(str(run_dir), name="tensorboard", default_hp_metric=False)
+    return TensorBoardLogger(str(run_dir), name="tensorboard", version=0, default_hp_metric=False)
 
 
 def end(logger: Any, metrics: dict[str, Any], status: int) -> None:

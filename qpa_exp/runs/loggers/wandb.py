@@ -1,9 +1,13 @@
-"""``logger=wandb``: Weights & Biases; offline, to be sent later, where no key is set up."""
+"""``logger=wandb``: Weights & Biases; offline, to be sent later, where no key is set up.
+
+``wandb offline``, ``WANDB_MODE`` and ``WANDB_DISABLED`` are obeyed.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,31 +22,39 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+WITHOUT_NETWORK = ("offline", "disabled")
+"""Modes in which W&B is asked nothing; under ``disabled`` nothing is written either."""
+
 _SECONDS = 20
 """How long W&B may be silent before the run goes on without it."""
 
 
 def make(config: Config, run_dir: Path) -> WandbLogger:
-    """Online where a key is set up and accepted, else offline, which needs no network."""
-    if not is_offline():
+    """Return a logger in the mode that :func:`mode` gives; offline where W&B cannot be reached."""
+    import wandb
+
+    if (asked := mode()) not in WITHOUT_NETWORK:
+        before = _online_runs(run_dir)
         try:
-            online = _new_logger(config, run_dir, offline=False)
+            online = _new_logger(config, run_dir, asked)
             _ = online.experiment  # W&B is asked here
         except Exception as error:  # W&B's own, and those of the libraries under it
             reason = one_line(error).replace(os.environ.get("WANDB_API_KEY") or "\0", "...")[:200]
             log.warning("W&B cannot be used (%s): this run is logged offline.", reason)
-            os.environ["WANDB_MODE"] = "offline"
+            for left in _online_runs(run_dir) - before:  # W&B has no run of that id
+                shutil.rmtree(left, ignore_errors=True)
+            wandb.setup(wandb.Settings(mode="offline"))  # for the next runs of this process, too
         else:
             return online
-    return _new_logger(config, run_dir, offline=True)
+    return _new_logger(config, run_dir, mode())
 
 
-def _new_logger(config: Config, run_dir: Path, offline: bool) -> WandbLogger:
+def _new_logger(config: Config, run_dir: Path, mode: str) -> WandbLogger:
     from pytorch_lightning.loggers import WandbLogger
     from wandb import Settings
 
     return WandbLogger(
-        id=None if offline else _earlier(run_dir),
+        id=None if mode in WITHOUT_NETWORK else _earlier(run_dir),
         settings=Settings(init_timeout=_SECONDS),
         project=config.logger.project,
         entity=config.logger.entity,
@@ -50,9 +62,12 @@ def _new_logger(config: Config, run_dir: Path, offline: bool) -> WandbLogger:
         tags=list(config.logger.tags),
         name=config.logger.run_name or _name(config, run_dir),
         save_dir=str(run_dir),
-        offline=offline,
-        mode="offline" if offline else "online",  # W&B has read the environment by now
+        mode=mode,
     )
+
+
+def _online_runs(run_dir: Path) -> set[Path]:
+    return set((run_dir / "wandb").glob("run-*"))
 
 
 def _earlier(run_dir: Path) -> str | None:
@@ -69,14 +84,21 @@ def _name(config: Config, run_dir: Path) -> str:
     return f"{' '.join(parts)} seed={config.seed} ({run_dir.name})"
 
 
-def is_offline() -> bool:
-    """Whether W&B is switched off, or ``wandb login`` and the environment have left no key."""
+def mode() -> str:
+    """Return the mode of ``wandb.init`` that the user has chosen by W&B's own means.
+
+    It is ``offline`` where no key is set up, too.
+    """
+    import wandb
     from requests.utils import get_netrc_auth
 
-    if os.environ.get("WANDB_MODE") == "offline":
-        return True
-    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    return not (os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "on", "true", "yes"):
+        return "disabled"  # transformers obeys this variable, W&B itself no longer does
+    settings = wandb.setup().settings
+    chosen = {"dryrun": "offline", "run": "online"}.get(settings.mode, settings.mode)
+    if chosen in WITHOUT_NETWORK or settings.api_key or get_netrc_auth(settings.base_url):
+        return chosen
+    return "offline"
 
 
 def end(logger: Any, metrics: dict[str, Any], status: int) -> None:
@@ -94,7 +116,7 @@ def end(logger: Any, metrics: dict[str, Any], status: int) -> None:
         run.log({"result": wandb.Table(columns=["figure", "value"], data=rows)})
     directory = Path(run.dir).parent
     run.finish(exit_code=status)
-    if is_offline():
+    if run.offline:
         log.info("W&B ran offline; to send this run: wandb sync %s", directory)
 
 
