@@ -66,7 +66,7 @@ def test_no_module_imports_in_a_circle() -> None:
 
 
 def test_only_its_own_tests_need_the_fast_head() -> None:
-    """Without the folder, and tests/fast_head, all others still pass, but for the benchmark of it."""
+    """Without the folder, tests/fast_head and tests/benchmarks, all others still pass."""
     for file in (PACKAGE.parent / "tests").rglob("*.py"):
         if "fast_head" not in file.parts:
             text = file.read_text(encoding="utf-8")

@@ -28,7 +28,7 @@ class ReportOptions:
 
     runs: str | None = option("a study, a run, or a directory above them; a,b for several", None)
     study: str | None = option("this study alone", None)
-    out: str = option("where the reports go, each in a directory of its own", "outputs/reports")
+    out: str = option("where the reports go", "outputs/reports")
     pages: str | None = option("write each study's page there, too; alone: redraw them all", None)
     counts: bool = option("print the paper's parameter counts beside ours, and stop", False)
 

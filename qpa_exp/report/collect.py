@@ -87,14 +87,12 @@ class Collected:
             runs which differ in nothing but seeds and keys without effect. A setting has one run
             of each seed.
         manifests: the records of the study, one for each scale.
-        places: what they were looked for in, as it was given.
     """
 
     study: str
     runs: pd.DataFrame
     skipped: list[Skipped]
     manifests: list[Manifest]
-    places: tuple[str, ...] = ()
 
 
 def collect(places: Iterable[str], study: str | None = None) -> list[Collected]:
@@ -108,7 +106,6 @@ def collect(places: Iterable[str], study: str | None = None) -> list[Collected]:
         InputError: a place does not exist, or no study of that name is there.
     """
     found: dict[str, tuple[list[dict[str, Any]], list[Skipped], list[Manifest]]] = {}
-    places = tuple(places)
     for directory in _directories(places):
         for manifest, runs in _groups(directory):
             name = manifest.study if manifest else NO_STUDY
@@ -131,15 +128,11 @@ def collect(places: Iterable[str], study: str | None = None) -> list[Collected]:
             there = ", ".join(sorted(found)) or "nothing"
             raise InputError(f"study={study} is not among these runs: there is {there}.")
         found = {study: found[study]}
-    return [_collected(name, *parts, places) for name, parts in found.items()]
+    return [_collected(name, *parts) for name, parts in found.items()]
 
 
 def _collected(
-    name: str,
-    rows: list[dict[str, Any]],
-    skipped: list[Skipped],
-    manifests: list[Manifest],
-    places: tuple[str, ...],
+    name: str, rows: list[dict[str, Any]], skipped: list[Skipped], manifests: list[Manifest]
 ) -> Collected:
     table = pd.DataFrame(rows)
     if rows:
@@ -153,7 +146,7 @@ def _collected(
         table = table[~again].reset_index(drop=True)
         if name == NO_STUDY:
             table["label"] = _what_varies(table)
-    return Collected(name, table, skipped, manifests, places)
+    return Collected(name, table, skipped, manifests)
 
 
 def _what_varies(runs: pd.DataFrame) -> pd.Series:

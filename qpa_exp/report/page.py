@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from qpa_exp.errors import InputError
-from qpa_exp.files import typed_path, whole_file
+from qpa_exp.files import whole_file
 from qpa_exp.report.collect import Collected
 from qpa_exp.report.comparisons import aggregate, comparisons, digits, ranked_by
 from qpa_exp.report.drawing import DARK, any_letters
@@ -35,8 +35,7 @@ PAGE = "report.html"
 def write_report(collected: Collected, out: Path, command: str) -> Path:
     """Write ``<out>/<study>-<scales>/`` and return the path of its page.
 
-    Of runs of no study it is ``<out>/<name of their place>/``. No file of it names a place on this
-    machine.
+    No file of it names a place on this machine.
 
     Args:
         collected: the runs of one study, at least one.
@@ -52,7 +51,8 @@ def write_report(collected: Collected, out: Path, command: str) -> Path:
     vectors = {name: svg(figure) for name, figure in figures.items()}
     tables = list(tables_of(collected))
     page = render(collected, vectors, tables, command)
-    directory = out / _directory_name(collected)
+    scales = [manifest.scale for manifest in collected.manifests if manifest.scale]
+    directory = out / "-".join([collected.study, *dict.fromkeys(scales)])
     try:
         _write_runs(collected.runs, directory)
         for name, figure in figures.items():
@@ -64,17 +64,6 @@ def write_report(collected: Collected, out: Path, command: str) -> Path:
     except OSError as error:
         raise InputError(f"{directory} cannot be written: {error.strerror}.") from error
     return directory / PAGE
-
-
-def _directory_name(collected: Collected) -> str:
-    if collected.manifests:
-        scales = [manifest.scale for manifest in collected.manifests if manifest.scale]
-        return "-".join([collected.study, *dict.fromkeys(scales)])
-    names = "-".join(typed_path(place).name for place in collected.places)
-    return re.sub(r"[^\w.-]+", "_", names)[:_LONGEST_NAME].strip("._-") or collected.study
-
-
-_LONGEST_NAME = 100
 
 
 def _write(path: Path, content: bytes) -> None:
