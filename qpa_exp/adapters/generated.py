@@ -12,8 +12,8 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -25,10 +25,12 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from qpa_exp.adapters.generated_vector import GeneratedVector, Slice
 from qpa_exp.adapters.peft_model import (
     add_method,
     build_peft_model,
     checkpoint_activations,
+    compute_again_the_same,
     register,
     train_adapter_only,
     trainable_tensors,
@@ -44,6 +46,13 @@ _TYPE = "QPA_"
 
 
 # --- the config -----------------------------------------------------------------------------------
+
+_NOT_GENERATED = {
+    "ensure_weight_tying": "ties tensors of two layers, and each generated one is a layer's own",
+    "trainable_token_indices": "trains rows of the embedding, which no saved generator holds",
+    "monteclora_config": "trains what draws the tensors, and generated ones are not drawn",
+}
+"""Options of PEFT's methods, and why none whose tensors are generated can have them."""
 
 
 @dataclass
@@ -63,7 +72,8 @@ class GeneratedConfig(PeftConfig):
         """Check the generator as the config keys are checked.
 
         Raises:
-            InputError: ``qpa`` is out of range, names nothing, or contradicts itself.
+            InputError: ``qpa`` is out of range, names nothing, or contradicts itself, or the
+                method has an option that no generator can have.
         """
         super().__post_init__()
         self.peft_type = PeftType(_TYPE + self.method_type().value)
@@ -77,6 +87,9 @@ class GeneratedConfig(PeftConfig):
             raise InputError(
                 f"qpa={self.qpa.variant} has no generator: use peft.get_peft_model itself."
             )
+        for option, why in _NOT_GENERATED.items():
+            if value := getattr(self, option, None):
+                raise InputError(f"{option}={value} {why}: leave it out.")
 
     @classmethod
     def method_type(cls) -> PeftType:
@@ -150,129 +163,6 @@ def generated_config(
     return of(**copy.deepcopy(given), qpa=qpa, generated=generated)
 
 
-# --- the vector -----------------------------------------------------------------------------------
-
-
-class GeneratedVector:
-    """The vector that the tensors are cut from, made anew for each forward pass that is trained.
-
-    Without gradients it is kept, and made again only when a parameter has changed. A loop that
-    knows where an optimizer step begins and ends can have it made once for each: see
-    :meth:`begin_step`. A copy, by ``copy.deepcopy`` for example, has no step open.
-
-    Attributes:
-        sizes: of the tensors, in their order.
-        make: gives the vector: the generator, or the same compiled.
-        value: the vector as it is now, and ``pieces`` what it is cut into.
-    """
-
-    value: Float[Tensor, " m"]
-    pieces: Sequence[Float[Tensor, " size"]]
-
-    def __init__(self, generator: Generator, sizes: Sequence[int]) -> None:
-        self.generator, self.sizes = generator, list(sizes)
-        self.make: Callable[[], Tensor] = generator
-        self._step: tuple[Tensor, Tensor] | None = None
-        """While a step is open: the vector as it was generated, and the leaf that stands for it."""
-        self._kept_for: tuple[bool, list[Tensor]] | None = None
-        """The mode and the parameters that ``value`` is kept for; None for any other value."""
-        self.settle()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the generator and the sizes: a tensor within a graph cannot be copied."""
-        return {"generator": self.generator, "sizes": self.sizes}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make the vector anew."""
-        self.__init__(**state)  # type: ignore[misc]
-
-    def begin_step(self) -> None:
-        """Make the vector, unless a step is open already.
-
-        Until :meth:`end_step` every backward pass ends at it, and its gradients add up.
-        """
-        if self._step is None:
-            generated = self.make()
-            self._step = generated, generated.detach().clone().requires_grad_()
-        self._set(self._step[1])
-
-    def end_step(self) -> None:
-        """Take what has added up through the generator, to the gradients of its parameters."""
-        if self._step is None:
-            return
-        (generated, leaf), self._step = self._step, None
-        if leaf.grad is not None:
-            generated.backward(leaf.grad)
-        self._set(leaf.detach())
-
-    def compile(self, mode: str) -> None:
-        """Compile the generator and try it; it stays as it was where that fails."""
-        training = self.generator.training
-        self.make = torch.compile(self.generator.train(), mode=mode)
-        try:
-            with torch.random.fork_rng(devices=[]):
-                self.begin_step()
-                self.value.sum().backward()
-                self.end_step()
-        except Exception:
-            self.make, self._step = self.generator, None
-            raise
-        finally:
-            self.generator.zero_grad(set_to_none=True)
-            self.generator.train(training)
-            self.settle()
-
-    def settle(self) -> None:
-        """Make ``value`` that of evaluation, whatever the mode: a random order's one sample."""
-        mode = self.generator.training
-        self.generator.eval()
-        try:
-            with torch.no_grad():
-                self._set(self.make())
-        finally:
-            self.generator.train(mode)
-
-    def refresh(self) -> None:
-        """Bring ``value`` up to date with the generator's parameters."""
-        if torch.is_grad_enabled():
-            self._set(self.make() if self._step is None else self._step[1])
-            return
-        mode = self.generator.training
-        parameters: list[Tensor] = list(self.generator.parameters())
-        if self._kept_for is None or not _same(self._kept_for, (mode, parameters)):
-            self._set(self.make())
-            self._kept_for = mode, [p.detach().clone() for p in parameters]
-
-    def _set(self, value: Float[Tensor, " m"]) -> None:
-        """Cut at once, so that the gradients of all pieces are put together at once, too."""
-        with torch.set_grad_enabled(value.requires_grad):
-            self.value, self.pieces = value, value.split(self.sizes)
-        self._kept_for = None
-
-
-def _same(one: tuple[bool, list[Tensor]], other: tuple[bool, list[Tensor]]) -> bool:
-    pairs = zip(one[1], other[1], strict=True)
-    return one[0] == other[0] and all(a.device == b.device and torch.equal(a, b) for a, b in pairs)
-
-
-class Slice(nn.Module):
-    """A parametrization: one tensor of the method, read from the generated vector.
-
-    Under an anchor the tensor that PEFT itself initialised is added: init + G(theta) - G(theta_0).
-    """
-
-    def __init__(self, vector: GeneratedVector, place: int, shape: torch.Size) -> None:
-        super().__init__()
-        self.vector, self.place, self.shape = vector, place, shape
-
-    def forward(self, initial: Tensor) -> Tensor:
-        """Return what replaces ``initial``, PEFT's own tensor, in the same shape and type."""
-        piece = self.vector.pieces[self.place].view(self.shape)
-        if self.vector.generator.config.anchor:
-            return initial + piece.to(initial.dtype)
-        return piece.to(initial.dtype)
-
-
 # --- the tuner ------------------------------------------------------------------------------------
 
 
@@ -288,21 +178,37 @@ class GeneratedMethod(BaseTuner):
 
     peft_model: PeftModel
     generators: nn.ModuleDict
+    disabled = False
 
     def __init__(
         self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
+        if isinstance(peft_config, PeftConfig):  # a PeftModel gives the configs of its adapters
+            raise InputError(
+                "A generated adapter needs a model around the language model, and cannot be put "
+                "into it: load it with QPAModel.from_pretrained or PeftModel.from_pretrained, or "
+                "build it with get_qpa_model or peft.get_peft_model."
+            )
         super().__init__(model, peft_config, adapter_name, *args, **kwargs)
         language_model: Any = model
         language_model.peft_config = self.peft_model.peft_config  # as the method itself leaves it
-        self._entry = model if self._is_in_layers else self.peft_model
-        self._hook = self._entry.register_forward_pre_hook(self._before_forward)
+        compute_again_the_same(language_model)
         self.train(self.training)  # not peft_model.training: that is off by now
 
     @property
     def _is_in_layers(self) -> bool:
         """Whether the tensors lie in layers of the language model, and not in PEFT's model."""
         return isinstance(self.peft_model.base_model, BaseTuner)
+
+    @property
+    def _tuner(self) -> Any:
+        """PEFT's tuner of the method itself; the language model for one that has none."""
+        return self.peft_model.base_model
+
+    @property
+    def _entry(self) -> nn.Module:
+        """What every way to call the language model goes through."""
+        return self.model if self._is_in_layers else self.peft_model
 
     # --- adapters -----------------------------------------------------------------------------
 
@@ -316,35 +222,40 @@ class GeneratedMethod(BaseTuner):
         config: Any = self.peft_config[adapter_name]
         method, name = config.method(), adapter_name
         method.inference_mode = False
-        if "generators" not in self._modules:
-            self.peft_model = build_peft_model(model, method, config.qpa.seed, adapter_name=name)
-            self.generators = nn.ModuleDict()
-            self._vectors: dict[str, GeneratedVector] = {}
-            self._slots: dict[str, list[tuple[str, nn.Module, str]]] = {}
-            frozen = config.inference_mode
-        else:
-            frozen = not any(p.requires_grad for p in self.generator.parameters())
-            add_method(self.peft_model, name, method, config.qpa.seed)
-            self._activate(name)
-        named = trainable_tensors(self.peft_model)
-        if not named:
-            raise InputError(
-                f"{method.peft_type} has no tensors to generate on this model: "
-                "give other peft.target_modules."
-            )
-        sizes = [p.numel() for _, p in named]
-        generator = Generator(sum(sizes), config.qpa).to(self.peft_model.device)
-        if any(p.is_meta for p in generator.parameters()):
-            raise InputError(
-                "low_cpu_mem_usage=True leaves nothing for a generator to start from: "
-                "give low_cpu_mem_usage=False."
-            )
-        self.generators[name] = generator
-        self._vectors[name] = GeneratedVector(generator, sizes)
-        self._slots[name] = [self._slot(path) for path, _ in named]
-        for _, tensor in named:
-            tensor.requires_grad_(False)
-        self._parametrize(name)
+        first = "generators" not in self._modules
+        with nullcontext() if first else self._plainly():
+            if first:
+                self.peft_model = build_peft_model(
+                    model, method, config.qpa.seed, adapter_name=name
+                )
+                self.generators = nn.ModuleDict()
+                self._vectors: dict[str, GeneratedVector] = {}
+                self._slots: dict[str, list[tuple[str, nn.Module, str]]] = {}
+                frozen = config.inference_mode
+            else:
+                frozen = not any(p.requires_grad for p in self.generator.parameters())
+                add_method(self.peft_model, name, method, config.qpa.seed)
+                self.peft_model.set_adapter(name)
+            named = trainable_tensors(self.peft_model)
+            if not named:
+                raise InputError(
+                    f"{method.peft_type} has no tensors to generate on this model: "
+                    "give other peft.target_modules."
+                )
+            sizes = [p.numel() for _, p in named]
+            generator = Generator(sum(sizes), config.qpa).to(self.peft_model.device)
+            if any(p.is_meta for p in generator.parameters()):
+                raise InputError(
+                    "low_cpu_mem_usage=True leaves nothing for a generator to start from: "
+                    "give low_cpu_mem_usage=False."
+                )
+            self.generators[name] = generator
+            self._vectors[name] = GeneratedVector(generator, sizes)
+            self._slots[name] = [self._slot(path) for path, _ in named]
+            for _, tensor in named:
+                tensor.requires_grad_(False)
+        if first:
+            self._attach()
         for item in fields(method):  # what PEFT has filled in
             if item.name not in ("peft_type", "inference_mode"):
                 setattr(config, item.name, getattr(method, item.name))
@@ -356,16 +267,37 @@ class GeneratedMethod(BaseTuner):
         owner, _, leaf = path.rpartition(".")
         return path, self.peft_model.get_submodule(owner), leaf
 
-    def _parametrize(self, name: str) -> None:
-        """Let every tensor of an adapter read its slice of the generated vector."""
-        for place, (_, module, leaf) in enumerate(self._slots[name]):
-            piece = Slice(self._vectors[name], place, getattr(module, leaf).shape)
-            parametrize.register_parametrization(module, leaf, piece, unsafe=True)
+    def _attach(self) -> None:
+        """Let every tensor read its slice of a generated vector, which each pass refreshes."""
+        for name, slots in self._slots.items():
+            for place, (_, module, leaf) in enumerate(slots):
+                piece = Slice(self._vectors[name], place, getattr(module, leaf).shape)
+                parametrize.register_parametrization(module, leaf, piece, unsafe=True)
+        self._hook = self._entry.register_forward_pre_hook(self._before_forward)
 
-    def _take_off(self, name: str) -> None:
-        """Undo :meth:`_parametrize`: a parametrization lives in its module's class."""
-        for _, module, leaf in self._slots[name]:
-            parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
+    def _take_off(self) -> None:
+        """Undo :meth:`_attach`.
+
+        A parametrized module has a class of its own, which a deep copy of it shares: that class is
+        left, and nothing is taken out of it, as torch's ``remove_parametrizations`` does.
+        """
+        self._hook.remove()
+        for module in {module for slots in self._slots.values() for _, module, _ in slots}:
+            lists: Any = module.parametrizations
+            initial = {leaf: held.original for leaf, held in lists.items()}
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for leaf, tensor in initial.items():
+                setattr(module, leaf, tensor)
+
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        """Within this context the method is PEFT's own, and nothing in it leads back here."""
+        self._take_off()
+        try:
+            yield
+        finally:
+            self._attach()
 
     def _compare(self, config: GeneratedConfig, name: str) -> None:
         """Refuse a start that is not the one that was saved; note it where none was."""
@@ -408,11 +340,34 @@ class GeneratedMethod(BaseTuner):
         for other, generator in self.generators.items():
             generator.requires_grad_(other == name and not inference_mode)
 
+    def check_adapters(self, names: Sequence[str]) -> None:
+        """Refuse a name that no adapter has.
+
+        Raises:
+            InputError: says which.
+        """
+        for name in names:
+            if name not in self._slots:
+                raise InputError(
+                    f"{name} is no adapter of this model: give one of {', '.join(self._slots)}."
+                )
+
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Make one adapter the one that acts and is trained."""
-        name = adapter_name if isinstance(adapter_name, str) else adapter_name[0]
-        self.active_adapter = name
-        self._activate(name, inference_mode)
+        """Make one adapter the one that acts and is trained.
+
+        A step that is open ends: see :meth:`end_step`.
+
+        Raises:
+            InputError: there is no such adapter, or more than one is given.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        if len(names) != 1:
+            raise InputError(f"One generated adapter acts at a time: give one of {names}.")
+        self.check_adapters(names)
+        self.end_step()
+        (self.active_adapter,) = names
+        self._activate(names[0], inference_mode)
+        self._hold_merged()
 
     def set_requires_grad(
         self, adapter_names: str | Sequence[str], requires_grad: bool = True
@@ -422,27 +377,75 @@ class GeneratedMethod(BaseTuner):
             self.generators[name].requires_grad_(requires_grad)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Take an adapter and its generator away."""
-        self._take_off(adapter_name)
-        for held in (self.generators, self._vectors, self._slots, self.peft_config):
-            del held[adapter_name]
-        with self._leave_initial_alone():
+        """Take an adapter and its generator away.
+
+        Raises:
+            InputError: there is no such adapter, or no other.
+        """
+        self.check_adapters([adapter_name])
+        if len(self._slots) == 1:
+            raise InputError(
+                f"{adapter_name} is the only adapter: call unload() for the language model itself."
+            )
+        self.end_step()
+        with self._plainly():
+            for held in (self.generators, self._vectors, self._slots, self.peft_config):
+                del held[adapter_name]
             self.peft_model.delete_adapter(adapter_name)
         self.set_adapter(self.peft_model.active_adapters)
 
     def disable_adapter_layers(self) -> None:
         """Make the model the untouched language model."""
-        if "_disabled" not in self.__dict__:
-            self._disabled: AbstractContextManager[None] = self.peft_model.disable_adapter()
-            with self._leave_initial_alone():
-                self._disabled.__enter__()
+        self._switch(off=True)
 
     def enable_adapter_layers(self) -> None:
         """Undo :meth:`disable_adapter_layers`."""
-        if "_disabled" in self.__dict__:
+        self._switch(off=False)
+
+    def _switch(self, *, off: bool) -> None:
+        if off == self.disabled:
+            return
+        self.disabled, tuner = off, self._tuner
+        if not self.peft_model.active_peft_config.is_prompt_learning:  # else there are no layers
             with self._leave_initial_alone():
-                self._disabled.__exit__(None, None, None)
-            del self._disabled
+                (tuner.disable_adapter_layers if off else tuner.enable_adapter_layers)()
+
+    # --- merged into the weights, for a while ---------------------------------------------------
+
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+    ) -> None:
+        """Add the update to the language model's own weights, until :meth:`unmerge_adapter`.
+
+        What is merged is what evaluation reads. The vector stays as it is until then, whatever is
+        trained meanwhile, so that just what was added is subtracted.
+
+        Args:
+            adapter_names: what to merge; None for the active one.
+            safe_merge: refuse an update that is not finite.
+
+        Raises:
+            InputError: there is no such adapter, or it cannot be merged into a weight.
+        """
+        self.check_adapters(adapter_names or [])
+        for vector in self._vectors.values():
+            vector.settle()
+        with _merging(self.peft_model):
+            self._tuner.merge_adapter(adapter_names, safe_merge)
+        self._hold_merged()
+
+    def unmerge_adapter(self) -> None:
+        """Undo :meth:`merge_adapter`."""
+        with _merging(self.peft_model):
+            self._tuner.unmerge_adapter()
+        self._hold_merged()
+
+    def _hold_merged(self) -> None:
+        """Keep the vectors that a weight has in it, and only these."""
+        layers = (m for m in self.peft_model.modules() if isinstance(m, BaseTunerLayer))
+        merged = {name for layer in layers for name in layer.merged_adapters}
+        for name, vector in self._vectors.items():
+            vector.held = name in merged
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
         raise AssertionError("the method's own tuner puts its layers in place")
@@ -455,22 +458,35 @@ class GeneratedMethod(BaseTuner):
     def _before_forward(self, *_: Any) -> None:
         """Refresh before every way to call the language model: this is its forward pre-hook.
 
-        Of the untouched language model nothing is read. What the last pass read must then stay, for
-        its backward pass may compute checkpointed layers again.
+        Of the untouched language model nothing is read.
         """
-        if "_disabled" not in self.__dict__:
-            self.refresh()
+        if self.disabled:
+            return
+        if any(vector.held for vector in self._vectors.values()):
+            self._hold_merged()  # PEFT unmerges by itself, too
+        self.refresh()
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Let a call name adapters, as PEFT asks its tuners to."""
+        with self.peft_model._enable_peft_forward_hooks(*args, **kwargs):
+            yield
+
+    @property
+    def _called(self) -> Any:
+        """What computes; prompts are put before the text by PEFT's model of them."""
+        return self.model if self.disabled and not self._is_in_layers else self.peft_model
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the language model's own output, with the method's tensors as they are now."""
-        return self.peft_model(*args, **kwargs)
+        return self._called(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Write text: the language model's own ``generate``."""
-        if not self._is_in_layers:  # PEFT reads the prompts before it calls anything
+        if not (self._is_in_layers or self.disabled):  # PEFT reads the prompts before any call
             with torch.no_grad():
                 self.refresh()
-        return self.peft_model.generate(*args, **kwargs)
+        return self._called.generate(*args, **kwargs)
 
     def train(self, mode: bool = True) -> GeneratedMethod:
         """Set the training mode of what is trained; the backbone stays in evaluation mode."""
@@ -521,7 +537,8 @@ class GeneratedMethod(BaseTuner):
 
     def end_step(self) -> None:
         """Give the generator's parameters the gradients of all batches since the step began."""
-        self._vector.end_step()
+        for vector in self._vectors.values():
+            vector.end_step()
 
     def refresh(self) -> None:
         """Bring the vector up to date with the parameters, as every forward pass does."""
@@ -547,9 +564,13 @@ class GeneratedMethod(BaseTuner):
                 f"trainer.compile=true: torch cannot compile the generator: {one_line(error)[:300]}"
             ) from error
 
-    def generated_tensors(self) -> dict[str, Tensor]:
-        """Return the method's tensors by PEFT's names, as they are now; detached."""
-        name = self.active_adapters[0]
+    def generated_tensors(self, adapter_name: str | None = None) -> dict[str, Tensor]:
+        """Return a method's tensors by PEFT's names, as they are now; detached.
+
+        Args:
+            adapter_name: whose tensors; None for the active one.
+        """
+        name = adapter_name or self.active_adapters[0]
         self._vectors[name].settle()
         with torch.no_grad():
             return {path: getattr(module, leaf).clone() for path, module, leaf in self._slots[name]}
@@ -566,22 +587,29 @@ class GeneratedMethod(BaseTuner):
 
         The language model's own weights are shared, not copied. Saved, it is the adapter alone:
         PEFT by itself would add a copy of the head to an adapter on the head.
+
+        Raises:
+            InputError: the adapter is merged into the weights at the moment.
         """
-        name, tensors = self.active_adapters[0], self.generated_tensors()
+        return self._plain(self.active_adapters[:1])
+
+    def _plain(self, names: Sequence[str]) -> PeftModel:
+        """Return a plain PEFT model of these adapters alone; the first is active."""
+        self.check_adapters(names)
+        if any(vector.held for vector in self._vectors.values()):
+            raise InputError("The adapter is merged into the weights: call unmerge_adapter first.")
+        tensors = {path: t for name in names for path, t in self.generated_tensors(name).items()}
         everything = (*self.peft_model.parameters(), *self.peft_model.buffers())
         shared = {id(t): t for t in everything if not t.requires_grad}
-        self._hook.remove()
-        for adapter in self._slots:
-            self._take_off(adapter)
-        try:
+        with self._plainly():
             plain = copy.deepcopy(self.peft_model, shared)
-        finally:
-            for adapter in self._slots:
-                self._parametrize(adapter)
-            self._hook = self._entry.register_forward_pre_hook(self._before_forward)
         for other in self._slots:
-            if other != name:
+            if other not in names:
                 plain.delete_adapter(other)
+        if self.disabled and self._is_in_layers:
+            tuner: Any = plain.base_model
+            tuner.enable_adapter_layers()
+        plain.set_adapter(names[0])
         for path, value in tensors.items():
             owner, _, leaf = path.rpartition(".")
             setattr(plain.get_submodule(owner), leaf, nn.Parameter(value))
@@ -589,25 +617,34 @@ class GeneratedMethod(BaseTuner):
         plain.save_pretrained = save  # type: ignore[method-assign]
         return plain
 
-    def merge_and_unload(self, *args: Any, **kwargs: Any) -> Any:
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
         """Return a plain language model with the adapter in its weights; this one stays as it is.
 
         The weights of the adapted layers are copied first. So an adapted head that is tied to the
         embedding is no longer tied to it, and the embedding stays as it was.
 
+        Args:
+            progressbar: show one.
+            safe_merge: refuse an update that is not finite.
+            adapter_names: what to merge, one after the other; None for the active one.
+
         Raises:
-            InputError: the method cannot be merged into a weight.
+            InputError: there is no such adapter, or it cannot be merged into a weight.
         """
-        return merged(self.to_peft(), *args, **kwargs)
+        names = adapter_names or self.active_adapters
+        return merged(self._plain(names), progressbar, safe_merge, names)
 
     def unload(self) -> Any:
         """Return the language model itself, without the adapter.
 
         This model must not be used after.
         """
-        self._hook.remove()
-        for adapter in self._slots:
-            self._take_off(adapter)
+        self._take_off()
         return self.peft_model.unload()
 
     # --- PEFT's files -----------------------------------------------------------------------------
@@ -690,11 +727,28 @@ def merged(plain: PeftModel, *args: Any, **kwargs: Any) -> Any:
     head = language_model.get_output_embeddings()
     if isinstance(head, BaseTunerLayer):
         language_model.config.tie_word_embeddings = False
-    try:
+    with _merging(plain):
         return plain.merge_and_unload(*args, **kwargs)
-    except (AttributeError, NotImplementedError, ValueError) as error:
+
+
+@contextmanager
+def _merging(model: PeftModel) -> Iterator[None]:
+    """Say in one sentence why a method is not merged, or not unmerged.
+
+    Raises:
+        InputError: PEFT has no merge for the method, or refuses this one.
+    """
+    why = "PEFT has no merge for it"
+    try:
+        if not isinstance(model.base_model, BaseTuner):
+            raise NotImplementedError
+        yield
+    except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
+        if not isinstance(error, AttributeError):
+            why = one_line(error).rstrip(".") or why
         raise InputError(
-            f"{method_name(plain)} cannot be merged into the weights: give format=peft."
+            f"{method_name(model)} cannot be merged into the weights: {why}; format=peft writes "
+            "the adapter beside them."
         ) from error
 
 

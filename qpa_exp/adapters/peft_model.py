@@ -8,7 +8,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from qpa_exp.adapters.catalogue import METHODS, Method
+from qpa_exp.adapters.generated_vector import as_read_now
+from qpa_exp.adapters.saved_method import check_readable
 from qpa_exp.config import PeftMethodConfig
 from qpa_exp.errors import InputError, nearest, sentence_end
 from qpa_exp.files import fits
@@ -36,8 +38,13 @@ def checkpoint_activations(model: PreTrainedModel, *args: Any, **options: Any) -
         options: see ``args``.
     """
     model.activation_checkpointing_enable(*args, **options)
+    compute_again_the_same(model)
+
+
+def compute_again_the_same(model: nn.Module) -> None:
+    """Let every layer that is checkpointed compute the same in the backward pass as before it."""
     for layer in _checkpointed(model):
-        layer._gradient_checkpointing_func = _in_evaluation(layer)
+        layer._gradient_checkpointing_func = _Checkpoint(layer, layer._gradient_checkpointing_func)
 
 
 def _checkpointed(model: nn.Module) -> Iterator[Any]:
@@ -46,23 +53,30 @@ def _checkpointed(model: nn.Module) -> Iterator[Any]:
             yield module
 
 
-def _in_evaluation(layer: Any) -> Callable[..., Any]:
-    """Return the layer's checkpointing function, with the mark of training taken off while it
-    computes.
-    """
-    checkpoint = layer._gradient_checkpointing_func
+@dataclass
+class _Checkpoint:
+    """A layer's checkpointing function, whose layer has no mark of training while it computes.
 
-    def checkpoint_in_evaluation(compute: Callable[..., Any], *inputs: Any) -> Any:
+    It reads the generated vectors that it read at first, whatever has been made since. A copy of
+    the layer has its own.
+    """
+
+    layer: Any
+    own: Callable[..., Any]
+
+    def __call__(self, compute: Callable[..., Any], *inputs: Any) -> Any:
+        """Return what ``compute`` gives for the inputs, and keep these alone."""
+        reading, layer = as_read_now(self.layer), self.layer
+
         def frozen(*inputs: Any) -> Any:
             marked, layer.training = layer.training, False
             try:
-                return compute(*inputs)
+                with reading():
+                    return compute(*inputs)
             finally:
                 layer.training = marked
 
-        return checkpoint(frozen, *inputs)
-
-    return checkpoint_in_evaluation
+        return self.own(frozen, *inputs)
 
 
 def register(name: str, config_class: type[PeftConfig], tuner: type[BaseTuner]) -> None:
@@ -203,9 +217,11 @@ def build_peft_model(
 
     Raises:
         InputError: a target module that the model does not have, a rank that is larger than its
-            layer, a method that trains nothing, or anything else that PEFT refuses.
+            layer, a method that trains nothing or could not be loaded again, or anything else that
+            PEFT refuses.
     """
     _check_compiles(config)
+    check_readable(config)
     check_rank(model, config)  # of what was named: of all linear layers some are narrow
     _resolve_targets(model, config)
     check_targets(model, config)
@@ -229,8 +245,9 @@ def add_method(model: PeftModel, adapter_name: str, config: PeftConfig, seed: in
     """Put one more adapter of the same method on a model; it is not yet the active one.
 
     Raises:
-        InputError: anything that PEFT refuses.
+        InputError: anything that PEFT refuses, or that could not be loaded again.
     """
+    check_readable(config)
     with _putting_in_place(seed):
         model.add_adapter(adapter_name, config)
     _start_all_magnitudes(model, adapter_name)

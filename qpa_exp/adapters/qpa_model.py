@@ -24,7 +24,13 @@ from qpa_exp.adapters.peft_model import (
     whole_modules,
     without_remarks,
 )
-from qpa_exp.adapters.saved_method import read_adapter, same_shapes, save_adapter
+from qpa_exp.adapters.saved_method import (
+    check_directory,
+    peft_dict,
+    read_adapter,
+    same_shapes,
+    save_adapter,
+)
 from qpa_exp.config import Config, QPAConfig
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.files import write_json
@@ -257,16 +263,17 @@ class QPAModel(PeftModel, AdaptedModel):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within this context the model is the untouched language model."""
+        within = self.base_model.disabled  # another such context, which goes on after this one
         self.base_model.disable_adapter_layers()
         try:
             yield
         finally:
-            self.base_model.enable_adapter_layers()
+            if not within:
+                self.base_model.enable_adapter_layers()
 
     def print_trainable_parameters(self) -> None:
         """Say how much is trained, in PEFT's own words, and how much that generates."""
-        trained = self.generator.n_trainable
-        total = self.peft_model.get_nb_trainable_parameters()[1] + trained
+        trained, total = self.get_nb_trainable_parameters()
         print(
             f"trainable params: {trained:,} || all params: {total:,} || "
             f"trainable%: {100 * trained / total:.4f} || generated: {self.generator.chunking.m:,}"
@@ -294,17 +301,23 @@ class QPAModel(PeftModel, AdaptedModel):
             state_dict: of a whole model such as this, to save in place of its own weights.
             selected_adapters: their names; None for all.
             kwargs: see ``args``.
+
+        Raises:
+            InputError: there is no such adapter, or ``save_directory`` is a file.
         """
         if not is_main_process:
             return
-        for name in selected_adapters or self.peft_config:
+        check_directory(save_directory)
+        names = selected_adapters or list(self.peft_config)
+        self.base_model.check_adapters(names)
+        for name in names:
             place = Path(save_directory) / ("" if name == "default" else name)
             weights = get_peft_model_state_dict(self, state_dict, name, save_embedding_layers=False)
             generator: Any = self.base_model.generators[name]
             shapes = self.base_model.tensor_shapes(name)
             method = self.peft_model.peft_config[name]
             saved_generator.write(place, generator, method, shapes, weights)
-            write_json(place / CONFIG_NAME, saved_generator.peft_dict(self.peft_config[name]))
+            write_json(place / CONFIG_NAME, peft_dict(self.peft_config[name]))
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -357,8 +370,9 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
         config: the generator; ``QPAConfig()`` is the variant ``tuned``.
 
     Raises:
-        InputError: a target that does not exist, more qubits than the back end takes, or a
-            ``config`` that is out of range, names nothing, or contradicts itself.
+        InputError: a target that does not exist, more qubits than the back end takes, a
+            ``peft_config`` that could not be loaded again, or a ``config`` that is out of range,
+            names nothing, or contradicts itself.
 
     Examples:
         >>> from peft import LoraConfig
@@ -369,6 +383,15 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
         >>> model.generator.chunking.m
         464
     """
+    for name, given, kind in (
+        ("model", model, PreTrainedModel),
+        ("peft_config", peft_config, PeftConfig),
+        ("config", config, QPAConfig),
+    ):
+        if not isinstance(given, kind):
+            raise InputError(
+                f"get_qpa_model: {name} is {given!r:.100}: give an object of {kind.__name__}."
+            )
     made = generated_config(peft_config, config)
     made.base_model_name_or_path = model.name_or_path or None
     qpa = QPAModel(model, made)

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +21,15 @@ from transformers import PreTrainedModel
 
 from qpa_exp.adapters.generated import saved_config
 from qpa_exp.adapters.peft_model import build_for_sizes, trainable_tensors, whole_modules
-from qpa_exp.adapters.saved_method import CONFIG, WEIGHTS, load_weights, peft_config_of, same_shapes
+from qpa_exp.adapters.saved_method import (
+    CONFIG,
+    WEIGHTS,
+    load_weights,
+    peft_config_of,
+    peft_dict,
+    plain,
+    same_shapes,
+)
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, first_line
 from qpa_exp.files import MIB, read_plain, typed, whole_file, write_json
@@ -55,27 +62,13 @@ def write(
         written.write(to_bytes(stored, metadata={"format": "pt"}))
     record = {
         "format": VARIANTS[generator.config.variant].saved_format,
-        "qpa_config": {k: _plain(v) for k, v in dataclasses.asdict(generator.config).items()},
+        "qpa_config": {k: plain(v) for k, v in dataclasses.asdict(generator.config).items()},
         "peft_config": peft_dict(peft_config),
         "shapes": shapes,
         "whole": sorted(set(weights) - {name for name, _ in generator.named_parameters()}),
         "start_norm": generator.start_norm(),
     }
     write_json(target / CONFIG, record)
-
-
-def peft_dict(config: PeftConfig) -> dict[str, Any]:
-    """PEFT's config as plain JSON, without the class names that its own loader would look up."""
-    record = {key: _plain(value) for key, value in config.to_dict().items() if value is not None}
-    for name in ("auto_mapping", "inference_mode", "runtime_config"):
-        record.pop(name, None)
-    return record
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, set):
-        return sorted(value)
-    return value.value if isinstance(value, Enum) else value
 
 
 @dataclass(frozen=True)

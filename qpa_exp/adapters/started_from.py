@@ -13,7 +13,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from qpa_exp.adapters import saved_generator
 from qpa_exp.adapters.peft_model import whole_modules
 from qpa_exp.adapters.qpa_model import AdaptedModel, QPAModel
-from qpa_exp.adapters.saved_method import CONFIG, read_adapter, same_shapes
+from qpa_exp.adapters.saved_method import CONFIG, peft_dict, read_adapter, same_shapes
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 
@@ -69,7 +69,7 @@ def _qpa_values(config: QPAConfig) -> dict[str, Any]:
 def _peft_values(config: PeftConfig) -> dict[str, Any]:
     return {
         key: sorted(value) if isinstance(value, list) else value
-        for key, value in saved_generator.peft_dict(config).items()
+        for key, value in peft_dict(config).items()
         if key not in _OF_THE_FILE and "dropout" not in key
     }
 

@@ -27,11 +27,10 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeGuard
-from weakref import WeakKeyDictionary
+from typing import IO, Any, NoReturn
 
 import torch
 import xxhash
@@ -39,14 +38,9 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.nn.functional import gelu
-from transformers.activations import NewGELUActivation
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
-from transformers.pytorch_utils import Conv1D
 
 from qpa_exp.fast_head.low_rank_loss import FinalLogits
 from qpa_exp.files import is_marked, mark
-from qpa_exp.machine import free_memory
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +60,6 @@ class Backbone:
 
     def __init__(self, model: Any, autocast: torch.dtype | None = None) -> None:
         self.model, self.autocast = model, autocast
-        self._packing = Packing()
 
     @torch.no_grad()
     def hidden(
@@ -90,7 +83,7 @@ class Backbone:
         low = nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)
         handle = model.get_output_embeddings().register_forward_pre_hook(stop)
         try:
-            with low, self._packing.used_by(model):
+            with low:
                 given = {"attention_mask": attention_mask, "position_ids": position_ids}
                 moved = {name: x.to(device) for name, x in given.items() if x is not None}
                 model(input_ids=input_ids.to(device), use_cache=False, **moved)
@@ -162,118 +155,6 @@ def find_final_logits(model: Any, input_ids: Int[Tensor, "rows tokens"]) -> Fina
             if float((final(z) - logits).abs().max()) <= tolerance:
                 return final
     return None
-
-
-# --- layers as oneDNN multiplies them fastest ------------------------------------------------
-
-_FEWEST_INPUTS = 512
-"""The fewest with which a product is faster."""
-
-_TOKENS = 512
-"""How many the blocks are chosen for; they do for any number."""
-
-_SHARE_OF_FREE = 1 / 4
-"""The most of the free memory that the next copy may take."""
-
-Layer = nn.Linear | Conv1D
-
-
-class Packing:
-    """The weights of a model's layers in the order of oneDNN's own blocks.
-
-    Products with those, which compilers of models use, took four fifths of the time here, and
-    GPT-2's activation is computed as the product leaves the registers. The blocks are a second
-    copy, kept for as long as this is. It packs float32 weights that are not trained, on a CPU,
-    while there is memory for the copies.
-
-    Both operators are private: torch packs weights within ``torch.compile`` alone, which would
-    take minutes for each model. ``Tensor._version`` is the one sign that a weight has changed.
-    """
-
-    def __init__(self) -> None:
-        self._kept: WeakKeyDictionary[nn.Module, tuple[object, Tensor]] = WeakKeyDictionary()
-
-    @contextmanager
-    def used_by(self, model: nn.Module) -> Iterator[None]:
-        """Within, ``model`` computes with packed weights; afterwards it is as it was."""
-        ways = self._ways(model)
-        for module, forward in ways.items():
-            module.forward = forward
-        try:
-            yield
-        finally:
-            for module in ways:
-                del module.forward
-
-    def _ways(self, model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-        """Return what modules do in place of their own forward pass."""
-        ways: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
-        own = [module for module in model.modules() if "forward" not in vars(module)]
-        for module in own:
-            if _is_layer(module) and self._takes(module):
-                ways[module] = partial(self._multiply, module)
-            elif isinstance(module, NewGELUActivation):  # eight operations; torch has it as one
-                ways[module] = partial(gelu, approximate="tanh")
-        for block in own:
-            if (
-                isinstance(block, GPT2MLP)
-                and isinstance(block.act, NewGELUActivation)
-                and {block.c_fc, block.act} <= ways.keys()
-            ):
-                ways[block.c_fc] = partial(self._multiply, block.c_fc, then=("gelu", "tanh"))
-                ways[block.act] = nn.Identity().forward
-        return ways
-
-    def _takes(self, layer: Layer) -> bool:
-        """Whether the layer's products gain by it, and there is room for its copy."""
-        if not _possible(layer.weight) or _rows(layer).shape[1] < _FEWEST_INPUTS:
-            return False
-        return layer in self._kept or layer.weight.nbytes <= _SHARE_OF_FREE * free_memory()
-
-    def _multiply(
-        self, layer: Layer, x: Float[Tensor, "*batch k"], then: tuple[str, str] = ("none", "")
-    ) -> Float[Tensor, "*batch n"]:
-        """Give what the layer gives for ``x``, and its activation's name and algorithm, if any."""
-        activation, algorithm = then
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._blocks(layer), layer.bias, activation, [], algorithm
-        )
-        return found
-
-    def _blocks(self, layer: Layer) -> Tensor:
-        """Return the layer's weight in blocks, made anew where the weight is another since."""
-        source = (layer.weight.data_ptr(), layer.weight._version)
-        made_from, blocks = self._kept.get(layer, (None, layer.weight))
-        if made_from != source:
-            blocks = _pack(_rows(layer).detach().contiguous())
-            self._kept[layer] = source, blocks
-        return blocks
-
-
-def _is_layer(module: nn.Module) -> TypeGuard[Layer]:
-    """Whether it is one of these and nothing derived from them: PEFT's and quantisers' are."""
-    return type(module) in (nn.Linear, Conv1D)
-
-
-def _rows(layer: Layer) -> Float[Tensor, "n k"]:
-    """Return the weight as torch writes it; GPT-2 has it the other way round."""
-    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-
-
-def _pack(rows: Float[Tensor, "n k"]) -> Tensor:
-    blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(rows, _TOKENS)
-    return blocks
-
-
-def _possible(weight: Tensor) -> bool:
-    """Whether there is such a product for this weight, and no gradient or autocast to mind."""
-    return (
-        torch.backends.mkldnn.is_available()
-        and weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and not (weight.requires_grad or weight.is_inference())
-        and not torch.is_autocast_enabled("cpu")
-    )
 
 
 # --- the tables -------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -136,6 +136,17 @@ class Generator(nn.Module):
         self.register_buffer("bits", self._write_bits(states), persistent=False)
         self._origin = [self._frozen_copy()] if config.anchor else []
         self._start: Tensor | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Generator:
+        """Keep 32 bits at least where a model is cast to 16: angles and probabilities need them."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            narrow = made.is_floating_point() and made.dtype.itemsize < 4
+            return tensor.to(made.device) if narrow else made
+
+        applied: Generator = super()._apply(kept, recurse)
+        return applied
 
     @property
     def n_trainable(self) -> int:

@@ -89,6 +89,16 @@ def test_the_generator_and_the_head_are_what_is_trained(
     assert f"{place}circuit.theta" in changed
 
 
+def test_it_prints_all_that_is_trained(
+    make_adapted: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_adapted("llama", "tuned")
+    model.print_trainable_parameters()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == model.generator.n_trainable + HEAD
+    assert f"trainable params: {trained:,} || " in capsys.readouterr().out
+
+
 @every_family
 @both_kinds
 def test_it_starts_at_the_base_model_and_disabled_it_is_that(

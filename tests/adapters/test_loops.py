@@ -16,6 +16,7 @@ from torch import Tensor
 from qpa_exp.adapters.peft_model import checkpoint_activations
 from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.config import QPAConfig
+from qpa_exp.errors import InputError
 
 # A layer of the attention and one of the MLP, and the class of the blocks around them.
 PLACES = {"gpt2": ["c_attn", "c_fc"], "llama": ["q_proj", "up_proj"], "opt": ["q_proj", "fc1"]}
@@ -60,6 +61,49 @@ def test_checkpointed_layers_compute_twice_and_the_same(make: Any, tokens: Tenso
     assert len(calls) == 2
     assert loss == pytest.approx(expected[0])
     torch.testing.assert_close(grad, expected[1])
+
+
+@pytest.mark.parametrize("between", ["a second pass", "text", "another adapter's pass"])
+@pytest.mark.parametrize("enabled", ["after", "before"])
+def test_a_checkpointed_layer_reads_in_the_backward_pass_what_it_read_before(
+    make_model: Any, tokens: Tensor, between: str, enabled: str
+):
+    def gradients(checkpointed: bool) -> Tensor:
+        base = make_model("llama")
+        if checkpointed and enabled == "before":
+            base.activation_checkpointing_enable()
+        lora = LoraConfig(r=2, target_modules=["q_proj"])
+        config = QPAConfig(n_mlp=8, basis_order="random", anchor=False)  # each pass draws
+        model = get_qpa_model(base, lora, config).train()
+        model.add_adapter("other", model.peft_config["default"])
+        if checkpointed and enabled == "after":
+            model.activation_checkpointing_enable()
+        torch.manual_seed(3)
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        if between == "a second pass":
+            loss = loss + model(input_ids=tokens.flip(1), labels=tokens, use_cache=False).loss
+        elif between == "text":
+            model.generate(input_ids=tokens, max_new_tokens=1, pad_token_id=0)
+        else:
+            model.eval()
+            with torch.no_grad():
+                model(input_ids=tokens, adapter_names=["other"] * len(tokens))
+        loss.backward()
+        return gradient(model)
+
+    torch.testing.assert_close(gradients(True), gradients(False))
+
+
+def test_reentrant_checkpointing_is_refused_where_a_layer_in_it_is_generated(
+    make: Any, make_model: Any, tokens: Tensor
+):
+    model = make("llama")
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(InputError, match="'use_reentrant': False"):
+        step(model, tokens)
+    head = get_qpa_model(make_model("llama"), LoraConfig(target_modules=["lm_head"]), QPAConfig())
+    head.train().gradient_checkpointing_enable({"use_reentrant": True})
+    step(head, tokens)
 
 
 def test_checkpointing_lets_no_dropout_of_the_backbone_act(make_model: Any, tokens: Tensor):

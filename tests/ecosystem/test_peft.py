@@ -62,6 +62,26 @@ def test_a_saved_one_is_refused_on_another_language_model(make_base: Any, tmp_pa
         PeftModel.from_pretrained(other, str(tmp_path))
 
 
+@pytest.mark.parametrize("way", ["from_pretrained", "load_adapter", "add_adapter"])
+def test_transformers_alone_does_not_load_the_language_model_without_its_adapter(
+    way: str, make_base: Any, tmp_path: Path
+) -> None:
+    base = make_base()
+    base.save_pretrained(tmp_path / "base")
+    config = QPALoraConfig(
+        r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", qpa=QPAConfig(n_mlp=16)
+    )
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config)
+    model.save_pretrained(str(tmp_path / "saved"))
+    calls = {
+        "from_pretrained": lambda: AutoModelForCausalLM.from_pretrained(tmp_path / "saved"),
+        "load_adapter": lambda: base.load_adapter(str(tmp_path / "saved")),
+        "add_adapter": lambda: base.add_adapter(config),
+    }
+    with pytest.raises(InputError, match=r"load it with QPAModel\.from_pretrained"):
+        calls[way]()
+
+
 def test_it_has_what_the_tools_touch(make_qpa: Any) -> None:
     model, own = make_qpa(), sum(p.numel() for p in make_qpa().generator.parameters())
     assert isinstance(model, PeftModel)

@@ -141,7 +141,6 @@ def test_an_adapters_weights(lay, data):
 CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor | None]] = {
     "NaN": lambda w: w * torch.nan,
     "infinite": lambda w: w + torch.inf,
-    "16 bits": lambda w: w.half(),
     "whole numbers": lambda w: w.long(),
     "longer": lambda w: torch.cat([w, w]),
     "flat": lambda w: w.flatten(),
