@@ -177,7 +177,7 @@ def first_example(config: Config) -> dict[str, Any]:
     Raises:
         InputError: the data or the tokenizer cannot be used.
     """
-    from qpa_exp.runs.progress import Stopwatch
+    from qpa_exp.runs.callbacks import Stopwatch
 
     task = TASKS[config.task](config, Stopwatch())
     data = task.data()

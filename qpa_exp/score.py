@@ -64,8 +64,8 @@ def score(config: Config, split: str = "test") -> dict[str, float]:
 
     from qpa_exp.adapters.catalogue import check_length
     from qpa_exp.lm.loading import load_architecture, n_positions
+    from qpa_exp.runs.callbacks import Stopwatch
     from qpa_exp.runs.module import Means
-    from qpa_exp.runs.progress import Stopwatch
     from qpa_exp.runs.train import root_device
     from qpa_exp.task import TASKS
 

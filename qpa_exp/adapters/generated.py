@@ -25,7 +25,6 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from qpa_exp.adapters.generated_vector import GeneratedVector, Slice
 from qpa_exp.adapters.peft_model import (
     add_method,
     build_peft_model,
@@ -38,7 +37,7 @@ from qpa_exp.adapters.peft_model import (
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.files import typed
-from qpa_exp.generator.generator import Generator
+from qpa_exp.generator.generator import GeneratedVector, Generator, Slice
 from qpa_exp.generator.rules import VARIANTS, check_generator
 
 _TYPE = "QPA_"

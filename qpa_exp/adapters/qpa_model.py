@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -20,20 +22,16 @@ from qpa_exp.adapters.peft_model import (
     build_peft_model,
     checkpoint_activations,
     make_peft_config,
+    peft_dict,
+    plain,
     train_adapter_only,
     whole_modules,
     without_remarks,
 )
-from qpa_exp.adapters.saved_method import (
-    check_directory,
-    peft_dict,
-    read_adapter,
-    same_shapes,
-    save_adapter,
-)
+from qpa_exp.adapters.saved_method import CONFIG, WEIGHTS, read_adapter, same_shapes, save_adapter
 from qpa_exp.config import Config, QPAConfig
 from qpa_exp.errors import InputError, one_line
-from qpa_exp.files import write_json
+from qpa_exp.files import check_directory, whole_file, write_json
 from qpa_exp.generator.generator import Generator
 from qpa_exp.generator.rules import VARIANTS
 
@@ -316,7 +314,7 @@ class QPAModel(PeftModel, AdaptedModel):
             generator: Any = self.base_model.generators[name]
             shapes = self.base_model.tensor_shapes(name)
             method = self.peft_model.peft_config[name]
-            saved_generator.write(place, generator, method, shapes, weights)
+            save_generator(place, generator, method, shapes, weights)
             write_json(place / CONFIG_NAME, peft_dict(self.peft_config[name]))
 
     @classmethod
@@ -397,6 +395,40 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
     qpa = QPAModel(model, made)
     qpa.generator.chunking.warn_if_oversized()
     return qpa
+
+
+# --- its files ---------------------------------------------------------------------------------
+
+
+def save_generator(
+    directory: str | Path,
+    generator: Generator,
+    peft_config: PeftConfig,
+    shapes: dict[str, list[int]],
+    weights: Mapping[str, Tensor],
+) -> None:
+    """Write a generator; the directory is made where there is none.
+
+    Args:
+        directory: where the files are written, one after the other.
+        generator: whose config and start are written down.
+        peft_config: of the method whose tensors it makes.
+        shapes: of these tensors.
+        weights: the generator's own, and those of modules that are trained whole.
+    """
+    target = Path(directory)
+    stored = {name: p.detach().cpu().contiguous() for name, p in weights.items()}
+    with whole_file(target / WEIGHTS) as written:
+        written.write(to_bytes(stored, metadata={"format": "pt"}))
+    record = {
+        "format": VARIANTS[generator.config.variant].saved_format,
+        "qpa_config": {k: plain(v) for k, v in dataclasses.asdict(generator.config).items()},
+        "peft_config": peft_dict(peft_config),
+        "shapes": shapes,
+        "whole": sorted(set(weights) - {name for name, _ in generator.named_parameters()}),
+        "start_norm": generator.start_norm(),
+    }
+    write_json(target / CONFIG, record)
 
 
 # --- either kind, from a config -----------------------------------------------------------------

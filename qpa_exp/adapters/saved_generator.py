@@ -1,4 +1,4 @@
-"""The files of a saved generator: how they are written, and read and checked."""
+"""The files of a saved generator, read and checked."""
 
 from __future__ import annotations
 
@@ -15,60 +15,25 @@ from typing import Any, TypeVar
 import torch
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qpa_exp.adapters.generated import saved_config
-from qpa_exp.adapters.peft_model import build_for_sizes, trainable_tensors, whole_modules
-from qpa_exp.adapters.saved_method import (
-    CONFIG,
-    WEIGHTS,
-    load_weights,
+from qpa_exp.adapters.peft_model import (
+    build_for_sizes,
     peft_config_of,
-    peft_dict,
-    plain,
-    same_shapes,
+    trainable_tensors,
+    whole_modules,
 )
+from qpa_exp.adapters.saved_method import CONFIG, WEIGHTS, load_weights, same_shapes
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, first_line
-from qpa_exp.files import MIB, read_plain, typed, whole_file, write_json
+from qpa_exp.files import MIB, read_plain, typed
 from qpa_exp.generator.generator import Generator
 from qpa_exp.generator.rules import VARIANTS, count_generator
 from qpa_exp.machine import free_memory
 
 T = TypeVar("T")
-
-
-def write(
-    directory: str | Path,
-    generator: Generator,
-    peft_config: PeftConfig,
-    shapes: dict[str, list[int]],
-    weights: Mapping[str, Tensor],
-) -> None:
-    """Write a generator; the directory is made where there is none.
-
-    Args:
-        directory: where the files are written, one after the other.
-        generator: whose config and start are written down.
-        peft_config: of the method whose tensors it makes.
-        shapes: of these tensors.
-        weights: the generator's own, and those of modules that are trained whole.
-    """
-    target = Path(directory)
-    stored = {name: p.detach().cpu().contiguous() for name, p in weights.items()}
-    with whole_file(target / WEIGHTS) as written:
-        written.write(to_bytes(stored, metadata={"format": "pt"}))
-    record = {
-        "format": VARIANTS[generator.config.variant].saved_format,
-        "qpa_config": {k: plain(v) for k, v in dataclasses.asdict(generator.config).items()},
-        "peft_config": peft_dict(peft_config),
-        "shapes": shapes,
-        "whole": sorted(set(weights) - {name for name, _ in generator.named_parameters()}),
-        "start_norm": generator.start_norm(),
-    }
-    write_json(target / CONFIG, record)
 
 
 @dataclass(frozen=True)

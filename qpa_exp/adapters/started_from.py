@@ -11,9 +11,9 @@ from peft import PeftConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
 from qpa_exp.adapters import saved_generator
-from qpa_exp.adapters.peft_model import whole_modules
+from qpa_exp.adapters.peft_model import peft_dict, whole_modules
 from qpa_exp.adapters.qpa_model import AdaptedModel, QPAModel
-from qpa_exp.adapters.saved_method import CONFIG, peft_dict, read_adapter, same_shapes
+from qpa_exp.adapters.saved_method import CONFIG, read_adapter, same_shapes
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 

@@ -200,6 +200,16 @@ def read_bytes(path: Path, most: int = 16 * MIB) -> bytes:
         raise InputError(f"{str(path)!r} is no path: {error}.") from error
 
 
+def check_directory(directory: str | Path) -> None:
+    """Refuse a place to save to that is a file.
+
+    Raises:
+        InputError: it is one.
+    """
+    if Path(directory).is_file():
+        raise InputError(f"{str(directory)[:200]} is a file: give a directory to save to.")
+
+
 def file_sha256(file: Path) -> str:
     """Return the hash of a file's content, computed once for as long as the file is the same."""
     found = file.stat()

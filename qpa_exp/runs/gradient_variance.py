@@ -12,7 +12,6 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from qpa_exp.generator.generator import Generator
-from qpa_exp.runs.module import AdapterModule
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ class GradientVariance(Callback):
         """Measure, unless the run goes on from a checkpoint."""
         if trainer.global_step > 0:
             return
-        module: AdapterModule = pl_module  # type: ignore[assignment]
+        module: Any = pl_module
         generator = module.model.generator
         assert generator is not None  # the config has been checked
         batch = module.task.look_up(next(iter(trainer.datamodule.train_dataloader())))  # type: ignore[attr-defined]

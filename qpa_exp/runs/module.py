@@ -19,8 +19,8 @@ from qpa_exp.adapters.qpa_model import AdaptedModel
 from qpa_exp.config import Config, OptimConfig, TrainerConfig
 from qpa_exp.data.datamodule import Batch, TextSize
 from qpa_exp.errors import InputError
+from qpa_exp.runs.callbacks import Stopwatch
 from qpa_exp.runs.optimizers import OPTIMIZERS
-from qpa_exp.runs.progress import Stopwatch
 from qpa_exp.task import Measured, Task
 
 log = logging.getLogger(__name__)

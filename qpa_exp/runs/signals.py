@@ -1,7 +1,7 @@
 """What a signal does to a command: it ends in one sentence, with status 128 + signal.
 
 SIGTERM, SIGHUP and SIGINT end a command at once (:func:`at_once`), but training only after the
-step that it is in, with a checkpoint (:class:`qpa_exp.runs.checkpoints.Checkpoints`). In a job of
+step that it is in, with a checkpoint (:class:`qpa_exp.runs.callbacks.Checkpoints`). In a job of
 SLURM, SIGUSR1 does the same, and the job is started again. A second signal ends everything now; one
 within a second of the first counts as the same, for a terminal that is closed sends two.
 

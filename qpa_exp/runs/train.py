@@ -38,12 +38,20 @@ from qpa_exp.files import typed_path, whole_file
 from qpa_exp.lm.loading import load_architecture, loaded_revision, n_positions
 from qpa_exp.machine import keep_freed_memory
 from qpa_exp.runs import directory, signals
-from qpa_exp.runs.checkpoints import BestWeights, Checkpoints, OwnFiles, Patience
+from qpa_exp.runs.callbacks import (
+    BestWeights,
+    Checkpoints,
+    Lines,
+    OwnFiles,
+    Patience,
+    StepTimes,
+    Stopwatch,
+    TerminalBar,
+)
 from qpa_exp.runs.directory import CURVES, Metrics, last_of_curve, read_curve, validation_key
 from qpa_exp.runs.gradient_variance import GradientVariance
 from qpa_exp.runs.loggers import LOGGERS
 from qpa_exp.runs.module import AdapterModule, Divergence
-from qpa_exp.runs.progress import Lines, StepTimes, Stopwatch, TerminalBar
 from qpa_exp.task import TASKS, Task
 
 log = logging.getLogger(__name__)
@@ -415,7 +423,7 @@ def _choose(trainer: Trainer, module: AdapterModule, data: TextDataModule) -> Ma
     module.tests_last = True
     last = trainer.test(module, data, verbose=False)[0]
     module.tests_last = False
-    best.restore(module)
+    best.restore(module.trained())
     return last
 
 

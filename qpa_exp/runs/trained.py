@@ -15,8 +15,8 @@ from qpa_exp.files import file_sha256
 from qpa_exp.generator.rules import VARIANTS
 from qpa_exp.lm.loading import BUNDLED, load_tokenizer, local_place
 from qpa_exp.runs import directory
+from qpa_exp.runs.callbacks import Stopwatch
 from qpa_exp.runs.directory import Metrics
-from qpa_exp.runs.progress import Stopwatch
 from qpa_exp.task import TASKS
 
 _CARD = """\

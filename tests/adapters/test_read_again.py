@@ -12,9 +12,8 @@ from peft import LoraConfig
 from peft.tuners.lora.config import KasaConfig
 from torch import Tensor
 
-from qpa_exp.adapters.peft_model import build_peft_model
+from qpa_exp.adapters.peft_model import _is_slow, build_peft_model
 from qpa_exp.adapters.qpa_model import ClassicalModel, QPAModel, get_qpa_model
-from qpa_exp.adapters.saved_method import _is_slow
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from qpa_exp.adapters import saved_generator as files
-from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
+from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model, save_generator
 from qpa_exp.errors import InputError
 from qpa_exp.generator.generator import Generator
 
@@ -129,7 +129,7 @@ def test_a_generated_lora_of_gpt2_fits_in_250_kilobytes(qpa_config, tmp_path):
     generator = Generator(4 * (50257 + 768), qpa_config("tuned", n_mlp=256))
     shapes = {"lm_head.lora_B": [50257, 4], "lm_head.lora_A": [4, 768]}
     lora, weights = LoraConfig(r=4, target_modules=["lm_head"]), dict(generator.named_parameters())
-    files.write(tmp_path, generator, lora, shapes, weights)
+    save_generator(tmp_path, generator, lora, shapes, weights)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 250_000
 
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpa_exp.config import Config
-from qpa_exp.runs import progress
-from qpa_exp.runs.progress import Lines, StepTimes
+from qpa_exp.runs import callbacks
+from qpa_exp.runs.callbacks import Lines, StepTimes
 from qpa_exp.runs.train import run
 
 
@@ -47,13 +47,13 @@ def test_in_a_file_a_line_says_now_and_then_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_LINES", 0.0)
     with caplog.at_level("INFO"):
         run(configure("trainer.progress_bar=true", "trainer.max_steps=2"), tmp_path / "often")
     for line in ("Step 1 of 2: train/loss ", "Batch 1 of 2, test split", "left 0:00:00"):
         assert line in caplog.text
     caplog.clear()
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 3600.0)
+    monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_LINES", 3600.0)
     with caplog.at_level("INFO"):
         run(configure("trainer.progress_bar=true", "trainer.max_steps=2"), tmp_path / "seldom")
     said = [line for line in caplog.messages if line.startswith(("Step", "Batch"))]

@@ -21,7 +21,7 @@ from qpa_exp.cli import compose_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.runs import directory
-from qpa_exp.runs.checkpoints import BestWeights
+from qpa_exp.runs.callbacks import BestWeights
 from qpa_exp.runs.train import resume, run
 from qpa_exp.sweeps.studies import read_study, register_studies, sweeps_dir
 from qpa_exp.task import Metric
@@ -138,7 +138,7 @@ def test_the_first_of_the_best_numbers_wins(values: list[float], smaller: bool) 
         return
     wins = min(numbers) if smaller else max(numbers)
     expected = 1 + values.index(wins)
-    best.restore(module)
+    best.restore(module.trained())
     assert (best.step, best.value, parameter.item()) == (expected, wins, expected)
 
 

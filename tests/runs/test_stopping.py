@@ -20,7 +20,7 @@ from saved_weights import weights
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.runs import directory, signals
-from qpa_exp.runs.checkpoints import OwnFiles
+from qpa_exp.runs.callbacks import OwnFiles
 from qpa_exp.runs.module import AdapterModule
 from qpa_exp.runs.train import resume, run
 

@@ -27,7 +27,7 @@ from qpa_exp.config import Config
 from qpa_exp.data.datamodule import TextSize
 from qpa_exp.errors import InputError
 from qpa_exp.runs import directory
-from qpa_exp.runs.progress import Stopwatch
+from qpa_exp.runs.callbacks import Stopwatch
 from qpa_exp.runs.train import build, run
 from qpa_exp.runs.trained import load_run
 from qpa_exp.task import TASKS

@@ -18,7 +18,7 @@ from qpa_exp.adapters.qpa_model import adapt
 from qpa_exp.cli import compose_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
-from qpa_exp.runs.progress import Stopwatch
+from qpa_exp.runs.callbacks import Stopwatch
 from qpa_exp.runs.train import RunParts, build, run
 from qpa_exp.task import TASKS
 

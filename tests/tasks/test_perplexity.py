@@ -14,7 +14,7 @@ from qpa_exp.cli import compose_config
 from qpa_exp.config import Config
 from qpa_exp.data.datamodule import TextSize
 from qpa_exp.lm.loading import BUNDLED
-from qpa_exp.runs.progress import Stopwatch
+from qpa_exp.runs.callbacks import Stopwatch
 from qpa_exp.runs.train import run
 from qpa_exp.tasks.causal_lm import CausalLM
 

@@ -15,8 +15,8 @@ from qpa_exp.cli import compose_config
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
 from qpa_exp.runs import directory
+from qpa_exp.runs.callbacks import Stopwatch
 from qpa_exp.runs.module import AdapterModule, Divergence
-from qpa_exp.runs.progress import Stopwatch
 from qpa_exp.runs.train import resume, run
 from qpa_exp.task import TASKS
 
