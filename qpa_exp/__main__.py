@@ -28,11 +28,13 @@ from omegaconf import DictConfig, read_write
 
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.cli import (
+    PLAIN,
     as_typed,
     check_key,
     compose_whole,
     conf_dir,
     hydra_of,
+    is_text,
     known_keys,
     plain_text,
     quoted,
@@ -179,7 +181,10 @@ def place_as_typed(argument: str) -> str:
         return argument
     if not path.strip():
         raise InputError(f"{argument} names no directory: give one.")
-    return argument if unquoted(path) != path else f"{key}={quoted(str(typed_path(path)))}"
+    if unquoted(path) != path:
+        return argument
+    place = str(typed_path(path))
+    return f"{key}={place if PLAIN.fullmatch(place) and is_text(place) else quoted(place)}"
 
 
 def unquoted(text: str) -> str:
