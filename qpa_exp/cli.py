@@ -298,7 +298,7 @@ def refuse_ways_out(overrides: Iterable[str]) -> None:
     """
     for override in overrides:
         key, _, value = override.partition("=")
-        if "." not in key and ".." in value:
+        if "." not in key and ".." in value and not _VALUE.match(override):
             raise InputError(f"{override} leads out of the configs: give an option's name.")
 
 

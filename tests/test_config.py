@@ -478,6 +478,12 @@ def test_a_run_is_continued_whatever_its_name(name, monkeypatch):
     assert resumed == [Path(name.strip("'"))]
 
 
+def test_a_path_may_lead_upwards():
+    given = ["init_from=../run", "data=text", "data.path=../a.txt"]
+    for config in (compose_config(given), compose_whole(given)[0]):
+        assert (config.init_from, config.data.path) == ("../run", "../a.txt")
+
+
 @pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.records"])
 @pytest.mark.parametrize("name", ["~/x y", "a,b", "ü(1)"])
 def test_a_place_is_where_it_was_typed(key, name):
