@@ -16,6 +16,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -203,9 +204,15 @@ def one_run(composed: DictConfig) -> Exception | None:
 
 
 def refusal_of(make: Callable[[], Any]) -> Exception | None:
-    """Return the refusal, if any: if it were raised, Hydra would print a line about it."""
+    """Return the refusal, if any: if it were raised, Hydra would print a line about it.
+
+    Paths are relative to where the command was typed, under ``hydra.job.chdir=true``, too.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
     try:
-        make()
+        with contextlib.chdir(HydraConfig.get().runtime.cwd):
+            make()
     except Exception as error:
         return error
     return None

@@ -91,7 +91,6 @@ def compose_whole(
     with _explained(overrides):
         directory = str(conf_dir())
         whole = _by_hydra(directory, [*overrides, *more], config_name, return_hydra_config=True)
-        refuse_moves(whole.hydra)
         HydraConfig.instance().set_config(whole)  # the run's directory may refer to it
         composed = copy.deepcopy(whole)
         with open_dict(composed):
@@ -128,14 +127,6 @@ def _searchpath(config_dir: str) -> str:
     if not place.is_dir():
         raise InputError(f"--config-dir {config_dir} is no directory.")
     return f"hydra.searchpath=[{quoted(f'file://{place}')}]"
-
-
-def refuse_moves(hydra: DictConfig) -> None:
-    """Refuse a working directory of the run's own: paths are relative to where it is started."""
-    if hydra.job.chdir:
-        raise InputError(
-            "hydra.job.chdir=true is not allowed: every path is relative to where you start a run."
-        )
 
 
 @contextlib.contextmanager

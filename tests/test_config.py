@@ -499,13 +499,6 @@ def test_a_run_is_not_begun_where_one_was_to_be_continued(flags, refusal, tmp_pa
     assert said.startswith("error: resume=run goes on with that run: give it to qpa-exp train")
 
 
-@pytest.mark.parametrize("flags", [[], ["-m"], ["--config-dir", "."]])
-def test_a_run_has_no_working_directory_of_its_own(flags, refusal, tmp_path):
-    said = refusal(train.main, [*flags, "hydra.job.chdir=true"], tmp_path)
-    assert said.startswith("error: hydra.job.chdir=true is not allowed")
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_directory_of_configs_makes_an_ordinary_run(refusal, tmp_path):
     """As without it: what is refused leaves nothing, and paths may have any name."""
     (tmp_path / "mine" / "experiment").mkdir(parents=True)

@@ -599,8 +599,9 @@ class GeneratedMethod(BaseTuner):
             raise InputError("The adapter is merged into the weights: call unmerge_adapter first.")
         tensors = {path: t for name in names for path, t in self.generated_tensors(name).items()}
         everything = (*self.peft_model.parameters(), *self.peft_model.buffers())
-        shared = {id(t): t for t in everything if not t.requires_grad}
         with self._plainly():
+            own = {id(getattr(module, leaf)) for s in self._slots.values() for _, module, leaf in s}
+            shared = {id(t): t for t in everything if not t.requires_grad and id(t) not in own}
             plain = copy.deepcopy(self.peft_model, shared)
         for other in self._slots:
             if other not in names:

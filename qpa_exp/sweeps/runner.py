@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qpa_exp.cli import refuse_moves
 from qpa_exp.errors import InputError, one_line
 from qpa_exp.files import read_json
 from qpa_exp.runs import signals
@@ -168,7 +167,6 @@ class Runner:
                 f"hydra.sweeper.side_by_side={self._side_by_side} is too small: give at least 1, "
                 "or null."
             )
-        refuse_moves(master.hydra)
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=work, config=master
         )

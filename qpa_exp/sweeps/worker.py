@@ -61,12 +61,13 @@ def work(composed: DictConfig) -> None:
         InputError: it failed, under another sweeper than ours, which would not look.
     """
     hydra = HydraConfig.get()
-    run_dir = Path(hydra.runtime.output_dir)
-    if "records" in hydra.sweeper:
+    run_dir, ours = Path(hydra.runtime.output_dir), "records" in hydra.sweeper
+    with contextlib.chdir(hydra.runtime.cwd):  # hydra.job.chdir=true may have left it
+        if not ours:
+            hand_over(run_dir, to_config(composed), same=True)
         attempt(run_dir)
+    if ours:
         return
-    hand_over(run_dir, to_config(composed), same=True)
-    attempt(run_dir)
     if state_of(run_dir) is State.failed:
         raise InputError(f"{error_of(run_dir)} ({run_dir})")
 

@@ -239,3 +239,26 @@ def test_what_a_model_is_built_from_has_its_types(given: Any, sentence: str, mak
     model, *configs = given
     with pytest.raises(InputError, match=sentence):
         unchecked(model or make_model("llama"), *configs)
+
+
+CHANGES_NOTHING = {
+    "to_peft": lambda model, _: model.to_peft(),
+    "merge_and_unload": lambda model, _: model.merge_and_unload(),
+    "merge and unmerge": lambda model, _: (model.merge_adapter(), model.unmerge_adapter()),
+    "copy": lambda model, _: copy.deepcopy(model),
+    "save": lambda model, place: model.save_pretrained(place),
+    "switch": lambda model, _: (model.set_adapter("other"), model.set_adapter("default")),
+}
+
+
+@pytest.mark.parametrize("use", CHANGES_NOTHING)
+def test_what_is_trained_stays_what_is_trained(make: Any, tokens: Tensor, tmp_path: Path, use: str):
+    model = step(make("other"), tokens)
+    before, weights = logits(model, tokens), {n: p.clone() for n, p in model.named_parameters()}
+    CHANGES_NOTHING[use](model, tmp_path)
+    close(logits(model, tokens), before)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {name for name in weights if ".generators.default." in name}
+    assert [tensor.ndim for tensor in model.trained_tensors()] == [1]
+    for name, parameter in model.named_parameters():
+        close(parameter, weights[name])

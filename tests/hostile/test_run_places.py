@@ -152,11 +152,15 @@ def test_home_and_times_are_put_into_a_path(monkeypatch: pytest.MonkeyPatch) -> 
     assert composed.hydra.run.dir.startswith("/home/an na/ü/2025-20")
 
 
-def test_a_run_that_hydra_works_in_is_not_put_into_itself(
-    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("flags", [["hydra.run.dir=run"], ["-m", "hydra.sweep.dir=run", "seed=1"]])
+def test_paths_are_relative_to_where_they_were_typed_wherever_hydra_works(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main([*overrides, "trainer.max_steps=1", "hydra.run.dir=run", "hydra.job.chdir=true"])
-    assert (tmp_path / "run" / "metrics.json").is_file()
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert not (tmp_path / "run" / "run").exists()
+    (tmp_path / "a.txt").write_text("the circuit of some qubits\n" * 200)
+    text = ["data.path=a.txt", "data.cache=disk", "data.cache_dir=cache", "trainer.max_steps=1"]
+    main([*flags, *overrides, *text, "hydra.job.chdir=true"])
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.txt", "cache", "run", "outputs"}
+    (metrics,) = (tmp_path / "run").rglob("metrics.json")
+    assert metrics.parent in (tmp_path / "run", *(tmp_path / "run").iterdir())
+    assert list((tmp_path / "cache").rglob("*.safetensors"))
