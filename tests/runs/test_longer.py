@@ -101,6 +101,35 @@ def test_what_may_not_change_is_one_sentence(
     assert set(MAY_CHANGE) <= set(leaves())
 
 
+@pytest.mark.parametrize("killed_at", ["metrics.json", "curves.png", "config.yaml"])
+def test_a_kill_while_results_are_set_aside_loses_none(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
+) -> None:
+    place = tmp_path / "run"
+    run(configure(*BRIEF, "trainer.max_steps=2"), place)
+    trained, config = weights(place), directory.read_config(place)
+    longer = with_trainer(config, max_steps=3)
+    proper, left = Path.replace, []
+
+    def killed(self: Path, target: Path) -> Path:
+        if Path(target).name == killed_at and not left:
+            left.append(target)
+            raise KeyboardInterrupt
+        return proper(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        resume(place, longer)
+    assert left
+    if directory.state_of(place) is directory.State.complete:
+        assert weights(place).keys() == trained.keys()
+    assert resume(place, longer)["steps"] == 3
+    (before,) = (place / "earlier").iterdir()
+    assert directory.state_of(before) is directory.State.complete
+    for name, tensor in weights(before).items():
+        assert (tensor == trained[name]).all()
+
+
 # --- stopping early ---------------------------------------------------------------------------
 
 
