@@ -29,16 +29,14 @@ from omegaconf import DictConfig, read_write
 
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.cli import (
-    PLAIN,
+    as_text,
     as_typed,
     check_key,
     compose_whole,
     conf_dir,
     hydra_of,
-    is_text,
     known_keys,
     plain_text,
-    quoted,
     refuse_foreign_code,
     refuse_interpolations,
     refuse_several,
@@ -63,7 +61,6 @@ def main(arguments: list[str]) -> None:
     if not flags and resumed and resumed[-1] != f"{RESUME}null":
         continue_run(arguments)
         return
-    arguments = as_typed([place_as_typed(argument) for argument in arguments])
     if not flags:
         refuse_sweeps(arguments)
         start_run(arguments)
@@ -92,7 +89,10 @@ def main(arguments: list[str]) -> None:
 
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
-        except ValueError as error:  # two flags that do not go together
+        except ValueError as error:
+            if isinstance(error, InputError) or "--" not in str(error):
+                raise
+            # Two flags that do not go together.
             raise InputError(f"{' '.join(arguments)}: {error}.") from error
         for refusal in filter(None, refused):
             raise refusal
@@ -128,7 +128,8 @@ def start_run(
 
     A job of SLURM that has been started again goes on with the run that it began.
     """
-    config, composed = compose_whole(arguments, config_name, config_dir)
+    placed = [place_as_typed(argument) for argument in arguments]
+    config, composed = compose_whole(placed, config_name, config_dir)
     run_dir = Path(composed.hydra.run.dir)
     _log_to(sys.stdout)
     os.environ.update({name: str(value) for name, value in composed.hydra.job.env_set.items()})
@@ -184,8 +185,7 @@ def place_as_typed(argument: str) -> str:
         raise InputError(f"{argument} names no directory: give one.")
     if unquoted(path) != path:
         return argument
-    place = str(typed_path(path))
-    return f"{key}={place if PLAIN.fullmatch(place) and is_text(place) else quoted(place)}"
+    return f"{key}={as_text(str(typed_path(path)))}"
 
 
 def unquoted(text: str) -> str:

@@ -289,7 +289,8 @@ def refuse_ways_out(overrides: Iterable[str]) -> None:
     """
     for override in overrides:
         key, _, value = override.partition("=")
-        if "." not in key and ".." in value and not _VALUE.match(override):
+        is_group = "." not in key.partition("@")[0]  # the rest is where its keys go
+        if is_group and ".." in value and not _VALUE.match(override):
             raise InputError(f"{override} leads out of the configs: give an option's name.")
 
 
@@ -373,7 +374,7 @@ def refuse_foreign_code(arguments: Sequence[str]) -> argparse.Namespace:
                 runs = _RUNS_CODE.search(text) or _TAKES_COMMANDS & set(key.split("."))
                 if runs or _holds_reference(_without_our_own(text)):
                     raise InputError(f"{path} holds {key or text}={text}, which would be run.")
-                if ".." in text and key == "defaults":
+                if ".." in text and key.partition(".")[0] == "defaults":
                     raise InputError(f"{path} leads out of its directory with {text}.")
     return given
 
@@ -410,25 +411,29 @@ def _as_typed(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key not in _text_keys():
         return argument
-    if PLAIN.fullmatch(value):  # 1e3 and 2024_01 are names here, no numbers
-        known = value == "null" or key == _PATTERN_KEY or is_text(value)
-        return argument if known else f"{key}={quoted(value)}"
+    if _PLAIN.fullmatch(value):  # 1e3 and 2024_01 are names here, no numbers
+        return argument if value == "null" or key == _PATTERN_KEY else f"{key}={as_text(value)}"
     if key == _PATTERN_KEY and _PATTERN.match(value):
         return f"{key}={quoted(value)}"
     return argument if _parsed(argument) is not None else f"{key}={quoted(value)}"
 
 
-PLAIN = re.compile(r"[\w./+-]+", re.ASCII)
+_PLAIN = re.compile(r"[\w./+-]+", re.ASCII)
 _PATTERN_KEY = "peft.target_modules"
 _TEXT_OR_LIST = ("data.path", _PATTERN_KEY)
 _PATTERN = re.compile(r"(?!['\"]|\[[\w.,\s-]*\](,|$)|(choice|sort|shuffle)\().*[\\()|*+?^$]")
 """A regular expression: Hydra would take its backslashes away, and read ``(`` as a call."""
 
 
-def is_text(value: str) -> bool:
-    """Whether Hydra takes this for a text as it stands, and for no number or truth value."""
-    parsed = _parsed(f"a={value}")
-    return parsed is not None and isinstance(parsed.value(), str)
+def as_text(text: str) -> str:
+    """Return a text as an override's value; in quotes where Hydra would read anything else.
+
+    Examples:
+        >>> as_text("runs/1e3"), as_text("1e3"), as_text("my runs")
+        ('runs/1e3', "'1e3'", "'my runs'")
+    """
+    parsed = _parsed(f"a={text}") if _PLAIN.fullmatch(text) else None
+    return text if parsed is not None and isinstance(parsed.value(), str) else quoted(text)
 
 
 def quoted(text: str) -> str:

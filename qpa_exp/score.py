@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from itertools import islice
-from math import isfinite
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +23,7 @@ from rich.table import Table
 from qpa_exp.cli import compose_config, option, options_page, run_command, split_options
 from qpa_exp.config import Config
 from qpa_exp.errors import InputError
+from qpa_exp.runs.directory import finite
 
 
 @dataclass
@@ -40,8 +40,7 @@ def main(arguments: list[str]) -> None:
     config = compose_config(overrides)
     figures = score(config, options.split)
     if options.format == "json":
-        numbers = {name: value if isfinite(value) else None for name, value in figures.items()}
-        print(json.dumps(numbers))
+        print(json.dumps(finite(figures)))
         return
     table = Table(title=f"model={config.model.name} data={config.data.name}", show_header=False)
     for name, value in figures.items():

@@ -25,7 +25,14 @@ from qpa_exp.adapters.peft_model import (
     trainable_tensors,
     whole_modules,
 )
-from qpa_exp.adapters.saved_method import CONFIG, WEIGHTS, load_weights, same_shapes
+from qpa_exp.adapters.saved_method import (
+    CONFIG,
+    OLD_WEIGHTS,
+    OLD_WHOLE,
+    WEIGHTS,
+    load_weights,
+    same_shapes,
+)
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError, first_line
 from qpa_exp.files import MIB, read_plain, typed
@@ -103,9 +110,11 @@ def local_copy(model_id: str | Path, subfolder: str | None, **hub: Any) -> Path:
         from huggingface_hub import snapshot_download
 
         inside = f"{subfolder}/" if subfolder else ""
-        names = [inside + name for name in (CONFIG, CONFIG_NAME, WEIGHTS)]
+        names = (CONFIG, CONFIG_NAME, WEIGHTS, OLD_WEIGHTS, OLD_WHOLE)
         try:
-            place = Path(snapshot_download(str(model_id), allow_patterns=names, **hub))
+            place = Path(
+                snapshot_download(str(model_id), allow_patterns=[inside + n for n in names], **hub)
+            )
         except (OSError, ValueError) as error:  # the hub's own errors are among them
             raise InputError(
                 f"{model_id} is no directory here, and cannot be had from the hub: "
@@ -121,8 +130,10 @@ def read(directory: str | Path) -> SavedGenerator:
         InputError: a file is missing, cut short or not what it should be.
     """
     source = Path(directory)
+    old = not os.path.isfile(source / WEIGHTS) and os.path.isfile(source / OLD_WEIGHTS)  # noqa: PTH113
+    file = source / (OLD_WEIGHTS if old else WEIGHTS)
     config = CONFIG if os.path.isfile(source / CONFIG) else CONFIG_NAME  # noqa: PTH113
-    for name in (config, WEIGHTS):
+    for name in (config, file.name):
         if not os.path.isfile(source / name):  # noqa: PTH113  (of a name too long this is false)
             raise InputError(f"{str(source)[:200]} is not a saved QPA model: it has no {name}.")
     record = read_plain(source / config, 16 * MIB)
@@ -131,11 +142,14 @@ def read(directory: str | Path) -> SavedGenerator:
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         why = first_line(error)[:300].rstrip(".")
         raise InputError(f"{source / config} is not a QPA config: {why}.") from error
-    weights = load_weights(source / WEIGHTS)
+    weights = load_weights(file)
+    # A directory that is saved to again may hold the file of what was there before.
+    if old and (named or (named is None and (source / OLD_WHOLE).is_file())):
+        weights |= load_weights(source / OLD_WHOLE)
     whole = {name: weight for name, weight in weights.items() if name.startswith("base_model.")}
     own = {name: weight for name, weight in weights.items() if name not in whole}
     if sorted(whole) != (sorted(whole) if named is None else sorted(named)) or not _fit(own, saved):
-        raise InputError(f"{source / WEIGHTS} does not fit its own {config}.")
+        raise InputError(f"{file} does not fit its own {config}.")
     return dataclasses.replace(saved, weights=own, whole=peft_names(whole))
 
 

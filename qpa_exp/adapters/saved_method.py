@@ -18,6 +18,8 @@ from qpa_exp.files import check_directory, read_plain
 from qpa_exp.files.whole_directory import part_of
 
 WEIGHTS, CONFIG = SAFETENSORS_WEIGHTS_NAME, "qpa_config.json"
+OLD_WEIGHTS, OLD_WHOLE = "generator.safetensors", "modules.safetensors"
+"""Files of earlier versions: the generator's weights, and those of modules trained whole."""
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

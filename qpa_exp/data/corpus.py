@@ -90,8 +90,8 @@ class Corpus:
         rows_are_lines: whether a document never has more than one line.
         join: how blocks join its documents where ``data.join`` is null; one of ``JOINS``.
         divisible: whether text without split files is divided: plain text by position, else by row.
-        class_names: of the tables of the splits that are used and the config, the names of the
-            texts' classes, in the order of their numbers; None where texts have none.
+        class_names: of the tables of the splits that are used, the config, and the names that
+            their rows have, all classes in the order of their numbers; None where texts have none.
         instructs: whether a document is a record of instructions and answers.
         hub: where the Hugging Face hub has it; None where it does not.
         load_own: reads a corpus that comes from elsewhere: its documents, and what to call their
@@ -110,7 +110,7 @@ class Corpus:
     rows_are_lines: bool = False
     join: str = "eos"
     divisible: bool = False
-    class_names: Callable[[Sequence[Dataset], DataConfig], list[str]] | None = None
+    class_names: Callable[[Sequence[Dataset], DataConfig, set[str]], list[str]] | None = None
     instructs: bool = False
     hub: HubDataset | None = None
     load_own: Callable[[DataConfig], tuple[Documents, str]] | None = None
@@ -288,8 +288,10 @@ def _read(
         name: corpus.rows_of_table(table, config, found.name_of(name), found.kind)
         for name, table in tables.items()
     }
-    names = corpus.class_names(list(tables.values()), config) if corpus.class_names else []
-    return rows, found.source, True, names
+    if corpus.class_names is None:
+        return rows, found.source, True, []
+    used = {name for of_split in rows.values() for _, name in of_split}
+    return rows, found.source, True, corpus.class_names(list(tables.values()), config, used)
 
 
 def _refuse_unread(config: DataConfig, found: Found) -> None:

@@ -18,7 +18,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from qpa_exp.adapters.counts import Counts
-from qpa_exp.cli import PLAIN, compose_by, is_text, quoted
+from qpa_exp.cli import as_text, compose_by
 from qpa_exp.config import Config
 from qpa_exp.data.corpus import comes_from_the_hub
 from qpa_exp.errors import InputError
@@ -82,9 +82,7 @@ def spell(value: Any) -> str:
         return f"[{','.join(map(spell, value))}]"
     if isinstance(value, Mapping):
         return f"{{{','.join(f'{key}:{spell(item)}' for key, item in value.items())}}}"
-    if isinstance(value, str) and not (PLAIN.fullmatch(value) and is_text(value)):
-        return quoted(value)
-    return spelled(value)
+    return as_text(value) if isinstance(value, str) else spelled(value)
 
 
 def _values(value: Any) -> list[str]:

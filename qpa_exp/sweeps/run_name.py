@@ -52,8 +52,12 @@ def run_name(config: Config, *, reads_text: bool = True) -> str:
         "model": model_files(config.model),
         "version": RESULTS_VERSION,
     }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return f"{config.peft.method}-{config.qpa.variant}-{digest[:_LENGTH]}"
+    return f"{config.peft.method}-{config.qpa.variant}-{digest(content)}"
+
+
+def digest(content: Any) -> str:
+    """Return a short hash of plain data, in which the order of keys does not count."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_LENGTH]
 
 
 def relevant(config: Config) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qpa_exp.errors import InputError, one_line
+from qpa_exp.errors import InputError
 from qpa_exp.files import read_json
 from qpa_exp.runs import signals
 from qpa_exp.runs.directory import FAILED, LOCK, METRICS, State, error_of
@@ -164,9 +164,10 @@ class Runner:
         self._side_by_side: int | None = master.hydra.sweeper.side_by_side
         if self._side_by_side is not None and self._side_by_side < 1:
             raise InputError(
-                f"hydra.sweeper.side_by_side={self._side_by_side} is too small: give at least 1, "
-                "or null."
+                f"hydra.sweeper.side_by_side={self._side_by_side} is too small: give at least 1."
             )
+        if master.hydra.launcher.get("n_jobs") == 0:  # fewer than none leave cores free
+            raise InputError("hydra.launcher.n_jobs=0 is too small: give at least 1.")
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=work, config=master
         )
@@ -193,10 +194,7 @@ class Runner:
             attempt_all([job.run_dir for job in jobs], self._side_by_side)
             return
         overrides = [[f"hydra.sweep.subdir={job.run_dir.name}"] for job in jobs]
-        try:
-            self._launcher.launch(overrides, initial_job_idx=self._launched)
-        except ValueError as error:  # of joblib and submitit: hydra.launcher.n_jobs=0, for one
-            raise InputError(f"hydra.launcher cannot start the runs: {one_line(error)}.") from error
+        self._launcher.launch(overrides, initial_job_idx=self._launched)
         self._launched += len(jobs)
 
 

@@ -9,8 +9,6 @@ split; the test split is only reported.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +26,7 @@ from qpa_exp.errors import InputError, first_line
 from qpa_exp.files import check_file, made
 from qpa_exp.runs.directory import State, error_of, validation_of_kept
 from qpa_exp.sweeps.prepare import MOST_RUNS, Job, Preparation, expand, spell
-from qpa_exp.sweeps.run_name import relevant
+from qpa_exp.sweeps.run_name import digest, relevant
 from qpa_exp.sweeps.runner import Runner, SweepFailed, announce, unique
 from qpa_exp.sweeps.studies import Study, record_directory, record_study, say
 from qpa_exp.task import TASKS
@@ -141,9 +139,8 @@ class Trials:
         self._metric = TASKS[config.task].ranked_by()
         directions = ["minimize" if self._metric.smaller_is_better else "maximize", "minimize"]
         # Trials of another config or space are those of another search.
-        searched = [relevant(config), self.options.space, self._metric.name]
-        digest = hashlib.sha256(json.dumps(searched, sort_keys=True, default=str).encode())
-        name = f"{study.study}-{digest.hexdigest()[:12]}"
+        searched = digest([relevant(config), self.options.space, self._metric.name])
+        name = f"{study.study}-{searched}"
         self._trials = _open(directory / STORAGE, name, self.options.seed, directions)
         self._requeue()
 

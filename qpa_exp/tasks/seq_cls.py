@@ -62,22 +62,11 @@ class SequenceClassification(Task):
     ) -> PreTrainedModel:
         """Return the model with a classifier of these classes, which tells a text's end by its
         padding.
-
-        Raises:
-            InputError: it has an encoder and a decoder; and as
-                :func:`qpa_exp.lm.loading.load_model`.
         """
         import torch
 
         from qpa_exp.data.datamodule import padding
-        from qpa_exp.lm.loading import load_architecture, load_model
-
-        architecture = load_architecture(self.config.model)
-        if architecture.is_encoder_decoder:
-            raise InputError(
-                f"model={self.config.model.name} is a {architecture.model_type}, an encoder with a "
-                "decoder: task=seq_cls needs one of them alone, as GPT-2 or RoBERTa is."
-            )
+        from qpa_exp.lm.loading import load_model
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
@@ -88,6 +77,14 @@ class SequenceClassification(Task):
                 id2label=dict(enumerate(class_names)),
                 label2id={name: number for number, name in enumerate(class_names)},
                 pad_token_id=padding(tokenizer),
+            )
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Refuse an encoder with a decoder, which reads a text's end by its EOS tokens."""
+        if model.config.is_encoder_decoder:
+            raise InputError(
+                f"model={self.config.model.name} is a {model.config.model_type}, an encoder with a "
+                "decoder: task=seq_cls needs one of them alone, as GPT-2 or RoBERTa is."
             )
 
     def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:

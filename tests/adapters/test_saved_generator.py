@@ -136,6 +136,24 @@ def test_a_generated_lora_of_gpt2_fits_in_250_kilobytes(qpa_config, tmp_path):
 # --- what is refused --------------------------------------------------------------------------
 
 
+def test_files_of_earlier_versions_are_read(make_gpt2, qpa_config, tmp_path):
+    """They had two names: one for the generator's weights, one for modules trained whole."""
+    lora = LoraConfig(target_modules=["c_attn"], modules_to_save=["ln_f"])
+    get_qpa_model(make_gpt2(), lora, qpa_config("tuned")).save_pretrained(tmp_path)
+    (tmp_path / files.CONFIG_NAME).unlink()
+    new, weights = files.read(tmp_path), load_file(tmp_path / files.WEIGHTS)
+    whole = {name: w for name, w in weights.items() if name.startswith("base_model.")}
+    assert whole
+    (tmp_path / files.WEIGHTS).unlink()
+    save_file({n: w for n, w in weights.items() if n not in whole}, tmp_path / files.OLD_WEIGHTS)
+    save_file(whole, tmp_path / files.OLD_WHOLE)
+    old = files.read(tmp_path)
+    for one, other in ((old.weights, new.weights), (old.whole, new.whole)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    QPAModel.from_pretrained(make_gpt2(), tmp_path)
+
+
 @pytest.mark.parametrize("names", [(files.WEIGHTS,), (files.CONFIG_NAME, files.CONFIG)])
 def test_a_missing_file_is_named(saved, make_gpt2, names):
     for name in names:

@@ -341,6 +341,15 @@ def test_numbers_are_sorted_as_numbers(tmp_path: Path, kind: type) -> None:
     assert corpus.class_names == [str(n) for n in range(12)]
 
 
+@pytest.mark.parametrize(
+    "names", [["1", "nan"], ["01", "1", "1.0"], ["-2", "inf"], ["10", "9", "a"], ["9", "10"]]
+)
+def test_classes_have_one_order_whatever_looks_like_a_number(tmp_path: Path, names) -> None:
+    rows = [{"text": f"text {i}", "label": name} for i, name in enumerate(names[::-1] * 12)]
+    _lines(tmp_path / "a.jsonl", rows)
+    assert load(tmp_path / "a.jsonl", "labelled", layout="lines").class_names == names
+
+
 @pytest.mark.parametrize("unlabelled", [-1, None])
 def test_a_split_without_labels_may_be_there_unused(tmp_path: Path, unlabelled) -> None:
     names = datasets.ClassLabel(names=["bad", "good"])

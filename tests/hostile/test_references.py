@@ -101,6 +101,10 @@ FOREIGN = {
     "commands": "hydra: {launcher: {setup: [touch here]}}",
     "environment": "hydra: {job: {env_set: {LD_PRELOAD: mine.so}}}",
     "elsewhere by steps": "defaults: [../../x]",
+    "elsewhere in a table": "defaults: [{experiment: ../../x}]",
+    "elsewhere in a list": "defaults: [{experiment: [a, ../x]}]",
+    "elsewhere in place": "defaults: [_self_, {override /model: ../../x}]",
+    "elsewhere for a package": "defaults: [{/experiment@qpa: ../../x}]",
     "anchor": "a: &a [1]\nb: *a",
 }
 
@@ -136,7 +140,10 @@ def test_nothing_that_such_a_directory_links_to_is_run(
 
 
 @pytest.mark.parametrize("flags", [[], ["-m"], ["--cfg", "job"], ["--config-dir", "."]])
-@pytest.mark.parametrize("override", ["experiment=../../x", "+experiment=[../x]", "model=a/../b"])
+@pytest.mark.parametrize(
+    "override",
+    ["experiment=../../x", "+experiment=[../x]", "model=a/../b", "+experiment@qpa.a=../x"],
+)
 def test_no_option_leads_out_of_the_configs(
     refused: Callable[..., str], untouched: None, flags: list[str], override: str
 ) -> None:

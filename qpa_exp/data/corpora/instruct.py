@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import DataConfig
 from qpa_exp.data.corpus import OF_A_SOURCE, Corpus
-from qpa_exp.data.sources import CHATS, TABLES, check_lines, texts_in
+from qpa_exp.data.sources import CHATS, TABLES, check_lines, text_column, texts_in
 from qpa_exp.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,11 +32,8 @@ def records(table: Dataset, config: DataConfig, source: str, kind: str) -> list[
             f"{source} has both {pair[0]!r} with {pair[1]!r}, and {column!r}: give "
             f"data.column={column}, or a table without that column."
         )
-    if config.column is not None and column not in names:
-        raise InputError(
-            f"{source} has no column {column!r}, but "
-            f"{', '.join(map(repr, table.column_names))}: give data.column=<that of the chats>."
-        )
+    if config.column is not None:
+        column = text_column(table, config.column, source)
     if not paired and column not in names:
         raise InputError(
             f"{source} has neither {pair[0]!r} with {pair[1]!r} nor {column!r}, but "

@@ -8,6 +8,7 @@ of their sorted names; numbers are sorted as numbers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,16 +27,13 @@ def rows(table: Dataset, config: DataConfig, source: str, kind: str) -> list[tup
     return list(zip(texts_in(table, column, source), cells_in(table, label, source), strict=True))
 
 
-def class_names(tables: Sequence[Dataset], config: DataConfig) -> list[str]:
+def class_names(tables: Sequence[Dataset], config: DataConfig, found: set[str]) -> list[str]:
     """Return the names of all classes, in their order."""
     named = [getattr(table.features[config.label_column], "names", None) for table in tables]
     if named[0] is not None and all(names == named[0] for names in named):
         return list(named[0])
-    found = {cell for table in tables for cell in cells_in(table, config.label_column, "")}
-    try:
-        return sorted(found, key=float)
-    except ValueError:
-        return sorted(found)
+    numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", name, re.ASCII) for name in found)
+    return sorted(found, key=lambda name: (float(name) if numbers else 0.0, name))
 
 
 ENTRY = Corpus(
