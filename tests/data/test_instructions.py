@@ -281,6 +281,13 @@ def test_packed_rows_hold_the_examples_with_positions_of_their_own(tmp_path, tin
         ([{"instruction": "a", "output": "b"}] * 9, {}, "data.prompt_column="),
         ([{**PAIRS[0], **CHATS[0]}] * 9, {}, "give data.column=messages"),
         (PAIRS, {"column": "prompt"}, "holds no chats"),
+        ([{**CHATS[0], "q": "a"}] * 9, {"prompt_column": "q"}, "data.prompt_column=q and"),
+        ([{"q": "a", **CHATS[0]}] * 9, {"completion_column": "q"}, "data.completion_column=q are"),
+        (
+            [{**PAIRS[0], "q": "a", "chats": chat("a")}] * 9,
+            {"prompt_column": "q", "column": "chats"},
+            "read without data.column",
+        ),
     ],
 )
 def test_what_is_no_instruction_is_refused(tmp_path, tiny, rows, fields, says) -> None:

@@ -32,6 +32,12 @@ def records(table: Dataset, config: DataConfig, source: str, kind: str) -> list[
             f"{source} has both {pair[0]!r} with {pair[1]!r}, and {column!r}: give "
             f"data.column={column}, or a table without that column."
         )
+    if not paired and pair != (type(config).prompt_column, type(config).completion_column):
+        raise InputError(
+            f"data.prompt_column={pair[0]} and data.completion_column={pair[1]} are for a table "
+            f"with both, read without data.column; {source} has "
+            f"{', '.join(map(repr, table.column_names))}."
+        )
     if config.column is not None:
         column = text_column(table, config.column, source)
     if not paired and column not in names:
