@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import gc
 import os
 from collections.abc import Callable, Collection, Iterator
@@ -14,7 +16,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import GPT2LMHeadModel, LlamaForCausalLM
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
 # Torch, transformers and qpa_exp are imported inside the fixtures: the process that only hands out
 # the tests has no use for them, and the type-checking import hook comes after this file.
@@ -149,6 +151,62 @@ def qpa_config() -> Callable[..., Any]:
 
     shipped = {variant: compose_config([f"qpa={variant}"]).qpa for variant in VARIANTS}
     return lambda variant, **changed: dataclasses.replace(shipped[variant], **changed)
+
+
+# --- many families ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def architectures() -> dict[str, PretrainedConfig]:
+    """The shapes of small models of many families, by name: 48 tokens, 16 wide, 32 positions."""
+    import families
+
+    return families.architectures(48, 16, 32)
+
+
+@pytest.fixture(scope="session")
+def make_model(architectures: dict[str, PretrainedConfig]) -> Callable[[str], PreTrainedModel]:
+    """``make_model("llama")``: a new one at each call, always with the same random weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def make(name: str) -> PreTrainedModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return AutoModelForCausalLM.from_config(architectures[name]).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokens() -> Tensor:
+    """(3, 12) random tokens of these models."""
+    import torch
+
+    return torch.randint(1, 48, (3, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def run_config(method_overrides: dict[str, list[str]]) -> Callable[..., Any]:
+    """``run_config("dora", "peft.r=2")``: a run's config, at the size of these models."""
+    from qpa_exp.cli import compose_config
+
+    @functools.cache
+    def compose(method: str, *overrides: str) -> Any:
+        fitting = method_overrides.get(method, [])
+        return compose_config([
+            f"peft={method}", "qpa.n_mlp=8", "data.max_length=16", *fitting, *overrides,
+        ])  # fmt: skip
+
+    return lambda *asked: copy.deepcopy(compose(*asked))
+
+
+@pytest.fixture(scope="session")
+def peft_config(run_config: Callable[..., Any]) -> Callable[..., Any]:
+    """``peft_config("dora", "peft.r=2")``: PEFT's config, at the size of these models."""
+    from qpa_exp.adapters.peft_model import make_peft_config
+
+    return lambda *asked: make_peft_config(run_config(*asked).peft)
 
 
 # --- a run of a few seconds ---------------------------------------------------------------------
