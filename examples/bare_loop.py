@@ -24,7 +24,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, default=Path(__file__))
     parser.add_argument("--out", type=Path, default=Path("outputs/bare_loop"))
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--lr", type=float, default=1e-2)
     return parser.parse_args()
 
 

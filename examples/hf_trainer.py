@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, default=None, help="a text file")
     parser.add_argument("--out", type=Path, default=Path("outputs/hf_trainer"))
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--length", type=int, default=64, help="tokens an example")
     return parser.parse_args()
 

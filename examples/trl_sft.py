@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--targets", nargs="+", default=["c_attn"], help="names of linear layers")
     parser.add_argument("--out", type=Path, default=Path("outputs/trl_sft"))
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--lr", type=float, default=1e-2)
     return parser.parse_args()
 
 

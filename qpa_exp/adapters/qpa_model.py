@@ -158,7 +158,7 @@ class ClassicalModel(AdaptedModel):
     def from_pretrained(cls, model: PreTrainedModel, directory: str | Path) -> ClassicalModel:
         """Return the model that :meth:`save_pretrained` saved, on the same language model.
 
-        Evaluating.
+        It is in evaluation mode.
 
         Raises:
             InputError: the directory is missing, or holds no adapter for this model.
@@ -235,6 +235,20 @@ class QPAModel(PeftModel, AdaptedModel):
         >>> [tuple(tensor.shape) for tensor in model.trained_tensors()]
         [(116,)]
         >>> type(model.language_model()).__name__
+        'GPT2LMHeadModel'
+
+        What is generated, as one vector and tensor by tensor:
+
+        >>> tuple(model.vector.shape)  # (m,)
+        (116,)
+        >>> sorted(tuple(tensor.shape) for tensor in model.generated_tensors().values())
+        [(2, 8), (50, 2)]
+
+        The weights take the adapter in for a while, or a new model has it in its weights for good:
+
+        >>> model.merge_adapter()
+        >>> model.unmerge_adapter()
+        >>> type(model.merge_and_unload()).__name__
         'GPT2LMHeadModel'
 
         With a C++ compiler or a GPU the generator can be compiled, in about a minute:
@@ -331,7 +345,7 @@ class QPAModel(PeftModel, AdaptedModel):
     ) -> QPAModel:
         """Return the model that :meth:`save_pretrained` saved, on the same language model.
 
-        Evaluating.
+        It is in evaluation mode.
 
         Args:
             model: the language model, which is changed in place.
@@ -366,6 +380,10 @@ def get_qpa_model(model: PreTrainedModel, peft_config: PeftConfig, config: QPACo
             in place, as PEFT does.
         peft_config: the method: ``LoraConfig(r=4, target_modules=["lm_head"])``.
         config: the generator; ``QPAConfig()`` is the variant ``tuned``.
+
+    Returns:
+        The model, in training mode, at first with the outputs of ``model`` under ``tuned``. Only
+        ``generator`` is trained: a rate of about 0.01 suits LoRA, 0.005 other methods.
 
     Raises:
         InputError: a target that does not exist, more qubits than the back end takes, a
