@@ -244,10 +244,8 @@ class QPAModel(PeftModel, AdaptedModel):
         >>> sorted(tuple(tensor.shape) for tensor in model.generated_tensors().values())
         [(2, 8), (50, 2)]
 
-        The weights take the adapter in for a while, or a new model has it in its weights for good:
+        A plain language model has the adapter in its weights, and this one stays as it is:
 
-        >>> model.merge_adapter()
-        >>> model.unmerge_adapter()
         >>> type(model.merge_and_unload()).__name__
         'GPT2LMHeadModel'
 
