@@ -33,7 +33,8 @@ def main() -> None:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     base = AutoModelForCausalLM.from_pretrained(args.model)
-    ids = tokenizer(args.text.read_text(encoding="utf-8"), return_tensors="pt").input_ids[:, :512]
+    text = args.text.read_text(encoding="utf-8")
+    ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=512).input_ids
 
     # The three lines that make the difference: a PEFT method, a generator, one model.
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["lm_head"])

@@ -42,6 +42,11 @@ def blocks(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Datase
     """Return the text as examples of ``length`` tokens, the last incomplete one left out."""
     ids = tokenizer(text).input_ids
     rows = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+    if len(rows) < 2:  # one to train on, and one to test
+        raise SystemExit(
+            f"The text has {len(ids)} tokens: give --text with at least {2 * length}, or a smaller "
+            "--length."
+        )
     return Dataset.from_dict({"input_ids": rows})
 
 

@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import fill
 from typing import Any, TextIO
 
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from qpa_exp.adapters.catalogue import METHODS
 from qpa_exp.cli import (
@@ -131,6 +133,8 @@ def start_run(
     placed = [place_as_typed(argument) for argument in arguments]
     config, composed = compose_whole(placed, config_name, config_dir)
     run_dir = Path(composed.hydra.run.dir)
+    given = any(argument.lstrip("+").startswith("hydra.run.dir=") for argument in arguments)
+    by_time = not given and "${now:" in OmegaConf.to_container(composed.hydra.run)["dir"]  # type: ignore[index,call-overload]
     _log_to(sys.stdout)
     os.environ.update({name: str(value) for name, value in composed.hydra.job.env_set.items()})
     from qpa_exp.runs import directory
@@ -139,14 +143,39 @@ def start_run(
     if (begun := directory.begun_by_this_job(run_dir, config)) is not None:
         resume(begun)
         return
-    prepared = prepare(config, run_dir)
-    # The time in the directory's name stays the one that was checked.
-    with read_write(composed.hydra):
-        composed.hydra.run.dir = str(run_dir)
-    with tidied(run_dir):
+    # The processes of a run on several devices must agree on its directory.
+    alone = by_time and config.trainer.devices == 1
+    with own_directory(run_dir) if alone else tidied(run_dir) as own:
+        run_dir = own or run_dir
+        prepared = prepare(config, run_dir)
+        # The time in the directory's name stays the one that was checked.
+        with read_write(composed.hydra):
+            composed.hydra.run.dir = str(run_dir)
         refusal = _as_hydras_job(composed, lambda: begin(prepared))
     if refusal is not None:
         raise refusal
+
+
+@contextlib.contextmanager
+def own_directory(run_dir: Path) -> Iterator[Path]:
+    """Make a directory that no other process has: this one, or else ``<this one>-2``, ``-3``, ...
+
+    Jobs that a cluster starts together would have one name. What is empty at the end goes again.
+    """
+    with tidied(run_dir.parent):
+        own = run_dir
+        with contextlib.suppress(OSError):  # the check of the place says it in a sentence
+            run_dir.parent.mkdir(parents=True, exist_ok=True)
+            for n in itertools.count(2):
+                with contextlib.suppress(FileExistsError):
+                    own.mkdir()
+                    break
+                own = run_dir.with_name(f"{run_dir.name}-{n}")
+        try:
+            yield own
+        finally:
+            with contextlib.suppress(OSError):  # it holds the run
+                own.rmdir()
 
 
 def _as_hydras_job(composed: DictConfig, make: Callable[[], Any]) -> Exception | None:
@@ -224,6 +253,11 @@ def run_sweep(arguments: list[str]) -> None:
     from qpa_exp.sweeps.worker import work
 
     arguments = as_typed([place_as_typed(argument) for argument in arguments])
+    if any(re.match("hydra/sweeper=(?!study$)", argument) for argument in arguments):
+        for argument in arguments:
+            if re.match("(sweep=(?!null$)|scale=(?!none$))", argument):
+                raise InputError(f"{argument} needs hydra/sweeper=study: other sweepers have none.")
+        arguments = [*arguments, "scale=none"]
     refuse_interpolations(arguments)
     refuse_ways_out(arguments)
     with hydra_of(conf_dir()) as started:

@@ -621,6 +621,11 @@ def _refuse_appended_keys(node: DictConfig, prefix: str = "") -> None:
 
 def _explain_unknown_key(key: str) -> str:
     key = key.lstrip("+~").split("@")[0]
+    if key.startswith("hydra.launcher."):
+        return (
+            f"{key} is not a key of this launcher: choose one that has it, for example with "
+            "hydra/launcher=joblib."
+        )
     if key.startswith("hydra."):
         return f"{key} is not a key of Hydra's: python -m qpa_exp --cfg hydra shows them all."
     close = nearest(key, known_keys()) or [f"one of {', '.join(f.name for f in fields(Config))}"]

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     """Write with the run that these options name."""
     options = parse_options(GenerateOptions, arguments)
     check(options)
-    from qpa_exp.lm.loading import load_tokenizer
+    from qpa_exp.lm.loading import check_known, load_tokenizer
     from qpa_exp.runs.directory import read_config
     from qpa_exp.runs.trained import load_run
 
@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> None:
     prompt = tokenizer(options.prompt, return_tensors="pt")
     check_length(prompt["input_ids"].shape[1], options, config)
     console, trained = Console(), load_run(run_dir)
+    check_known(prompt["input_ids"], tokenizer, trained.model.language_model())
     for title, text in write(trained, tokenizer, prompt, options).items():
         console.print(Panel(Text(text), title=title, title_align="left"))
 

@@ -1,7 +1,8 @@
 """``qpa-exp plan``: what a run would train, from its config alone. ``python -m qpa_exp.plan``.
 
 Takes the keys of a run, see ``qpa-exp train --help``. No weights and no network are needed;
-``show=data`` reads the data and the tokenizer.
+``show=data`` reads the data and the tokenizer; ``task=seq_cls`` counts the classes of data that
+lies here.
 
 Examples:
   qpa-exp plan model=gpt2 peft.r=4 qpa.n_mlp=2048
@@ -157,7 +158,8 @@ def price_table(priced: DevicePrice, steps: int) -> Table:
     for rule, circuits in priced.circuits.items():
         table.add_row(f"circuits of a step, {rule}", f"{circuits:,}")
         table.add_row("  shots in all", f"{circuits * priced.shots * steps:,}")
-        table.add_row("  hours of device time", f"{priced.seconds(rule, steps) / 3600:,.1f}")
+        hours = priced.seconds(rule, steps) / 3600
+        table.add_row("  hours of device time", f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}")
     return table
 
 

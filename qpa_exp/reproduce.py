@@ -21,6 +21,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -168,7 +169,9 @@ def _report_all(at: dict[str, list[str]], out: Path, processes: int) -> list[str
     found = {name: [str(r) for r in of_one if r.is_dir()] for name, of_one in records.items()}
     tasks = [(there, name, out / "reports") for name, there in found.items() if there]
     failed = []
-    for (_, name, _), (said, error) in zip(tasks, _side_by_side(tasks, processes), strict=True):
+    for (_, name, _), (said, error) in zip(
+        tasks, side_by_side_reports(tasks, processes), strict=True
+    ):
         print(said, end="", flush=True)
         if error:
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -176,14 +179,24 @@ def _report_all(at: dict[str, list[str]], out: Path, processes: int) -> list[str
     return failed
 
 
-def _side_by_side(tasks: list[ReportTask], processes: int) -> Iterator[tuple[str, str]]:
+def side_by_side_reports(tasks: list[ReportTask], processes: int) -> Iterator[tuple[str, str]]:
+    """Yield what :func:`_report` returns for each; of a process that was killed, that it was."""
     if processes == 1:
-        return map(_report, tasks)
+        yield from map(_report, tasks)
+        return
     from joblib import Parallel, delayed  # which the launcher of the runs needs, too
 
-    parallel = Parallel(n_jobs=processes, return_as="generator")
-    reports: Iterator[tuple[str, str]] = parallel(delayed(_report)(task) for task in tasks)
-    return reports
+    parallel, done = Parallel(n_jobs=processes, return_as="generator"), 0
+    try:
+        for made in parallel(delayed(_report)(task) for task in tasks):
+            done += 1
+            yield made
+    except BrokenExecutor:  # a process was killed, and joblib has ended the others, too
+        for task in tasks[done:]:
+            try:
+                yield from Parallel(n_jobs=2)([delayed(_report)(task)])
+            except BrokenExecutor:
+                yield "", f"the report of {task[1]} was not written: its process was killed"
 
 
 def _report(task: ReportTask) -> tuple[str, str]:

@@ -77,6 +77,7 @@ def score(config: Config, split: str = "test") -> dict[str, float]:
     device = root_device(config)
     model: Any = task.load_model(data.tokenizer, data.corpus.class_names)
     task.check_model(model)
+    data.check_tokens(model)
     model, means = model.to(device), Means(task).to(device)
     examples = data.examples[split]
     loader = data.test_dataloader() if split == "test" else data.val_dataloader()

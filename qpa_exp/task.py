@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from qpa_exp.adapters.counts import Counts, plan_counts
 from qpa_exp.config import Config
@@ -129,13 +129,21 @@ class Task(ABC):
         """Name the classes that the model tells apart so far; None where tokens are predicted."""
         return None
 
+    def loading(self, tokenizer: PreTrainedTokenizerBase, class_names: list[str]) -> dict[str, Any]:
+        """Return what the model's ``from_pretrained`` takes beside its place; for most, nothing.
+
+        The card of an export shows the same.
+        """
+        return {}
+
     def load_model(
         self, tokenizer: PreTrainedTokenizerBase, class_names: list[str]
     ) -> PreTrainedModel:
         """Return the frozen model, in evaluation mode, on the CPU."""
         from qpa_exp.lm.loading import load_model
 
-        return load_model(self.config.model, self.auto_class)
+        more = self.loading(tokenizer, class_names)
+        return load_model(self.config.model, self.auto_class, **more)
 
     def scored(self, batch: Batch) -> Tensor:
         """Which tokens of a batch carry loss, (b, t) bool; none where a class is predicted."""

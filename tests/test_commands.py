@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import pydoc
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -16,8 +20,10 @@ from hypothesis import strategies as st
 import qpa_exp
 from qpa_exp import completion, reproduce, script
 from qpa_exp.__main__ import main as train
+from qpa_exp.__main__ import own_directory
 from qpa_exp.cli import compose_config, known_keys, refuse_several
 from qpa_exp.errors import InputError
+from qpa_exp.runs.directory import claim
 
 COMMANDS = sorted(script.COMMANDS)
 
@@ -128,6 +134,51 @@ def test_a_tab_is_answered(
     monkeypatch.setattr(sys, "argv", ["completion.py", "-sc", "query=bash"])
     completion.main(["-sc", "query=bash"])
     assert offers <= set(capsys.readouterr().out.split())
+
+
+@pytest.fixture
+def begin_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """``begin_at_once(*overrides)``: two runs in one second, and their directories."""
+    monkeypatch.chdir(tmp_path)
+    clock = SimpleNamespace(now=lambda: datetime(2026, 1, 2, 3, 4, 5))
+    monkeypatch.setattr("hydra.core.utils.datetime", clock)
+    monkeypatch.setattr("qpa_exp.runs.train.prepare", lambda config, run_dir: (run_dir, config))
+    monkeypatch.setattr("qpa_exp.runs.train.begin", lambda prepared: claim(*prepared))
+
+    def begin(*overrides: str) -> list[str]:
+        for _ in range(2):
+            train(list(overrides))
+        return sorted(place.parent.name for place in Path("outputs").rglob("config.yaml"))
+
+    return begin
+
+
+def test_runs_that_begin_in_one_second_have_a_directory_each(
+    begin_at_once: Callable[..., list[str]],
+) -> None:
+    assert begin_at_once() == ["2026-01-02_03-04-05", "2026-01-02_03-04-05-2"]
+
+
+def test_a_key_of_another_launcher_says_so(refusal: Callable[..., str], tmp_path: Path) -> None:
+    said = refusal(train, ["-m", "seed=1,2", "hydra.launcher.n_jobs=2"], tmp_path)
+    assert "hydra.launcher.n_jobs is not a key of this launcher: choose one that has it" in said
+
+
+@pytest.mark.parametrize("given", ["hydra.run.dir=out/mine", "trainer.devices=2"])
+def test_a_directory_that_was_given_or_is_shared_by_processes_stays_as_it_is(
+    begin_at_once: Callable[..., list[str]], given: str
+) -> None:
+    with pytest.raises(InputError, match="holds a run already"):
+        begin_at_once(given)
+
+
+def test_a_directory_of_its_own_is_nobody_else_s_and_goes_when_it_is_empty(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool, contextlib.ExitStack() as stack:
+        run_dir = tmp_path / "out" / "run"
+        own = list(pool.map(lambda _: stack.enter_context(own_directory(run_dir)), range(8)))
+        assert len(set(own)) == 8
+        assert run_dir in own
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_public_names_are_listed_before_they_are_imported() -> None:

@@ -13,10 +13,11 @@ from qpa_exp import plan as command
 from qpa_exp import score
 from qpa_exp.adapters.counts import count
 from qpa_exp.adapters.qpa_model import adapt
+from qpa_exp.circuits.device_price import DevicePrice
 from qpa_exp.cli import compose_config
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import load_architecture
-from qpa_exp.plan import as_record, plan
+from qpa_exp.plan import as_record, plan, price_table
 
 GPT2_HEAD, GPT2_XL_HEAD = 50257 * 768, 50257 * 1600
 GEMMA_HEAD, GEMMA2_HEAD = 256000 * 2048, 256000 * 2304
@@ -309,3 +310,13 @@ def test_the_price_of_a_device_is_its_own_durations_times_its_shots(capsys):
 def test_a_price_that_cannot_be_is_one_sentence(arguments, says):
     with pytest.raises(InputError, match=says):
         command.main(arguments)
+
+
+def test_the_hours_of_a_cheap_run_are_not_rounded_away() -> None:
+    priced = DevicePrice(
+        device="fake_fez", record="", n_qubits=2, n_angles=16, gates=1, two_qubit_gates=1, depth=1,
+        duration=1e-6, delay=249e-6, shots=80, circuits={"spsa": 3, "parameter_shift": 33},
+    )  # fmt: skip
+    hours = [*price_table(priced, steps=2_000).columns[1].cells]
+    assert "0.033" in hours
+    assert [*price_table(priced, steps=200_000).columns[1].cells][-1] == "36.7"

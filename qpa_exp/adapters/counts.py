@@ -43,7 +43,11 @@ class Counts:
 
 
 def plan_counts(
-    config: Config, *, auto_class: str = "AutoModelForCausalLM", task_type: str = "CAUSAL_LM"
+    config: Config,
+    *,
+    auto_class: str = "AutoModelForCausalLM",
+    task_type: str = "CAUSAL_LM",
+    n_classes: int | None = None,
 ) -> Counts:
     """Return the sizes that the configured model will have, from its shapes alone.
 
@@ -54,6 +58,7 @@ def plan_counts(
         config: of the run.
         auto_class: transformers' class that loads the task's model.
         task_type: PEFT's name for the task.
+        n_classes: that a classifier tells apart; None for as many as the model has now.
 
     Raises:
         InputError: a target that the model does not have, too many qubits, too long examples.
@@ -65,7 +70,7 @@ def plan_counts(
     """
     check_method(config)
     counts = _by_formula(config) if auto_class == "AutoModelForCausalLM" else None
-    counts = counts or _by_building(config, auto_class, task_type)
+    counts = counts or _by_building(config, auto_class, task_type, n_classes)
     if not VARIANTS[config.qpa.variant].generates:
         return counts
     m = counts.generated_params
@@ -130,11 +135,15 @@ def _head_shape(model: ModelConfig) -> tuple[int, int, int] | None:
 # --- by building ------------------------------------------------------------------------------
 
 
-def _by_building(config: Config, auto_class: str, task_type: str) -> Counts:
+def _by_building(
+    config: Config, auto_class: str, task_type: str, n_classes: int | None = None
+) -> Counts:
     from qpa_exp.adapters.peft_model import build_for_sizes, make_peft_config
     from qpa_exp.lm.loading import empty_model, load_architecture, n_positions
 
     architecture = load_architecture(config.model)
+    if n_classes is not None:
+        architecture.num_labels = n_classes
     check_length(config, n_positions(architecture, auto_class))
     built = build_for_sizes(
         lambda: empty_model(architecture, auto_class), make_peft_config(config.peft, task_type)

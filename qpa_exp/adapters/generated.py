@@ -13,7 +13,7 @@ import functools
 import math
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -28,9 +28,12 @@ from torch.nn.utils import parametrize
 from qpa_exp.adapters.peft_model import (
     add_method,
     build_peft_model,
+    check_unadapted,
     checkpoint_activations,
     compute_again_the_same,
+    put_back_where_it_fails,
     register,
+    take_off,
     train_adapter_only,
     trainable_tensors,
 )
@@ -81,7 +84,7 @@ class GeneratedConfig(PeftConfig):
         else:
             names = [item.name for item in fields(QPAConfig)]  # it may be a class made from it
             self.qpa = QPAConfig(**{name: getattr(self.qpa, name) for name in names})
-            check_generator(self.qpa, saved=self.generated is not None)
+            check_generator(self.qpa, saved=self.generated is not None, slopes=False)
         if not VARIANTS[self.qpa.variant].generates:
             raise InputError(
                 f"qpa={self.qpa.variant} has no generator: use peft.get_peft_model itself."
@@ -118,7 +121,7 @@ def saved_config(record: dict[str, Any]) -> QPAConfig:
     for key in ("shots", "final_shots", "blend"):  # a number in Python
         asked[key] = None if asked.get(key) is None else str(asked[key])
     config = typed(QPAConfig, asked)
-    check_generator(config, saved=True)
+    check_generator(config, saved=True, slopes=False)
     return config
 
 
@@ -188,6 +191,7 @@ class GeneratedMethod(BaseTuner):
                 "into it: load it with QPAModel.from_pretrained or PeftModel.from_pretrained, or "
                 "build it with get_qpa_model or peft.get_peft_model."
             )
+        check_unadapted(model)  # before PEFT writes this config beside that of the other adapter
         super().__init__(model, peft_config, adapter_name, *args, **kwargs)
         language_model: Any = model
         language_model.peft_config = self.peft_model.peft_config  # as the method itself leaves it
@@ -218,15 +222,17 @@ class GeneratedMethod(BaseTuner):
             InputError: a target that does not exist, more qubits than the back end takes, or a
                 ``generated`` that another language model was saved with.
         """
-        config: Any = self.peft_config[adapter_name]
+        config: Any = copy.deepcopy(self.peft_config[adapter_name])  # the caller's stays as it is
+        self.peft_config[adapter_name] = config
         method, name = config.method(), adapter_name
         method.inference_mode = False
         first = "generators" not in self._modules
-        with nullcontext() if first else self._plainly():
+        with put_back_where_it_fails(model) if first else self._plainly():
             if first:
                 self.peft_model = build_peft_model(
-                    model, method, config.qpa.seed, adapter_name=name
-                )
+                    model, method, config.qpa.seed, adapter_name=name,
+                    saved=config.generated is not None,
+                )  # fmt: skip
                 self.generators = nn.ModuleDict()
                 self._vectors: dict[str, GeneratedVector] = {}
                 self._slots: dict[str, list[tuple[str, nn.Module, str]]] = {}
@@ -253,12 +259,12 @@ class GeneratedMethod(BaseTuner):
             self._slots[name] = [self._slot(path) for path, _ in named]
             for _, tensor in named:
                 tensor.requires_grad_(False)
+            for item in fields(method):  # what PEFT has filled in
+                if item.name not in ("peft_type", "inference_mode"):
+                    setattr(config, item.name, getattr(method, item.name))
+            self._compare(config, name)
         if first:
             self._attach()
-        for item in fields(method):  # what PEFT has filled in
-            if item.name not in ("peft_type", "inference_mode"):
-                setattr(config, item.name, getattr(method, item.name))
-        self._compare(config, name)
         self._activate(self.active_adapters[0], frozen)
 
     def _slot(self, path: str) -> tuple[str, nn.Module, str]:
@@ -319,10 +325,12 @@ class GeneratedMethod(BaseTuner):
     def tensor_shapes(self, name: str) -> dict[str, list[int]]:
         """Return the shapes of an adapter's tensors, by the names of those of ``default``."""
         own = re.compile(rf"\.{re.escape(name)}(?=\.|$)")
-        return {
-            own.sub(".default", path): list(module.parametrizations[leaf].original.shape)  # type: ignore[union-attr, index]
-            for path, module, leaf in self._slots[name]
-        }
+        shapes = {}
+        for path, module, leaf in self._slots[name]:
+            lists: Any = getattr(module, "parametrizations", {})  # none before they are attached
+            tensor = lists[leaf].original if leaf in lists else getattr(module, leaf)
+            shapes[own.sub(".default", path)] = list(tensor.shape)
+        return shapes
 
     @contextmanager
     def _leave_initial_alone(self) -> Iterator[None]:
@@ -432,6 +440,18 @@ class GeneratedMethod(BaseTuner):
         with _merging(self.peft_model):
             self._tuner.merge_adapter(adapter_names, safe_merge)
         self._hold_merged()
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse what PEFT does with tensors of its own.
+
+        Raises:
+            InputError: says what to do in its place.
+        """
+        raise InputError(
+            "add_weighted_adapter adds tensors, and those of a generated adapter are made by its "
+            "generator: save the to_peft() of each, load them into one PeftModel, and call it "
+            "there."
+        )
 
     def unmerge_adapter(self) -> None:
         """Undo :meth:`merge_adapter`."""
@@ -645,7 +665,7 @@ class GeneratedMethod(BaseTuner):
         This model must not be used after.
         """
         self._take_off()
-        return self.peft_model.unload()
+        return take_off(self.peft_model)
 
     # --- PEFT's files -----------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from qpa_exp.adapters.catalogue import METHODS, Method, pefts_types
 from qpa_exp.config import PeftMethodConfig
 from qpa_exp.errors import InputError, nearest, sentence_end
 from qpa_exp.files import fits, typed
-from qpa_exp.generator.generator import as_read_now
+from qpa_exp.generator.generator import as_read_now, drawn_from
 from qpa_exp.lm.loading import keep_gradients
 
 
@@ -211,21 +211,36 @@ _BEFORE_THE_TEXT = {PeftType.PROMPT_TUNING, PeftType.P_TUNING}
 
 
 def build_peft_model(
-    model: PreTrainedModel, config: PeftConfig, seed: int, *, adapter_name: str = "default"
+    model: PreTrainedModel,
+    config: PeftConfig,
+    seed: int,
+    *,
+    adapter_name: str = "default",
+    saved: bool = False,
 ) -> PeftModel:
     """Give the language model with the method's layers in place; only their tensors are trainable.
 
     ``model`` is changed in place, as PEFT does. The method's own initial tensors depend on
     ``seed`` alone, and the caller's random stream is left as it was.
 
+    Args:
+        model: the language model.
+        config: of the method.
+        seed: of the method's initial tensors.
+        adapter_name: PEFT's name for the adapter.
+        saved: whether ``config`` was saved with a trained adapter. PEFT has then written the names
+            of all layers in the place of ``all-linear``, and some may be narrower than the rank.
+
     Raises:
-        InputError: a target module that the model does not have, a rank that is larger than its
-            layer, a method that trains nothing or could not be loaded again, or anything else that
-            PEFT refuses.
+        InputError: a model that has an adapter already, a target module that the model does not
+            have, a rank that is larger than its layer, a method that trains nothing or could not
+            be loaded again, or anything else that PEFT refuses.
     """
+    check_unadapted(model)
     _check_compiles(config)
     check_readable(config)
-    check_rank(model, config)  # of what was named: of all linear layers some are narrow
+    if not saved:
+        check_rank(model, config)
     _resolve_targets(model, config)
     check_targets(model, config)
     keep_gradients(model)
@@ -233,15 +248,57 @@ def build_peft_model(
         # PEFT would take the layers' width, which is not that of OPT's embeddings.
         embedding: Any = model.get_input_embeddings()
         config.token_dim = embedding.weight.shape[1]  # type: ignore[attr-defined]
-    with _putting_in_place(seed):
-        built = get_peft_model(model, config, adapter_name)
-    if not any(p.requires_grad and p.numel() for p in built.parameters()):
-        raise InputError(
-            f"{PeftType(config.peft_type).value} trains no tensors of this model: "
-            "give other peft.options, or other peft.target_modules."
-        )
-    _start_all_magnitudes(built, adapter_name)
+    with put_back_where_it_fails(model):
+        with _putting_in_place(seed):
+            built = get_peft_model(model, config, adapter_name)
+        if not any(p.requires_grad and p.numel() for p in built.parameters()):
+            raise InputError(
+                f"{PeftType(config.peft_type).value} trains no tensors of this model: "
+                "give other peft.options, or other peft.target_modules."
+            )
+        _start_all_magnitudes(built, adapter_name)
     return built
+
+
+def take_off(model: PeftModel) -> Any:
+    """Return the language model itself, without the method; ``model`` must not be used after."""
+    if isinstance(model.base_model, BaseTuner):
+        return model.unload()
+    language_model, base_model = model.get_base_model(), typing.cast(Any, model.base_model)
+    if not model.active_peft_config.is_prompt_learning:  # adaption_prompt, whose tuner is its own
+        base_model.disable_adapter_layers()
+    if hasattr(language_model, "peft_config"):
+        del language_model.peft_config
+    return language_model
+
+
+@contextmanager
+def put_back_where_it_fails(model: nn.Module) -> Iterator[None]:
+    """Put a language model's own layers back, where what is done in this context fails."""
+    before = [(module, dict(module.named_children())) for module in model.modules()]
+    try:
+        yield
+    except Exception:
+        for module, children in before:
+            for name, child in children.items():
+                setattr(module, name, child)
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+        raise
+
+
+def check_unadapted(model: nn.Module) -> None:
+    """Refuse a language model with an adapter in it: a second one would start from the first.
+
+    Raises:
+        InputError: there is one.
+    """
+    layers = any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    if layers or getattr(model, "peft_config", None):
+        raise InputError(
+            "This language model has an adapter already: call unload() on the adapted model, or "
+            "load the language model again."
+        )
 
 
 def add_method(model: PeftModel, adapter_name: str, config: PeftConfig, seed: int) -> None:
@@ -274,8 +331,7 @@ def without_remarks() -> Iterator[None]:
 @contextmanager
 def _putting_in_place(seed: int) -> Iterator[None]:
     """Let PEFT draw from ``seed``, and say in one sentence what it refuses."""
-    with torch.random.fork_rng(devices=[]), without_remarks():
-        torch.manual_seed(seed)
+    with drawn_from(seed), without_remarks():
         try:
             yield
         except InputError:
@@ -284,7 +340,9 @@ def _putting_in_place(seed: int) -> Iterator[None]:
             raise InputError(f"PEFT refuses this configuration: {sentence_end(error)}") from error
 
 
-def build_for_sizes(make_model: Callable[[], PreTrainedModel], config: PeftConfig) -> PeftModel:
+def build_for_sizes(
+    make_model: Callable[[], PreTrainedModel], config: PeftConfig, *, saved: bool = False
+) -> PeftModel:
     """:func:`build_peft_model` for the sizes alone, with as little storage as the method can do.
 
     Most methods are built on torch's meta device, where nothing has any. Some compute with
@@ -294,6 +352,7 @@ def build_for_sizes(make_model: Callable[[], PreTrainedModel], config: PeftConfi
     Args:
         make_model: gives the language model, a new one at each call.
         config: of the method.
+        saved: as :func:`build_peft_model` takes it.
     """
     meta = torch.device("meta")
     for tensors, layers in ((meta, False), (nullcontext(), False), (nullcontext(), True)):
@@ -305,7 +364,7 @@ def build_for_sizes(make_model: Callable[[], PreTrainedModel], config: PeftConfi
                     nn.init.normal_(weight)
         try:
             with tensors:
-                return build_peft_model(model, config, seed=0)
+                return build_peft_model(model, config, seed=0, saved=saved)
         except InputError as error:
             if layers or error.__cause__ is None:
                 raise

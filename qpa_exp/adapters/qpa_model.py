@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.peft_model import TunerModelStatus
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -280,6 +281,14 @@ class QPAModel(PeftModel, AdaptedModel):
         finally:
             if not within:
                 self.base_model.enable_adapter_layers()
+
+    def get_model_status(self) -> TunerModelStatus:
+        """Return PEFT's status; an adapter is trained where its generator is."""
+        trained: dict[str, Any] = {
+            name: any(p.requires_grad for p in generator.parameters())
+            for name, generator in self.base_model.generators.items()
+        }
+        return dataclasses.replace(super().get_model_status(), requires_grad=trained)
 
     def print_trainable_parameters(self) -> None:
         """Say how much is trained, in PEFT's own words, and how much that generates."""

@@ -70,7 +70,7 @@ class SavedGenerator:
                 f"{self.directory} was saved for the language model {saved}, not for {given}."
             )
         config = copy.deepcopy(self.peft_config)
-        built = build_for_sizes(lambda: type(model)(model.config), config)
+        built = build_for_sizes(lambda: type(model)(model.config), config, saved=True)
         tensors, whole = dict(trainable_tensors(built)), dict(whole_modules(built))
         here = {name: list(p.shape) for name, p in (tensors | peft_names(whole)).items()}
         there = self.shapes | {name: list(tensor.shape) for name, tensor in self.whole.items()}

@@ -6,11 +6,12 @@ Nothing here needs torch, so that a circuit can be checked, counted and drawn wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qpa_exp.config import QPAConfig
+from qpa_exp.errors import InputError
 from qpa_exp.registry import Registry
 
 if TYPE_CHECKING:
@@ -34,6 +35,14 @@ class GateKind:
     def has_angle(self) -> bool:
         """Whether it turns by an angle."""
         return self.pauli is not None
+
+    @property
+    def n_qubits(self) -> int:
+        """On how many qubits it acts."""
+        if self.pauli is not None:
+            return len(self.pauli) + self.controlled
+        assert self.fixed is not None
+        return len(self.fixed).bit_length() - 1
 
     @property
     def permutes(self) -> bool:
@@ -79,12 +88,22 @@ GATES: dict[str, GateKind] = {
 
 
 def every_qubit(n_qubits: int) -> list[tuple[int, ...]]:
-    """One place for each qubit."""
+    """One place for each qubit.
+
+    Examples:
+        >>> every_qubit(3)
+        [(0,), (1,), (2,)]
+    """
     return [(qubit,) for qubit in range(n_qubits)]
 
 
 def neighbours(n_qubits: int) -> list[tuple[int, ...]]:
-    """(1, 2), then (2, 3), ..., (N-1, N): none where there is one qubit alone."""
+    """Each qubit and the next one, in order: none where there is one qubit alone.
+
+    Examples:
+        >>> neighbours(3)
+        [(0, 1), (1, 2)]
+    """
     return [(qubit, qubit + 1) for qubit in range(n_qubits - 1)]
 
 
@@ -120,6 +139,9 @@ class Moment:
 
     A gate that turns takes the angle of its last qubit, so a moment has N angles.
 
+    Raises:
+        InputError: there is no such gate.
+
     Examples:
         >>> from qpa_exp.circuits.ansatz import Moment, neighbours
         >>> Moment("cz", neighbours).where(3)
@@ -128,6 +150,28 @@ class Moment:
 
     gate: str
     where: Callable[[int], list[tuple[int, ...]]]
+
+    def __post_init__(self) -> None:
+        """Refuse a gate that is not known."""
+        if self.gate not in GATES:
+            raise InputError(f"The gate {self.gate} is unknown: give one of {', '.join(GATES)}.")
+
+    def places(self, n_qubits: int) -> list[tuple[int, ...]]:
+        """Return what ``where`` lists, checked.
+
+        Raises:
+            InputError: a place that is not as many different qubits as the gate acts on.
+        """
+        needed, found = GATES[self.gate].n_qubits, self.where(n_qubits)
+        for place in found:
+            fit = isinstance(place, tuple) and len(place) == needed
+            if not fit or len({*place} & {*range(n_qubits)}) != needed:
+                qubits = "1 qubit" if needed == 1 else f"{needed} different qubits"
+                raise InputError(
+                    f"The gate {self.gate} cannot stand on {place}: on a circuit of {n_qubits} "
+                    f"qubits its place is a tuple of {qubits} from 0 to {n_qubits - 1}."
+                )
+        return found
 
     @property
     def has_angles(self) -> bool:
@@ -162,6 +206,8 @@ class Ansatz:
         moments_under: gives the moments under a config; None where they are always the same.
         more_keys: config keys that it reads besides those that every ansatz of its kind reads.
 
+    A circuit in which no gate turns has nothing to train.
+
     Examples:
         >>> from qpa_exp.circuits.ansatz import CNOT_CHAIN, RY, Ansatz
         >>> [gate.name for gate in Ansatz("R_Y", (RY, CNOT_CHAIN)).gates(n_qubits=2, n_layers=1)]
@@ -169,12 +215,16 @@ class Ansatz:
     """
 
     label: str
-    moments: tuple[Moment, ...] = ()
+    moments: Sequence[Moment] = ()
     trained: bool = True
     reads_feature: bool = True
     control: Callable[[QPAConfig, int, int], nn.Module] | None = None
-    moments_under: Callable[[QPAConfig], tuple[Moment, ...]] | None = None
+    moments_under: Callable[[QPAConfig], Sequence[Moment]] | None = None
     more_keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Take a list of moments, too."""
+        object.__setattr__(self, "moments", tuple(self.moments))
 
     def under(self, config: QPAConfig) -> Ansatz:
         """Return the ansatz as the keys of ``config`` have it."""
@@ -190,7 +240,7 @@ class Ansatz:
     @property
     def trains_circuit(self) -> bool:
         """Whether it has angles that are trained."""
-        return self.has_circuit and self.trained
+        return self.trained and any(moment.has_angles for moment in self.moments)
 
     @property
     def is_whole(self) -> bool:
@@ -208,11 +258,15 @@ class Ansatz:
         return n_layers, sum(moment.has_angles for moment in self.moments), n_qubits
 
     def gates(self, n_qubits: int, n_layers: int) -> Iterator[Gate]:
-        """Every gate of the circuit, in the order in which they act on |0...0>."""
+        """Every gate of the circuit, in the order in which they act on |0...0>.
+
+        Raises:
+            InputError: a gate cannot stand where it should.
+        """
         for layer in range(n_layers):
             rotation = 0
             for moment in self.moments:
-                for qubits in moment.where(n_qubits):
+                for qubits in moment.places(n_qubits):
                     angle = (layer, rotation, qubits[-1]) if moment.has_angles else None
                     yield Gate(moment.gate, qubits, angle)
                 rotation += moment.has_angles
@@ -225,7 +279,7 @@ class Ansatz:
             keys += ["qpa.n_layers", "qpa.backend", "qpa.shots", "qpa.final_shots", "qpa.blend"]
             if config.qpa.blend is not None:
                 keys.append("qpa.blend_hidden")
-            if self.trained:
+            if self.trains_circuit:
                 keys += ["qpa.gradient", "trainer.gradient_variance_starts"]
             if config.qpa.n_circuits > 1:
                 keys.append("qpa.share_angles")
@@ -301,6 +355,4 @@ def inverse_of(order: Int32[np.ndarray, " states"]) -> Int32[np.ndarray, " state
     """Return the order that undoes this one."""
     import numpy as np
 
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(len(order), dtype=order.dtype)
-    return inverse
+    return np.argsort(order).astype(order.dtype)

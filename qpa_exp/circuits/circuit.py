@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from qpa_exp.circuits import compiled_engine, torch_engine
 from qpa_exp.circuits.ansatz import ANSATZE, Ansatz, side_by_side
 from qpa_exp.circuits.gradients import GRADIENTS, Estimate, Measure
-from qpa_exp.circuits.simulator import check_circuit, make_simulator
+from qpa_exp.circuits.simulator import check_circuit, make_simulator, no_slopes
 from qpa_exp.config import QPAConfig, count_shots
 from qpa_exp.errors import InputError
 
@@ -61,6 +60,10 @@ def probabilities(
         2^N probabilities, in the order of the basis states' indices; they sum to 1. In theta's
         precision, and in single precision at least: an autocast around it changes nothing.
 
+    Raises:
+        InputError: theta's shape is not that of the ansatz' angles, ``ansatz.theta_shape``; or a
+            slope in theta is differentiated once more.
+
     Examples:
         >>> import math, torch
         >>> from qpa_exp.circuits.circuit import probabilities
@@ -70,13 +73,13 @@ def probabilities(
     """
     if isinstance(ansatz, str):
         ansatz = ANSATZE[ansatz]
-    batch, shape = theta.shape[:-3], theta.shape[-3:]
-    theta = theta.reshape(-1, *shape)
-    if torch.is_autocast_enabled(theta.device.type):
+    batch = theta.shape[:-3]
+    if not theta.is_floating_point() or theta.dtype.itemsize < 4:
         theta = theta.float()
+    angles = theta.reshape(math.prod(batch), *theta.shape[-3:])
     with torch.autocast(theta.device.type, enabled=False):  # amplitudes stay precise
-        found: Tensor = FinalState.apply(theta, ansatz, True)
-    return found.view(*batch, -1)
+        found: Tensor = FinalState.apply(angles, ansatz, True)
+    return found.view(*batch, found.shape[-1])
 
 
 class FinalState(torch.autograd.Function):
@@ -84,11 +87,15 @@ class FinalState(torch.autograd.Function):
 
     Amplitudes, real where the ansatz is; ``squared``, probabilities. Differentiable once; not for
     half precision or autocast.
+
+    Raises:
+        InputError: the angles' shape is not that of the ansatz; or a slope is differentiated.
     """
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, ansatz: Ansatz, squared: bool) -> Tensor:
         """Return the state at the end of each circuit."""
+        _check_shape(theta, ansatz)  # the compiled loops would read past their ends
         states = _engine(theta, ansatz).amplitudes(theta, ansatz)
         ctx.save_for_backward(theta, states)
         ctx.ansatz, ctx.squared = ansatz, squared
@@ -97,14 +104,46 @@ class FinalState(torch.autograd.Function):
         return torch.view_as_real(states).square().sum(-1) if states.is_complex() else states**2
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """Compute the slopes by the adjoint method."""
         theta, states = ctx.saved_tensors
-        with torch.autocast(grad.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
             towards = 2 * grad * states if ctx.squared else grad
             slopes = _engine(theta, ctx.ansatz).slopes(theta, ctx.ansatz, states, towards)
-        return slopes, None, None
+        return _once(slopes, theta, grad), None, None
+
+
+class _Slopes(torch.autograd.Function):
+    """Slopes that say so where they are differentiated once more.
+
+    torch's own ``once_differentiable`` says so for some losses alone: of a loss that is linear in
+    the probabilities it gives second derivatives of zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, slopes: Tensor, theta: Tensor, grad: Tensor) -> Tensor:
+        return slopes
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:
+        raise InputError(
+            "The circuit's slopes have no derivative: its probabilities can be differentiated "
+            "once, so give a loss without second derivatives in the angles."
+        )
+
+
+def _once(slopes: Tensor, theta: Tensor, grad: Tensor) -> Tensor:
+    found: Tensor = _Slopes.apply(slopes, theta, grad) if torch.is_grad_enabled() else slopes
+    return found
+
+
+def _check_shape(theta: Tensor, ansatz: Ansatz) -> None:
+    found, (_, rotations, _) = tuple(theta.shape[1:]), ansatz.theta_shape(1, 1)
+    if len(found) != 3 or found[1] != rotations:
+        raise InputError(
+            f"The angles of each circuit have the shape {found}: give (layers, {rotations}, "
+            "qubits), which this ansatz needs."
+        )
 
 
 def _engine(theta: Tensor, ansatz: Ansatz) -> ModuleType:
@@ -147,22 +186,22 @@ class Circuit(nn.Module):
                 together, a package that is missing.
         """
         super().__init__()
-        check_circuit(config)
+        check_circuit(config, slopes=False)  # it may never be asked for them
         self.config = config
         self.simulator = make_simulator(config, n_qubits)
         shape: tuple[int, ...] = self.simulator.ansatz.theta_shape(n_qubits, config.n_layers)
         if not config.share_angles:
             shape = side_by_side(config, *shape)
-        theta = torch.empty(shape)
-        nn.init.uniform_(theta, -math.pi, math.pi)
-        if self.simulator.ansatz.trained:
+        theta = torch.empty(shape).uniform_(-math.pi, math.pi)
+        if self.simulator.ansatz.trains_circuit:
             self.theta = nn.Parameter(theta)
         else:
             self.register_buffer("theta", theta, persistent=False)
         turned = _starting_turns(config, shape) if config.share_angles else None
         self.register_buffer("turned", turned, persistent=False)
         self.register_buffer("evaluations", torch.zeros((), dtype=torch.int64), persistent=False)
-        self._kept: Tensor | None = None
+        self._kept: tuple[Tensor, int | None, Tensor] | None = None
+        """Angles that are not trained, how often they had been changed, and their probabilities."""
         self._estimate = self._gradient()
         if not theta.is_meta:
             self.simulator.prepare()
@@ -180,26 +219,36 @@ class Circuit(nn.Module):
             shots = self.config.final_shots
         return count_shots(shots, self.n_qubits)
 
+    # A compiler of the caller has nothing to gain here: it goes on behind the circuit.
+    @torch.compiler.disable
     def forward(self) -> Float[Tensor, "*circuits states"]:
-        """Return the 2^N basis states' probabilities in each circuit, or their frequencies."""
-        if not self.simulator.ansatz.trained and self.n_shots is None:
-            return self._once()
-        angles = self.theta if self.turned is None else self.theta + self.turned
-        if self._estimate is None or not (torch.is_grad_enabled() and angles.requires_grad):
-            return self._measure(angles)
-        estimated: Tensor = _Estimated.apply(angles, self._measure, self._estimate)
-        return estimated
+        """Return the 2^N basis states' probabilities in each circuit, or their frequencies.
 
-    def _once(self) -> Float[Tensor, "*circuits states"]:
-        """Return the exact probabilities of angles that are never trained, kept after the first
-        call.
+        Raises:
+            InputError: slopes are asked for, and ``qpa.gradient`` cannot give them.
         """
-        kind = (self.theta.device, self.theta.dtype)
-        if self._kept is None or (self._kept.device, self._kept.dtype) != kind:
-            with torch.no_grad():
+        if not self.simulator.ansatz.trains_circuit and self.n_shots is None:
+            return self._fixed()
+        angles = self.theta if self.turned is None else self.theta + self.turned
+        if not (torch.is_grad_enabled() and angles.requires_grad):
+            return self._measure(angles)
+        if self._estimate is not None:
+            estimated: Tensor = _Estimated.apply(angles, self._measure, self._estimate)
+            return estimated
+        if self.simulator.samples:
+            raise no_slopes(self.config)
+        return self._measure(angles)
+
+    def _fixed(self) -> Float[Tensor, "*circuits states"]:
+        """Return the exact probabilities of angles that are never trained, kept until they
+        change.
+        """
+        version = None if self.theta.is_inference() else self.theta._version
+        if self._kept is None or self._kept[0] is not self.theta or self._kept[1] != version:
+            with torch.inference_mode(False), torch.no_grad():  # kept for training, too
                 turned = 0.0 if self.turned is None else self.turned
-                self._kept = self._measure(self.theta + turned)
-        return self._kept
+                self._kept = self.theta, version, self._measure(self.theta + turned)
+        return self._kept[2]
 
     def _gradient(self) -> Estimate | None:
         method = GRADIENTS[self.config.gradient]
@@ -211,7 +260,7 @@ class Circuit(nn.Module):
     def _measure(
         self, theta: Float[Tensor, "*batch layers rotations qubits"]
     ) -> Float[Tensor, "*batch states"]:
-        self.evaluations += math.prod(theta.shape[:-3])
+        self.evaluations = self.evaluations + math.prod(theta.shape[:-3])
         shots = self.n_shots
         if self.simulator.samples:
             assert shots is not None  # the config has been checked
@@ -245,10 +294,11 @@ class _Estimated(torch.autograd.Function):
         return measured
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (theta,) = ctx.saved_tensors
-        return ctx.estimate(ctx.measure, theta, grad), None, None
+        with torch.no_grad():
+            slopes = ctx.estimate(ctx.measure, theta, grad)
+        return _once(slopes, theta, grad), None, None
 
 
 def _starting_turns(

@@ -43,9 +43,14 @@ _PAIRS = np.array([
     [[0, 0, 0, 1, 1], [1, 0, 1, 1, 1]],
     [[0, 0, 1, 0, -1], [0, 1, 1, 1, 1]],
 ])  # fmt: skip
-"""What each axis turns against what, twice over: of the one its plane and its qubit's value, of
-the other the same; and the sign of the sine. X turns real parts against the partners' imaginary
-parts, Y parts of one kind, Z the parts of one amplitude."""
+"""Which numbers a rotation turns: ``_PAIRS[axis, k] = (plane, value, plane, value, sign)``.
+
+Plane 0 holds the amplitudes' real parts, plane 1 the imaginary ones. A rotation takes numbers in
+pairs and turns each pair by half the angle times the sign. A pair's first number lies in the first
+plane, where the qubit has the first value; its second number in the second plane, where the qubit
+has the second value. Two planes have two kinds of pairs, k = 0 and 1; one plane has the first.
+R_X pairs a real with an imaginary part, of both values of the qubit; R_Y pairs two real or two
+imaginary parts; R_Z pairs the two parts of one amplitude."""
 
 
 @compiled

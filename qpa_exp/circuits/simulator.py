@@ -81,6 +81,10 @@ class Simulator(ABC):
         self.config, self.n_qubits = config, n_qubits
         self.ansatz = ansatz_of(config)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it is made from; what it has prepared is prepared again."""
+        return type(self), (self.config, self.n_qubits)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Simulator:
         """Nothing in it is trained: a copied model may share it."""
         return self
@@ -136,8 +140,13 @@ def make_simulator(config: QPAConfig, n_qubits: int) -> Simulator:
     return BACKENDS[config.backend](config, n_qubits)
 
 
-def check_circuit(config: QPAConfig) -> None:
+def check_circuit(config: QPAConfig, *, slopes: bool = True) -> None:
     """Refuse keys of the circuit that do not go together; nothing heavy is imported for it.
+
+    Args:
+        config: of the circuit.
+        slopes: whether the circuit will be asked for slopes; a search without gradients asks for
+            none.
 
     Raises:
         InputError: one sentence with the key, its value, and what would be right.
@@ -149,28 +158,40 @@ def check_circuit(config: QPAConfig) -> None:
         return
     method = GRADIENTS[config.gradient]
     if method.check is not None:
-        method.check(config)
-    if method.estimate is None and BACKENDS[config.backend].samples:
-        others = [name for name in GRADIENTS if GRADIENTS[name].estimate is not None]
-        raise InputError(
-            f"qpa.gradient={config.gradient} needs a simulation to differentiate, which "
-            f"qpa.backend={config.backend} is not: give qpa.gradient={' or '.join(others)}."
-        )
+        method.check(config, None)
+    if slopes and method.estimate is None and BACKENDS[config.backend].samples:
+        raise no_slopes(config)
+
+
+def no_slopes(config: QPAConfig) -> InputError:
+    """Return the sentence for a gradient that needs exact probabilities, where there are none."""
+    others = [name for name in GRADIENTS if GRADIENTS[name].estimate is not None]
+    return InputError(
+        f"qpa.gradient={config.gradient} needs a simulation to differentiate, which "
+        f"qpa.backend={config.backend} is not: give qpa.gradient={' or '.join(others)}."
+    )
 
 
 def check_size(config: QPAConfig, n_qubits: int) -> None:
     """Refuse a circuit of too many qubits, or for which there is not the memory.
 
     Raises:
-        InputError: it says how much is needed, and which key helps.
+        InputError: it says how much is needed, and which key helps; or a gate of the ansatz cannot
+            stand where it should, on so many qubits; or the gradient does not cover it.
     """
-    if not ansatz_of(config).has_circuit:
+    ansatz = ansatz_of(config)
+    if not ansatz.has_circuit:
         return
     if n_qubits > MOST_QUBITS:
         raise InputError(
             f"{n_qubits} qubits are more than the {MOST_QUBITS} that any back end takes: "
             "raise qpa.n_mlp, each doubling saves a qubit."
         )
+    for moment in ansatz.moments:
+        moment.places(n_qubits)
+    method = GRADIENTS[config.gradient]
+    if ansatz.trains_circuit and method.check is not None:
+        method.check(config, n_qubits)
     needed = BACKENDS[config.backend].bytes_needed(config, n_qubits) * config.n_circuits
     free = free_memory()
     if needed > free:

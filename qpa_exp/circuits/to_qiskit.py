@@ -82,7 +82,7 @@ _MOST_GATES = 1000
 
 def check_picture(path: Path) -> None:
     """Refuse a file that cannot or must not be written."""
-    if path.suffix not in PICTURES:
+    if path.suffix.lower() not in PICTURES:
         raise InputError(
             f"draw={str(path)[:200]} is no picture: give true for text, or a file that ends in "
             f"{', '.join(PICTURES)}."
@@ -106,7 +106,7 @@ def draw_picture(config: QPAConfig, n_qubits: int, path: Path) -> None:
     figure = circuit.draw("mpl", fold=25)
     figure.suptitle(_title(config, n_qubits, drawn))
     with whole_file(path) as file:
-        figure.savefig(file, format=path.suffix[1:], bbox_inches="tight")
+        figure.savefig(file, format=path.suffix[1:].lower(), bbox_inches="tight")
 
 
 def _circuit(config: QPAConfig, n_qubits: int) -> tuple[QuantumCircuit, int]:

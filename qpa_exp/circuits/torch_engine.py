@@ -58,7 +58,11 @@ def gate_matrix(name: str, angle: Float[Tensor, "*batch"]) -> Complex[Tensor, "*
 
 
 def generator_matrix(name: str) -> Complex[Tensor, "d d"]:
-    """G of a gate that turns: dU/dangle = G U. Complex128; -i/2 P, or that where it is not idle."""
+    """Return G of a gate that turns, in complex128: the slope of its matrix U is dU/dangle = G U.
+
+    G is -i/2 P, with the gate's Pauli string P. In a controlled gate that is the block in which
+    the control is 1; where it is 0, nothing turns and G is zero.
+    """
     kind = GATES[name]
     assert kind.pauli is not None
     half = -0.5j * pauli_matrix(kind.pauli)

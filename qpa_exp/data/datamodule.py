@@ -19,12 +19,13 @@ from jaxtyping import Bool, Int
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qpa_exp.config import DataConfig
 from qpa_exp.data.corpus import CORPORA, JOINS, CorpusText, load_corpus, split_name
 from qpa_exp.data.sources import SPLITS
 from qpa_exp.errors import InputError
+from qpa_exp.lm.loading import check_known
 from qpa_exp.lm.losses import IGNORED
 
 log = logging.getLogger(__name__)
@@ -422,6 +423,26 @@ class ResumableLoader(DataLoader[Batch]):
         self.sampler.load_state_dict(state)
 
 
+_FEW_ROWS = 20
+"""So few texts may each have a class of its own."""
+
+
+def _check_classes(text: CorpusText) -> None:
+    """Refuse numbers to be predicted, or lists of classes, which look like a class for each text.
+
+    Raises:
+        InputError: says how many there are.
+    """
+    numbers = [number for rows in text.classes.values() for number in rows]
+    n_classes = len(set(numbers))
+    if len(numbers) >= _FEW_ROWS and 2 * n_classes > len(numbers):
+        raise InputError(
+            f"{text.source} has {n_classes:,} classes in {len(numbers):,} texts, the first of them "
+            f"{text.class_names[0]:.60}: give data.label_column=<a column of few classes>; numbers "
+            "(regression) and several classes for a text are not supported."
+        )
+
+
 class TextDataModule(LightningDataModule):
     """A corpus, tokenised once, as batches for training, validation and test.
 
@@ -456,7 +477,10 @@ class TextDataModule(LightningDataModule):
     def corpus(self) -> CorpusText:
         """The text, read at the first use."""
         text = load_corpus(self.config)
-        if self.classes is None or sorted(self.classes) != sorted(text.class_names):
+        if self.classes is None:
+            return text
+        _check_classes(text)
+        if sorted(self.classes) != sorted(text.class_names):
             return text
         numbers = [self.classes.index(name) for name in text.class_names]
         classes = {split: [numbers[n] for n in rows] for split, rows in text.classes.items()}
@@ -494,6 +518,17 @@ class TextDataModule(LightningDataModule):
             return replace(laid, classes=torch.tensor(self.corpus.classes[split]))
         except InputError as error:
             raise InputError(f"The {split} split of {self.corpus.source}: {error}") from error
+
+    def check_tokens(self, model: PreTrainedModel) -> None:
+        """Refuse a token of the text, or of its padding, that the model has no embedding of.
+
+        Raises:
+            InputError: says which.
+        """
+        for examples in self.examples.values():
+            check_known(examples.input_ids, self.tokenizer, model)
+        if self.classes is not None:
+            check_known(torch.tensor(padding(self.tokenizer)), self.tokenizer, model)
 
     def prepare_data(self) -> None:
         """Let one process of a machine fill the hub's cache before the others read it."""

@@ -12,6 +12,7 @@ import json
 import re
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from operator import eq
@@ -20,7 +21,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from qpa_exp.errors import InputError, first_line
-from qpa_exp.files import read_bytes, typed_path
+from qpa_exp.files import file_sha256, read_bytes, typed_path
 
 _AT_A_TIME = 1000
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -29,6 +30,14 @@ _HIDDEN = "\ue000"
 """Stands for the content of a message; a character of Unicode's private use."""
 
 Message = dict[str, str]
+
+
+def template_sha256(template: str | None) -> str | None:
+    """Return the hash of the file that ``data.chat_template`` names; None where it names none."""
+    with suppress(OSError, ValueError):  # a template itself may be too long for a name
+        if template is not None and (file := typed_path(template)).is_file():
+            return file_sha256(file)
+    return None
 
 
 def template_text(given: str | None) -> str | None:

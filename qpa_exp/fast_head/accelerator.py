@@ -397,8 +397,10 @@ class FastHead(CausalLM):
         """
         console = Console(stderr=True)
         # One process writes a table to disk, whichever; in memory each has its own.
-        first = self.cache_mode == "disk" or os.environ.get("LOCAL_RANK", "0") == "0"
-        shown = self.config.trainer.progress_bar and console.is_terminal and first
+        trainer = self.config.trainer
+        first = trainer.devices == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+        first = first or self.cache_mode == "disk"
+        shown = trainer.progress_bar and console.is_terminal and first
         began = said = time.monotonic()
         computed = 0
         columns = (*Progress.get_default_columns(), _TokensASecond())

@@ -172,7 +172,8 @@ def _exponentiate_compiled(
         parts,
         threads=at.size >= _WORTH_THREADS,
     )
-    found = torch.from_numpy(sums.sum(0))
+    with np.errstate(invalid="ignore"):  # what is no number stays none, as in torch: no warning
+        found = torch.from_numpy(sums.sum(0))
     return found[0], found[1:]
 
 

@@ -25,6 +25,34 @@ from qpa_exp.generator.mappings import ACTIVATIONS, MAPPING_INITS, MAPPINGS
 from qpa_exp.generator.rules import BLEND_TRAINED, VARIANTS, blend_widths, feature_name, fit
 
 
+@contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """Draw and build in here from ``seed``, in float32 on the CPU; outside nothing has changed.
+
+    torch's default type and device, its random streams and its inference mode are put aside. The
+    meta device stays: what is built there has a shape and no numbers.
+
+    Args:
+        seed: of torch's CPU stream. No other device's stream is touched.
+
+    Examples:
+        >>> import torch
+        >>> from qpa_exp.generator.generator import drawn_from
+        >>> with drawn_from(seed=0):
+        ...     torch.rand(2)
+        tensor([0.4963, 0.7682])
+    """
+    device = "meta" if torch.get_default_device().type == "meta" else "cpu"
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device(device), torch.inference_mode(False):
+            torch.default_generator.manual_seed(seed)
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
 class RandomOrder(nn.Module):
     """Puts ``m`` numbers into an order that is drawn once, from torch's global stream.
 
@@ -75,7 +103,11 @@ class Generator(nn.Module):
     bits: Tensor
 
     def __init__(self, m: int, config: QPAConfig) -> None:
-        """Raise InputError where the circuit would need more qubits than its back end takes."""
+        """Draw from ``config.seed``, on the CPU and in float32, whatever torch's defaults are.
+
+        Raises:
+            InputError: the circuit would need more qubits than its back end takes.
+        """
         super().__init__()
         self.chunking, config = fit(m, config)
         self.config, n_qubits = config, self.chunking.n_qubits
@@ -86,8 +118,7 @@ class Generator(nn.Module):
         self._feature = FEATURES[feature_name(config)] if reads_feature else None
         self._lowest_first, self._has_bits = variant.lowest_first, variant.circuit
         self._draws_states = draws = config.basis_order == "random"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with drawn_from(config.seed):
             if not variant.circuit:  # one more for each chunk, so that no two codes are alike
                 self.circuit = FixedNumbers(torch.randn(self.chunking.n_chunks + config.window - 1))
             elif ansatz.has_circuit:  # first: it refuses what is too large
@@ -96,7 +127,7 @@ class Generator(nn.Module):
                 self.circuit = ansatz.make(config, n_qubits, self.chunking.n_chunks)
             # Draw as many numbers as ``ry`` has angles: a seed gives the same mapping model beside
             # every ansatz and control.
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)
             torch.empty(config.n_circuits, config.n_layers, 1, n_qubits).uniform_()
             self.mapping = MAPPINGS[config.mapping].make(
                 config, n_qubits if variant.circuit else 0, not (draws or self._lowest_first)
@@ -108,10 +139,10 @@ class Generator(nn.Module):
                 states = sample if draws else states
             self.order = RandomOrder(m) if config.shuffle else None
             self.estimator = self._make_estimator() if config.blend is not None else None
-        # In evaluation a random order is one fixed sample: what is tested is what is exported.
-        self.register_buffer("states", states, persistent=False)
-        self.register_buffer("bits", self._write_bits(states), persistent=False)
-        self._origin = [self._frozen_copy()] if config.anchor else []
+            # In evaluation a random order is one fixed sample: what is tested is what is exported.
+            self.register_buffer("states", states, persistent=False)
+            self.register_buffer("bits", self._write_bits(states), persistent=False)
+            self._origin = [self._frozen_copy()] if config.anchor else []
         self._start: Tensor | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Generator:
@@ -196,15 +227,13 @@ class Generator(nn.Module):
         return frozen.eval()
 
     @torch.no_grad()
+    @torch.inference_mode(False)  # kept for training, too
     def _start_at(self, states: Int[Tensor, " chunks"]) -> Float[Tensor, " m"]:
         """G(theta_0) for these basis states; computed once where their order is fixed."""
-        device = states.device
-        if self._start is None or self._start.device != device or states is not self.states:
-            origin = self._origin[0].to(device)
-            start = origin._generate(states)
-            if states is not self.states:
-                return start
-            self._start = start
+        if states is not self.states:
+            return self._origin[0].to(self.bits)._generate(states)
+        if self._start is None or not _are_alike(self._start, self.bits):
+            self._start = self._origin[0].to(self.bits)._generate(states)
         return self._start
 
     def restart(self, seed: int) -> None:
@@ -213,7 +242,7 @@ class Generator(nn.Module):
         ``config.seed`` stays.
         """
         other = Generator(self.chunking.m, dataclasses.replace(self.config, seed=seed))
-        other.to(self.states.device)
+        other.to(self.bits)
         self.load_state_dict(other.state_dict())
         if not any(True for _ in self.circuit.parameters()):  # nobody holds on to a part of it
             self.circuit = other.circuit
@@ -228,6 +257,10 @@ class Generator(nn.Module):
         if not self.config.anchor:
             return 0.0
         return float(self._start_at(self.states).double().norm())
+
+
+def _are_alike(one: Tensor, other: Tensor) -> bool:
+    return one.device == other.device and one.dtype == other.dtype
 
 
 def basis_bits(

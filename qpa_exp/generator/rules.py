@@ -274,7 +274,7 @@ def feature_name(config: QPAConfig) -> str:
     return "squashed" if config.squash else config.feature
 
 
-def check_generator(config: QPAConfig, *, saved: bool = False) -> None:
+def check_generator(config: QPAConfig, *, saved: bool = False, slopes: bool = True) -> None:
     """Refuse a config that is out of range, names what is not there, or contradicts itself.
 
     Imports no torch where the entries that are named need none.
@@ -283,6 +283,7 @@ def check_generator(config: QPAConfig, *, saved: bool = False) -> None:
         config: of a generator.
         saved: was read from a file. There a key without effect is no mistake, and a published
             variant may have been changed.
+        slopes: whether the circuit will be asked for slopes.
 
     Raises:
         InputError: one sentence with the key, its value, and what would be right.
@@ -308,7 +309,7 @@ leave it at null.
             "probability: give qpa.squash=false."
         )
     if VARIANTS[config.variant].circuit:
-        check_circuit(config)
+        check_circuit(config, slopes=slopes)
 
 
 def _check_variant(config: QPAConfig) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 import transformers
+from jaxtyping import Int
 from safetensors import safe_open
+from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -28,7 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from qpa_exp.config import ModelConfig
 from qpa_exp.errors import InputError, one_line
-from qpa_exp.files import read_bytes, typed_path
+from qpa_exp.files import file_sha256, read_bytes, typed_path
 
 BUNDLED = {"qpa_exp/tiny": Path(__file__).resolve().parent / "tiny"}
 """Names that stand for a model inside this package."""
@@ -65,8 +67,8 @@ def load_model(
         with _one_sentence(source):
             _check_weights(source, architecture, auto_class)
     # Safetensors alone: a pickle may run code. Other shapes are refused below, in a sentence.
-    more_options = {"use_safetensors": True, "ignore_mismatched_sizes": True}
-    model, found = _load(loader, config, output_loading_info=True, **more_options, **options)
+    options |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
+    model, found = _load(loader, config, output_loading_info=True, **options)
     _check_loaded(source, model, found, f"{model.base_model_prefix}." if new_head else "")
     keep_gradients(model.requires_grad_(False).eval())
     if auto_class == "AutoModelForCausalLM":
@@ -256,7 +258,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
     Raises:
         InputError: as :func:`load_model`; it has no vocabulary, as where its files are missing; or
-            more tokens than the model has.
+            the one that ``model.tokenizer`` names has more tokens than the model. The model's own
+            may have more, which :func:`check_known` refuses where a text has one of them.
     """
     if config.tokenizer is not None:
         return _another_tokenizer(config, config.tokenizer)
@@ -266,6 +269,29 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             f"{_source(config)} does not hold a model with a tokenizer: it has no vocabulary."
         )
     return tokenizer
+
+
+def check_known(
+    ids: Int[Tensor, ...], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> None:
+    """Refuse a token that the model has no embedding of.
+
+    Args:
+        ids: of a text, or of its padding.
+        tokenizer: which they are of.
+        model: which is to read them.
+
+    Raises:
+        InputError: names the one with the highest number.
+    """
+    embedding: Any = model.get_input_embeddings()
+    known, highest = len(embedding.weight), int(ids.max())
+    if highest >= known:
+        raise InputError(
+            f"Token {tokenizer.convert_ids_to_tokens(highest)} is number {highest:,}, counted from "
+            f"0, and the model knows {known:,}: resize its embeddings "
+            "(model.resize_token_embeddings) and save it again."
+        )
 
 
 def _another_tokenizer(config: ModelConfig, name: str) -> PreTrainedTokenizerBase:
@@ -376,6 +402,22 @@ def local_place(name_or_path: str) -> Path:
         for folder in (spec and spec.submodule_search_locations) or ():
             return Path(folder)
     return typed_path(name_or_path)
+
+
+def model_files(config: ModelConfig) -> list[tuple[str, str]]:
+    """Return the name and the hash of every file of a model on this disk.
+
+    Nothing for one of the hub's.
+
+    Its revision stands for the files of a model of the hub. Of a GGUF file's directory that file
+    alone is read.
+    """
+    place = local_place(config.name_or_path)
+    if config.gguf_file is not None:
+        place = place / config.gguf_file
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    found = [file for file in files if file.is_file() and file.suffix != ".md"]
+    return [(file.name, file_sha256(file)) for file in found]
 
 
 def _place(name_or_path: str) -> Path | str:

@@ -13,6 +13,7 @@ Examples:
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,29 @@ def main(arguments: list[str]) -> None:
         raise InputError("runs is missing: give runs=<a study, a run, or a directory of them>.")
     if not options.out.strip():
         raise InputError("out= names no directory: give one.")
-    places = [place for place in options.runs.split(",") if place]
+    places = list(places_of(options.runs))
     report(places, options.study, typed_path(options.out), pages)
+
+
+def places_of(runs: str) -> Iterator[str]:
+    """Yield the places in a text, with commas between them; a directory's name may have some, too.
+
+    Examples:
+        >>> list(places_of("outputs/runs,other/lora-*"))
+        ['outputs/runs', 'other/lora-*']
+    """
+    parts = [part for part in runs.split(",") if part]
+    while parts:
+        longer = (n for n in range(len(parts), 1, -1) if _is_directory(",".join(parts[:n])))
+        taken = next(longer, 1)
+        yield ",".join(parts[:taken])
+        del parts[:taken]
+
+
+def _is_directory(place: str) -> bool:
+    with suppress(OSError, RuntimeError, ValueError):
+        return typed_path(place).is_dir()
+    return False
 
 
 def report(places: list[str], study: str | None, out: Path, pages: Path | None = None) -> None:

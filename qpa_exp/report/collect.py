@@ -1,7 +1,8 @@
 """Runs from disk as one table. What is on disk is data: it is read, never run.
 
 A place is a run's directory, a study's (it holds ``sweep.json``, which lists its runs), or any
-directory above those. What cannot be used is left out, and said.
+directory above those, or one with links to them; deeper links are not followed, for they may lead
+in a circle. What cannot be used is left out, and said.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,7 +201,8 @@ def _groups(directory: Path) -> Iterator[tuple[Manifest | None, list[dict[str, A
     What lies in a run's directory is its own: W&B keeps a ``config.yaml`` there.
     """
     listed: set[Path] = set()
-    for file in sorted(directory.rglob(MANIFEST)):
+    places = [directory, *_linked(directory)]
+    for file in sorted(file for place in places for file in place.rglob(MANIFEST)):
         manifest = read_manifest(file.parent)
         runs = [
             {**run, "path": Path(os.path.realpath(file.parent / run["path"]))}
@@ -207,13 +210,23 @@ def _groups(directory: Path) -> Iterator[tuple[Manifest | None, list[dict[str, A
         ]
         listed |= {run["path"] for run in runs}
         yield manifest, runs
-    found = {f.parent.resolve() for name in (CONFIG, METRICS) for f in directory.rglob(name)}
+    files = (f for place in places for name in (CONFIG, METRICS) for f in place.rglob(name))
+    found = {file.parent.resolve() for file in files}
     inside = {run / name for run in found | listed for name in WRITTEN}
     others = sorted(p for p in found - listed if inside.isdisjoint((p, *p.parents)))
     if others:
         yield None, [{"path": path, "label": path.name} for path in others]
     elif not listed:
         yield None, [{"path": directory, "label": directory.name}]
+
+
+def _linked(directory: Path) -> list[Path]:
+    """Return the links in a directory that lead to a run, or to the record of a study."""
+    with suppress(OSError):
+        links = [path for path in directory.iterdir() if path.is_symlink()]
+        own = (CONFIG, METRICS, MANIFEST)
+        return sorted(link for link in links if any((link / name).is_file() for name in own))
+    return []
 
 
 def _row(run: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:

@@ -41,6 +41,8 @@ from qpa_exp.runs.directory import validation_key
 _RATE, _LENGTH = "optim.lr", "trainer.max_epochs"
 _LINE = 42
 """Letters in a line of a setting's name."""
+_MOST, _FEWEST = 120, 15
+"""The settings that a whole figure shows, and a panel of many."""
 _FEW_LINES = 5
 """The rows from which the axis is as long as the words beside it."""
 
@@ -223,6 +225,8 @@ def categories(
 ) -> drawing.Canvas:  # fmt: skip
     """One line for each setting: every seed as a dot, the mean and its standard deviation.
 
+    Where there are very many, a panel has the best ones, and says so.
+
     Args:
         runs: rows of runs.
         metric: the one to draw; None = each that the runs have.
@@ -232,6 +236,7 @@ def categories(
     table = aggregate(runs)
     table = table.join(labels.grouped(table, groups).add_prefix("_"))
     panels = list(drawing.panels(table, by_method=False, metric=metric, about=about))
+    panels = [_best_of(panel, max(_FEWEST, _MOST // max(len(panels), 1))) for panel in panels]
     rows = [_lines_of(panel) for panel in panels]
     most = max((sum(line.height for line in lines) for lines in rows), default=1)
     drawn = drawing.of_panels(panels, 1.25 + 0.2 * most, columns=1)
@@ -287,11 +292,20 @@ class _Line:
         self.height = 0.35 + 0.85 * len(lines)
 
 
-def _lines_of(panel: drawing.Panel) -> list[_Line]:
-    """Return the settings, the best one first, those of a group under its heading."""
+def _best_of(panel: drawing.Panel, most: int) -> drawing.Panel:
+    """Return the panel with the best settings first, and so many at most."""
     order = panel.table.sort_values(
         panel.metric.name, ascending=panel.metric.smaller_is_better, kind="stable"
     )
+    if len(order) <= most:
+        return replace(panel, table=order)
+    title = f"{panel.title}; the best {most} of {len(order)} settings, the table has all"
+    return replace(panel, title=title, table=order.head(most))
+
+
+def _lines_of(panel: drawing.Panel) -> list[_Line]:
+    """Return the settings as they are ordered, those of a group under its heading."""
+    order = panel.table
     groups = order["_group"].where(order["_name"] != "", "")
     lines: list[_Line] = []
     # Settings of no group stand first.

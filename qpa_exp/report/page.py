@@ -30,6 +30,8 @@ from qpa_exp.report.tables import TABLES, Table, differences, runs_table
 from qpa_exp.sweeps.studies import Study, study_of_record
 
 PAGE = "report.html"
+_DPI = 300
+"""Of a PNG, for print."""
 
 
 def write_report(collected: Collected, out: Path, command: str) -> Path:
@@ -225,9 +227,11 @@ def png(figure: Figure) -> bytes:
     """Return the figure as PNG at 300 dpi, for print; a palette of few colours makes it small."""
     drawn, buffer = io.BytesIO(), io.BytesIO()
     with any_letters():
-        figure.savefig(drawn, format="png", dpi=300)
-    image = Image.open(drawn)
-    image.convert("RGB").quantize().save(buffer, "png", optimize=True, dpi=image.info["dpi"])
+        figure.savefig(drawn, format="rgba", dpi=_DPI)
+    width = int(figure.get_figwidth() * _DPI)
+    pixels = drawn.getvalue()  # which Pillow would refuse to read back from a large file
+    image = Image.frombytes("RGBA", (width, len(pixels) // (4 * width)), pixels)
+    image.convert("RGB").quantize().save(buffer, "png", optimize=True, dpi=(_DPI, _DPI))
     return buffer.getvalue()
 
 

@@ -16,36 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from qpa_exp.config import OptimConfig
-from qpa_exp.errors import InputError
-from qpa_exp.runs.optimizers import OPTIMIZERS
+from qpa_exp.runs.optimizers import OPTIMIZERS, check_searched
 
 Loss = Callable[[], float]
 """The loss of the step's batch with the parameters as they are now, without a gradient."""
-
-_MOST_SEARCHED = 1_000
-"""COBYLA and Nelder-Mead keep a simplex of as many points as parameters, each of that size."""
-
-
-def _check_search(searched: list[nn.Parameter], config: OptimConfig) -> None:
-    n = sum(p.numel() for p in searched)
-    if n == 0:
-        raise InputError(
-            f"optim={config.name} searches the circuit's angles, and this model has none to "
-            "train: give optim=adamw."
-        )
-    if not OPTIMIZERS[config.name].keeps_a_simplex:
-        return
-    if n > _MOST_SEARCHED:
-        raise InputError(
-            f"optim={config.name} would search {n:,} parameters, and takes at most "
-            f"{_MOST_SEARCHED:,}: give optim.over=theta, fewer qubits or layers, or optim=spsa."
-        )
-    least = n + 2
-    if config.max_evaluations is not None and config.max_evaluations < least:
-        raise InputError(
-            f"optim.max_evaluations={config.max_evaluations} is too small for the {n} parameters "
-            f"that optim={config.name} searches: give at least {least}."
-        )
 
 
 class AlternatingSearch(torch.optim.Optimizer):
@@ -71,7 +45,7 @@ class AlternatingSearch(torch.optim.Optimizer):
         config: OptimConfig,
         loss: Loss,
     ) -> None:
-        _check_search(searched, config)
+        check_searched(sum(p.numel() for p in searched), config)
         lr = config.lr if config.theta_lr is None else config.theta_lr
         super().__init__(searched, {"lr": lr})
         self.config, self.loss = config, loss

@@ -328,6 +328,39 @@ class Patience(EarlyStopping):
         self.best_score = torch.as_tensor(state_dict["best_score"])
 
 
+class Validations(Callback):
+    """Has Lightning validate after every so many optimizer steps.
+
+    It counts batches by itself, and the last step of an epoch may have fewer of them: a validation
+    would come in the middle of a step, whose gradients no checkpoint holds.
+
+    Args:
+        every_n_steps: optimizer steps.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        self._every_n_steps, self._step_before = every_n_steps, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out whether a run that goes on has just validated."""
+        self._set(trainer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the step: a batch need not end one."""
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Tell Lightning whether a validation comes next."""
+        self._set(trainer, ends_a_step=trainer.global_step > self._step_before)
+
+    def _set(self, trainer: Trainer, *, ends_a_step: bool = True) -> None:
+        due = ends_a_step and trainer.global_step % self._every_n_steps == 0
+        batches = trainer.fit_loop.total_batch_idx + 1
+        trainer.val_check_batch = 1 if due else batches + 1  # divides the batches so far, or not
+
+
 class OwnFiles(TorchCheckpointIO):
     """How Lightning writes, reads and removes checkpoints: whole, as plain data, and only ours.
 
@@ -388,10 +421,11 @@ class Checkpoints(Checkpoint):
     Args:
         run_dir: of the run.
         every_n_steps: optimizer steps.
+        devices: that the run trains on.
     """
 
-    def __init__(self, run_dir: Path, every_n_steps: int) -> None:
-        self._run_dir, self._every_n_steps = run_dir, every_n_steps
+    def __init__(self, run_dir: Path, every_n_steps: int, devices: int) -> None:
+        self._run_dir, self._every_n_steps, self._devices = run_dir, every_n_steps, devices
         self._step_before, self._saved = 0, 0
         self._signal: tuple[int, float] | None = None
         self._ended = False
@@ -407,7 +441,7 @@ class Checkpoints(Checkpoint):
             return
         self._signal = (number, time.monotonic())
         if self._ended:
-            signals.end(number, self._run_dir)
+            signals.end(number, self._run_dir, self._devices)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -418,10 +452,10 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when it is time to, or when the run is to end here.
+        """Save when it is time to, or when the run is to end here, where a step has ended.
 
-        Where a validation comes next, both wait until it is over: Lightning does not make up for it
-        when it goes on from a checkpoint of before.
+        Where a validation comes next, which is after a step too, both wait until it is over:
+        Lightning does not make up for it when it goes on from a checkpoint of before.
         """
         if trainer.global_step == self._step_before:
             return  # gradients are being added up, which no checkpoint holds
@@ -449,7 +483,7 @@ class Checkpoints(Checkpoint):
         if asked:
             self._save(trainer)
             number, _ = self._signal or (signal.SIGTERM, 0.0)  # another process was asked
-            signals.end(number, self._run_dir)
+            signals.end(number, self._run_dir, self._devices)
 
     def _save(self, trainer: Trainer) -> None:
         step = trainer.global_step

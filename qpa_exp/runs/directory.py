@@ -9,6 +9,7 @@
 | ``metrics.json`` | the results; there when the run has ended |
 | ``failed.json`` | in a sweep: why the run failed |
 | ``cache.json`` | whether hidden states are kept |
+| ``inputs.json`` | hashes of the text and the files that the run began with |
 | ``curves.png`` | losses against steps |
 | ``earlier/step=*`` | what it had before it was trained longer, a run's directory each |
 | ``slurm.json`` | the job that began the run |
@@ -26,7 +27,7 @@ import re
 import shutil
 import stat
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -43,6 +44,7 @@ from qpa_exp.errors import InputError, one_line, sentence_end
 from qpa_exp.files import (
     MIB,
     check_plain,
+    file_sha256,
     read_bytes,
     read_json,
     remove_parts,
@@ -62,13 +64,14 @@ from qpa_exp.task import TASKS
 
 CONFIG, METRICS, FAILED, CACHE = "config.yaml", "metrics.json", "failed.json", "cache.json"
 CHECKPOINTS, CURVES, CSV, SLURM = "checkpoints", "curves.png", "csv", "slurm.json"
+INPUTS = "inputs.json"
 GENERATOR, ADAPTER = "generator", "adapter"
 LOCK, OUTPUT, EARLIER = ".lock", "output.log", "earlier"
 LOGGED = ("wandb", "tensorboard")
 
 WRITTEN = {
-    CONFIG, METRICS, FAILED, CACHE, CHECKPOINTS, CURVES, CSV, SLURM, GENERATOR, ADAPTER, EARLIER,
-    *LOGGED,
+    CONFIG, METRICS, FAILED, CACHE, CHECKPOINTS, CURVES, CSV, SLURM, INPUTS, GENERATOR, ADAPTER,
+    EARLIER, *LOGGED,
 }  # fmt: skip
 """What a run writes into its directory, and replaces there without asking."""
 
@@ -144,10 +147,11 @@ def check(config: Config, *, saved: bool = False) -> None:
     validate(config)
     for registry in REGISTRIES:
         _ = registry[read_key(config, registry.key)]
-    check_generator(config.qpa, saved=saved)
+    searched = OPTIMIZERS[config.optim.name].search is not None
+    check_generator(config.qpa, saved=saved, slopes=not searched)
     CORPORA[config.data.name].check(config.data)
     TASKS[config.task].check(config)
-    if OPTIMIZERS[config.optim.name].search is not None and config.trainer.devices > 1:
+    if searched and config.trainer.devices > 1:
         raise InputError(
             f"optim={config.optim.name} searches in one process: give trainer.devices=1, not "
             f"{config.trainer.devices}."
@@ -220,7 +224,7 @@ def check_place(run_dir: Path) -> None:
 
 def unclaim(run_dir: Path) -> None:
     """Take back what :func:`claim` wrote, and the loggers since: the run has not begun."""
-    for name in (CONFIG, SLURM, CACHE, LOCK):
+    for name in (CONFIG, SLURM, CACHE, INPUTS, LOCK):
         (run_dir / name).unlink(missing_ok=True)
     for name in (CSV, *LOGGED):
         shutil.rmtree(run_dir / name, ignore_errors=True)
@@ -244,6 +248,32 @@ def begun_by_this_job(run_dir: Path, config: Config) -> Path | None:
     return None
 
 
+def note_inputs(run_dir: Path, now: Mapping[str, str]) -> None:
+    """Write down the hashes of what a run that begins is made from besides its config."""
+    write_json(run_dir / INPUTS, now)
+
+
+def check_inputs(run_dir: Path, now: Mapping[str, str]) -> None:
+    """Refuse to go on with another text or other files than those that the run began with.
+
+    A run that has no such note, from an earlier version, goes on with what there is.
+
+    Raises:
+        InputError: one that has changed, with both hashes.
+    """
+    noted = read_json(run_dir / INPUTS) or {}
+    for what, is_now in now.items():
+        was = noted.get(what)
+        if isinstance(was, str) and _HASH.fullmatch(was) and was != is_now:
+            raise InputError(
+                f"The run in {run_dir} began with another {what}: its hash was {was} and is now "
+                f"{is_now}. Put back what was there, or start a new run."
+            )
+
+
+_HASH = re.compile("[0-9a-f]{40,64}", re.ASCII)
+
+
 # --- who is at it -----------------------------------------------------------------------------
 
 _SECONDS_FOR_A_LOOK = 1.0
@@ -265,16 +295,20 @@ def lock(run_dir: Path, seconds: float = _SECONDS_FOR_A_LOOK) -> BaseFileLock:
 
 
 @contextmanager
-def held(run_dir: Path) -> Iterator[None]:
+def held(run_dir: Path, devices: int = 1) -> Iterator[None]:
     """Be the only process at this run; what killed ones have left half written is removed.
 
     The other processes of a run on several devices are part of it.
+
+    Args:
+        run_dir: of the run, which need not exist.
+        devices: that it trains on.
 
     Raises:
         Held: another process is at this run.
         InputError: the directory cannot be written, or holds a link.
     """
-    if not signals.first_process():
+    if not signals.first_process(devices):
         yield
         return
     refuse_links(run_dir)
@@ -374,6 +408,16 @@ def trained_at(place: Path) -> Path:
             f"init_from={place} is neither a run nor the directory of a saved generator or adapter."
         )
     return place
+
+
+def weights_sha256(init_from: str) -> list[tuple[str, str]]:
+    """Return the name and the hash of every file of tensors that a run starts from.
+
+    Raises:
+        InputError: it is neither a run with trained weights nor a saved generator or adapter.
+    """
+    place = trained_at(typed_path(init_from))
+    return [(file.name, file_sha256(file)) for file in sorted(place.glob("*.safetensors"))]
 
 
 def source_name(place: str) -> str:

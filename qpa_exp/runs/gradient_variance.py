@@ -31,17 +31,20 @@ def variance(
     """
     before = {name: value.clone() for name, value in generator.state_dict().items()}
     gradients = []
+    angles = generator.circuit.theta
+    assert isinstance(angles, Tensor)
+    trained = angles.requires_grad  # a search needs no gradient
+    angles.requires_grad_(True)
     for k in range(starts):
         generator.restart(generator.config.seed + k)
         generator.zero_grad()
         objective().backward()
-        theta = generator.circuit.theta
-        assert isinstance(theta, Tensor)
-        assert theta.grad is not None
-        gradients.append(theta.grad.detach().flatten().cpu().clone())
+        assert angles.grad is not None
+        gradients.append(angles.grad.detach().flatten().cpu().clone())
     generator.restart(generator.config.seed)
     generator.load_state_dict(before)
     generator.zero_grad()
+    angles.requires_grad_(trained)
     return torch.stack(gradients).double().var(dim=0)
 
 

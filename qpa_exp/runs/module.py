@@ -287,6 +287,17 @@ def total_steps(config: TrainerConfig, batches: int) -> int:
     return most if config.max_steps == -1 else min(most, config.max_steps)
 
 
+def epochs(config: TrainerConfig, batches: int, steps: int) -> float:
+    """Epochs that so many optimizer steps took; the last step of an epoch may have fewer batches.
+
+    Examples:
+        >>> epochs(TrainerConfig(accumulate_grad_batches=4), batches=17, steps=5)
+        1.0
+    """
+    whole, more = divmod(steps, math.ceil(batches / config.accumulate_grad_batches))
+    return (whole * batches + more * config.accumulate_grad_batches) / batches
+
+
 def _rates(rates: list[float]) -> str:
     return ", ".join(f"{rate:.3g}" for rate in rates)
 
@@ -309,6 +320,8 @@ def make_optimizer(
     if OPTIMIZERS[config.name].search is not None:
         from qpa_exp.runs.alternating_search import AlternatingSearch
 
+        for angle in angles:  # nobody would read their gradient, and it may cost many circuits
+            angle.requires_grad_(False)
         searched, stepped = (angles, others) if config.over == "theta" else ([*angles, *others], [])
         return AlternatingSearch(searched, stepped, config, loss)
     groups: list[dict[str, Any]] = [{"params": [*angles, *others]}]

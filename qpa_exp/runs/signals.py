@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 Handler = Callable[[int, FrameType | None], Any]
 
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+_RANKS = ("LOCAL_RANK", "SLURM_PROCID")
 
 
 def numbers() -> list[int]:
@@ -35,16 +35,17 @@ def numbers() -> list[int]:
     return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
-def end(number: int, run_dir: Path | None) -> NoReturn:
+def end(number: int, run_dir: Path | None, devices: int | None = None) -> NoReturn:
     """Say how to go on, and leave.
 
     Args:
         number: of the signal.
         run_dir: where there is a run that can be continued.
+        devices: of the run; None while its config is not known.
     """
-    if not first_process():  # Lightning kills the first where another fails
-        raise SystemExit(0)
     name, status = signal.Signals(number).name, 128 + number
+    if not first_process(devices):  # Lightning kills the first where another fails
+        raise SystemExit(status if devices is None else 0)
     said = "interrupted"
     if run_dir is not None:
         said = (
@@ -60,16 +61,27 @@ def end(number: int, run_dir: Path | None) -> NoReturn:
     raise SystemExit(status)
 
 
-def first_process() -> bool:
-    """Whether this is the one process of a run that speaks and writes."""
-    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
+def first_process(devices: int | None) -> bool:
+    """Whether this is the one process of a run that speaks and writes.
+
+    A run on one device is one process, whatever number a launcher has given it: ``srun`` may start
+    several runs side by side.
+
+    Args:
+        devices: of the run; None while its config is not known.
+
+    Examples:
+        >>> first_process(devices=1)
+        True
+    """
+    return devices == 1 or all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
 class AtOnce:
-    """A handler that ends the command."""
+    """A handler that ends the command; :func:`end` says what the arguments are."""
 
-    def __init__(self, run_dir: Path | None = None) -> None:
-        self.run_dir = run_dir
+    def __init__(self, run_dir: Path | None = None, devices: int | None = None) -> None:
+        self.run_dir, self.devices = run_dir, devices
         self._began: float | None = None
         self._raised: SystemExit | None = None
         self._is_lost = False
@@ -82,7 +94,7 @@ class AtOnce:
         if self._began is None:
             self._began = time.monotonic()
             try:
-                end(number, self.run_dir)
+                end(number, self.run_dir, self.devices)
             except SystemExit as leaving:
                 self._raised = leaving
                 raise
@@ -132,9 +144,9 @@ def install(handler: Handler, *, over: tuple[int, ...] = ()) -> dict[int, Any]:
     return replaced
 
 
-def at_once(run_dir: Path) -> AbstractContextManager[None]:
-    """Let a signal say, within this context, how to go on with this run."""
-    return handled(AtOnce(run_dir))
+def at_once(run_dir: Path, devices: int | None = None) -> AbstractContextManager[None]:
+    """Let a signal say, within this context, how to go on with this run on so many devices."""
+    return handled(AtOnce(run_dir, devices))
 
 
 @contextmanager

@@ -10,12 +10,14 @@ import platform
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -31,11 +33,11 @@ from qpa_exp.adapters.catalogue import check_length
 from qpa_exp.adapters.counts import count, describe
 from qpa_exp.adapters.qpa_model import AdaptedModel, adapt
 from qpa_exp.circuits.simulator import record_versions
-from qpa_exp.config import Config
+from qpa_exp.config import Config, ModelConfig
 from qpa_exp.data.datamodule import TextDataModule
 from qpa_exp.errors import InputError, first_line, one_line
 from qpa_exp.files import typed_path, whole_file
-from qpa_exp.lm.loading import load_architecture, loaded_revision, n_positions
+from qpa_exp.lm.loading import load_architecture, loaded_revision, model_files, n_positions
 from qpa_exp.machine import keep_freed_memory
 from qpa_exp.runs import directory, signals
 from qpa_exp.runs.callbacks import (
@@ -47,11 +49,13 @@ from qpa_exp.runs.callbacks import (
     StepTimes,
     Stopwatch,
     TerminalBar,
+    Validations,
 )
 from qpa_exp.runs.directory import CURVES, Metrics, last_of_curve, read_curve, validation_key
 from qpa_exp.runs.gradient_variance import GradientVariance
 from qpa_exp.runs.loggers import LOGGERS
-from qpa_exp.runs.module import AdapterModule, Divergence
+from qpa_exp.runs.module import AdapterModule, Divergence, epochs
+from qpa_exp.runs.optimizers import OPTIMIZERS, check_search
 from qpa_exp.task import TASKS, Task
 
 log = logging.getLogger(__name__)
@@ -64,7 +68,8 @@ def run(config: Config, run_dir: Path) -> Metrics:
         What ``metrics.json`` holds.
 
     Raises:
-        InputError: something that was given cannot be used; then nothing has been written.
+        InputError: something that was given cannot be used. Nearly all of it is found before the
+            run begins; then nothing has been written.
         Divergence: a loss, a gradient or a result became NaN or infinite; ``metrics.json`` then
             says ``status: diverged``, and the last checkpoints are kept.
         SystemExit: a signal ended it; where it was training, a checkpoint has been saved.
@@ -75,10 +80,12 @@ def run(config: Config, run_dir: Path) -> Metrics:
 def begin(prepared: Prepared) -> Metrics:
     """:func:`run`, where everything that can be refused has been made already."""
     run_dir, parts = prepared.run_dir, prepared.parts
-    with directory.held(run_dir):
+    devices = parts.config.trainer.devices
+    with directory.held(run_dir, devices):
         rank_zero_only(directory.claim)(run_dir, parts.config)
-        with signals.at_once(run_dir):
+        with signals.at_once(run_dir, devices):
             rank_zero_only(directory.note_cache)(run_dir, parts.task.cache_mode)
+            rank_zero_only(directory.note_inputs)(run_dir, inputs(parts, fresh=True))
             try:
                 prepared.trainer.loggers = _loggers(parts.config, run_dir)
             except InputError:
@@ -100,14 +107,16 @@ def resume(run_dir: Path, config: Config | None = None) -> Metrics:
 
     Raises:
         InputError: no run directory, a run that diverged, one that another process is at, no
-            checkpoint of it is whole, or a change that is not allowed.
+            checkpoint of it is whole, a change that is not allowed, or another text or model under
+            the same name.
         SystemExit: as :func:`run`.
     """
-    if config == directory.read_config(run_dir):
+    before = directory.read_config(run_dir)
+    if config == before:
         config = None
-    if (finished := _finished(run_dir)) is not None and config is None:
+    if (finished := _finished(run_dir, before)) is not None and config is None:
         return finished
-    with directory.held(run_dir):
+    with directory.held(run_dir, before.trainer.devices):
         return go_on(run_dir, changed=config)
 
 
@@ -120,9 +129,9 @@ def go_on(run_dir: Path, *, own: bool = False, changed: Config | None = None) ->
         changed: the config that it goes on under, where it is not its own.
     """
     config = directory.read_config(run_dir)
-    if (finished := _finished(run_dir)) is not None and changed is None:
+    if (finished := _finished(run_dir, config)) is not None and changed is None:
         return finished
-    with signals.at_once(run_dir):
+    with signals.at_once(run_dir, config.trainer.devices):
         directory.read_curve(run_dir, "train/loss")  # refused now, not when the curves are drawn
         checkpoint = newest_whole_checkpoint(run_dir)
         mode = directory.noted_cache(run_dir) or (None if own else config.data.cache)
@@ -130,7 +139,9 @@ def go_on(run_dir: Path, *, own: bool = False, changed: Config | None = None) ->
             from qpa_exp.runs import longer
 
             longer.check_changes(run_dir, config, config := changed)
-        prepared = prepare(config, run_dir, mode, going_on=True, fresh=checkpoint is None)
+        fresh = checkpoint is None
+        prepared = prepare(config, run_dir, mode, going_on=True, fresh=fresh)
+        directory.check_inputs(run_dir, now := inputs(prepared.parts, fresh=fresh))
         if changed is not None:
             step = 0 if checkpoint is None else directory.step_of(checkpoint)
             longer.check_longer(run_dir, prepared.parts.data, config, step)
@@ -140,17 +151,46 @@ def go_on(run_dir: Path, *, own: bool = False, changed: Config | None = None) ->
             "Continuing %s from %s", run_dir, checkpoint.name if checkpoint else "its start"
         )
         rank_zero_only(directory.note_cache)(run_dir, prepared.parts.task.cache_mode)
+        if fresh:
+            rank_zero_only(directory.note_inputs)(run_dir, now)
         return train_and_test(prepared, checkpoint)
 
 
-def _finished(run_dir: Path) -> Metrics | None:
+def inputs(parts: RunParts, *, fresh: bool) -> dict[str, str]:
+    """Return the hash of everything that a run reads and its config only names.
+
+    Args:
+        parts: of the run.
+        fresh: whether it begins at its start: only then are the weights of ``init_from`` read.
+    """
+    config = parts.config
+    revision = loaded_revision(parts.model.language_model())
+    found: dict[str, Any] = {
+        "text": parts.data.corpus.sha256, "model": model_files(config.model) or revision,
+    }  # fmt: skip
+    if config.data.chat_template is not None:
+        from qpa_exp.data.instructions import template_sha256
+
+        found["chat_template"] = template_sha256(config.data.chat_template)
+    if config.model.tokenizer is not None:
+        found["tokenizer"] = model_files(ModelConfig(name_or_path=config.model.tokenizer))
+    if config.init_from is not None and fresh:
+        found["init_from"] = directory.weights_sha256(config.init_from)
+    return {
+        what: value if isinstance(value, str) else sha256(repr(value).encode()).hexdigest()
+        for what, value in found.items() if value
+    }  # fmt: skip
+
+
+def _finished(run_dir: Path, config: Config) -> Metrics | None:
     """Return the results of a complete run; None of one that can be continued."""
     state = directory.state_of(run_dir)
     if state is directory.State.diverged:
         raise InputError(f"{run_dir} cannot be continued: {directory.error_of(run_dir)}")
     if state is not directory.State.complete:
         return None
-    rank_zero_only(log.info)("%s is complete.", run_dir)
+    if signals.first_process(config.trainer.devices):
+        log.info("%s is complete.", run_dir)
     return directory.read_metrics(run_dir)
 
 
@@ -195,8 +235,8 @@ def prepare(
         going_on: whether it is there, with a run that is continued.
         fresh: as :func:`build` takes it.
     """
-    if not going_on:
-        rank_zero_only(directory.check_place)(run_dir)
+    if not going_on and signals.first_process(config.trainer.devices):
+        directory.check_place(run_dir)
     _quiet()
     trainer, times = make_trainer(config, run_dir)
     parts = build(config, cache_mode, fresh=fresh)
@@ -220,7 +260,10 @@ def build(config: Config, cache_mode: str | None = None, *, fresh: bool = True) 
     data.setup()
     base = task.load_model(data.tokenizer, data.corpus.class_names)
     task.check_model(base)
+    data.check_tokens(base)
     model = adapt(base, config, task.peft_task_type).to(root_device(config))
+    if OPTIMIZERS[config.optim.name].search is not None:
+        check_search(config, count(model))
     if config.init_from is not None and fresh:
         from qpa_exp.adapters.started_from import start_from
 
@@ -266,6 +309,8 @@ def root_device(config: Config) -> torch.device:
     """Where this process will train, which Lightning itself decides only later."""
     accelerator = config.trainer.accelerator
     if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        if config.trainer.devices == 1:  # as Lightning does, whatever a launcher says
+            return torch.device("cuda", 0)
         here = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
         return torch.device("cuda", int(here))
     return torch.device("cpu")
@@ -275,7 +320,7 @@ def make_trainer(config: Config, run_dir: Path) -> tuple[Trainer, StepTimes]:
     """Lightning's Trainer as the config asks for it, still without loggers, and its clock.
 
     Raises:
-        InputError: this machine has no such device, or Lightning no such strategy.
+        InputError: this machine has no such device, or Lightning no such strategy or precision.
     """
     ours = config.trainer
     times = StepTimes()
@@ -288,14 +333,9 @@ def make_trainer(config: Config, run_dir: Path) -> tuple[Trainer, StepTimes]:
         callbacks.append(GradientVariance(ours.gradient_variance_starts))
     if ours.progress_bar:
         callbacks.append(TerminalBar(times) if Console().is_terminal else Lines(times))
-    callbacks.append(Checkpoints(run_dir, ours.checkpoint_every_n_steps))
-    plugins: list[Any] = [OwnFiles(run_dir)]
-    if SLURMEnvironment.detect():
-        if os.environ["SLURM_NTASKS"] == "1" and ours.devices > 1:
-            plugins.append(LightningEnvironment())  # which starts the other processes itself
-        else:  # it would write files of its own, and be started again twice
-            plugins.append(SLURMEnvironment(auto_requeue=False))
-    per_step, validate_every = ours.accumulate_grad_batches, ours.validate_every_n_steps
+    if ours.validate_every_n_steps is not None:
+        callbacks.append(Validations(ours.validate_every_n_steps))
+    callbacks.append(Checkpoints(run_dir, ours.checkpoint_every_n_steps, ours.devices))
     try:
         trainer = Trainer(
             default_root_dir=run_dir,
@@ -305,11 +345,11 @@ def make_trainer(config: Config, run_dir: Path) -> tuple[Trainer, StepTimes]:
             precision=ours.precision,  # type: ignore[arg-type]
             max_epochs=ours.max_epochs,
             max_steps=ours.max_steps,
-            accumulate_grad_batches=per_step,
+            accumulate_grad_batches=ours.accumulate_grad_batches,
             gradient_clip_val=ours.gradient_clip_val,
             log_every_n_steps=ours.log_every_n_steps,
-            check_val_every_n_epoch=1 if validate_every is None else None,
-            val_check_interval=validate_every and validate_every * per_step,
+            check_val_every_n_epoch=1 if ours.validate_every_n_steps is None else None,
+            val_check_interval=ours.validate_every_n_steps,  # which Validations counts in steps
             limit_val_batches=ours.limit_eval_batches,
             limit_test_batches=ours.limit_eval_batches,
             num_sanity_val_steps=0,
@@ -319,13 +359,57 @@ def make_trainer(config: Config, run_dir: Path) -> tuple[Trainer, StepTimes]:
             enable_model_summary=False,
             logger=False,  # which write at once: they come when the directory is the run's
             callbacks=callbacks,
-            plugins=plugins,
+            plugins=[OwnFiles(run_dir), *_environment(ours.devices)],
         )
     except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise InputError(
             f"The trainer cannot be set up as configured: {one_line(error)}"
         ) from error
+    if trainer.precision != ours.precision:  # Lightning has taken another one by itself
+        raise InputError(
+            f"trainer.precision={ours.precision} is for GPUs: give {trainer.precision} or 32-true."
+        )
     return trainer, times
+
+
+class OneProcess(LightningEnvironment):
+    """The processes of a run on one device: this one alone, whatever a launcher has numbered it.
+
+    It is there already: Lightning starts none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_global_rank(0)  # Lightning took it from the launcher's variables at its import
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Nothing is left to start."""
+        return True
+
+    def local_rank(self) -> int:
+        """Its place on this machine."""
+        return 0
+
+    def node_rank(self) -> int:
+        """This machine's place."""
+        return 0
+
+
+def _environment(devices: int) -> list[ClusterEnvironment]:
+    """Who starts the processes of a run, where Lightning is not to find that out by itself.
+
+    Raises:
+        RuntimeError: SLURM has started tasks in another way than Lightning can use.
+    """
+    if devices == 1:
+        return [OneProcess()]
+    if not SLURMEnvironment.detect():
+        return []
+    if os.environ["SLURM_NTASKS"] == "1":
+        return [LightningEnvironment()]  # which starts the other processes itself
+    # By default it would write files of its own, and be started again twice.
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def _loggers(config: Config, run_dir: Path) -> list[Logger]:
@@ -479,7 +563,7 @@ def _metrics(prepared: Prepared, module: AdapterModule, tested: Mapping[str, flo
         **figures,
         "loss": tested.get("test/loss"),
         **dataclasses.asdict(count(parts.model)),
-        "epochs": trainer.global_step * trainer.accumulate_grad_batches / batches,
+        "epochs": epochs(parts.config.trainer, batches, trainer.global_step),
         "steps": trainer.global_step,
         "stopped_early": trainer.global_step < module.total_steps(),
         "train_seconds": times.train_seconds,
@@ -638,5 +722,7 @@ def _quiet() -> None:
         "in eval mode at the start",
         "treespec, LeafSpec",
         "You have overridden `on_before_batch_transfer`",
+        "callbacks used to create the checkpoint",  # trainer.patience=null, to train longer
+        "AMP with fp16 is not supported on CPU",  # which is refused
     ):
         warnings.filterwarnings("ignore", message=f".*{advice}.*")

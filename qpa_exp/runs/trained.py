@@ -143,7 +143,8 @@ def model_card(trained: TrainedRun, form: Format, base: Base) -> str:
     """Markdown with the hub's metadata: what was trained, what it measures, how to load it."""
     config, metrics = trained.config, trained.metrics
     kind = VARIANTS[config.qpa.variant]
-    use = form.use.format(base=base.arguments, auto=TASKS[config.task].auto_class)
+    arguments = [base.arguments, *(f"{key}={value!r}" for key, value in trained.loading.items())]
+    use = form.use.format(base=", ".join(arguments), auto=TASKS[config.task].auto_class)
     if "local_place(" in base.arguments:
         use = f"from qpa_exp.lm.loading import local_place\n{use}"
     return _CARD.format(
@@ -183,11 +184,19 @@ def _measured(config: Config, metrics: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that is complete, and the model that it trained, in evaluation mode."""
+    """A run that is complete, and the model that it trained, in evaluation mode.
+
+    Attributes:
+        config: of the run.
+        metrics: of the run.
+        model: what it trained.
+        loading: what ``from_pretrained`` took beside the place of the language model.
+    """
 
     config: Config
     metrics: Metrics
     model: AdaptedModel
+    loading: dict[str, Any]
 
 
 def load_run(run_dir: Path) -> TrainedRun:
@@ -203,7 +212,7 @@ def load_run(run_dir: Path) -> TrainedRun:
             f"{run_dir} is not complete: continue it with python -m qpa_exp resume={run_dir}"
         )
     task = TASKS[config.task](config, Stopwatch())
-    base = task.load_model(load_tokenizer(config.model), metrics.get("class_names", []))
-    return TrainedRun(
-        config, metrics, load_adapted(base, directory.trained(run_dir, config), config).eval()
-    )
+    given = load_tokenizer(config.model), metrics.get("class_names", [])
+    base = task.load_model(*given)
+    adapted = load_adapted(base, directory.trained(run_dir, config), config).eval()
+    return TrainedRun(config, metrics, adapted, task.loading(*given))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext
@@ -24,6 +25,7 @@ from qpa_exp.data.corpus import comes_from_the_hub
 from qpa_exp.errors import InputError
 from qpa_exp.registry import NoEffect, spelled
 from qpa_exp.runs.directory import OUTPUT, State, state_of
+from qpa_exp.runs.optimizers import check_search
 from qpa_exp.sweeps.run_name import run_name
 from qpa_exp.task import TASKS
 
@@ -35,8 +37,9 @@ MOST_RUNS = 10_000
 
 
 def expand(
-    parts: Sequence[Mapping[str, Any]], fixed: Mapping[str, Any], arguments: Sequence[str]
-) -> list[dict[str, str]]:
+    parts: Sequence[Mapping[str, Any]], fixed: Mapping[str, Any], arguments: Sequence[str],
+    loader: ConfigLoader | None = None,
+) -> list[dict[str, str]]:  # fmt: skip
     """One mapping from key to value for each run, part after part.
 
     The command line takes the place of what a part or ``fixed`` says about the same key, and a
@@ -46,11 +49,12 @@ def expand(
         parts: each a product; a list is an axis, anything else one value.
         fixed: the same, for every part.
         arguments: Hydra overrides; ``key=a,b`` and the like are axes.
+        loader: Hydra's, which knows the options of a group: ``group=glob(*)`` needs it.
 
     Raises:
         InputError: an override that is no list of values, or takes a key away; too many runs.
     """
-    given = _axes_of(arguments)
+    given = _axes_of(arguments, loader)
     products = [
         {key: _values(value) for key, value in {**fixed, **part}.items()} | given for part in parts
     ]
@@ -90,9 +94,9 @@ def _values(value: Any) -> list[str]:
     return [spell(item) for item in items]
 
 
-def _axes_of(arguments: Iterable[str]) -> Axes:
+def _axes_of(arguments: Iterable[str], loader: ConfigLoader | None) -> Axes:
     axes: Axes = {}
-    for override in OverridesParser.create().parse_overrides(list(arguments)):
+    for override in OverridesParser.create(loader).parse_overrides(list(arguments)):
         if override.is_delete():
             raise InputError(f"{override.input_line}: nothing can be taken away: give a value.")
         axes[override.get_key_element()] = values_of(override)
@@ -103,7 +107,7 @@ def values_of(override: Override) -> list[str]:
     """Every value that an override lists, as it is spelled there.
 
     Raises:
-        InputError: it is an interval, or the like, or there are too many.
+        InputError: it is an interval, or the like, or there are none or too many.
     """
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
@@ -113,6 +117,8 @@ def values_of(override: Override) -> list[str]:
             "or choice(...) or range(...)."
         )
     values = list(itertools.islice(override.sweep_string_iterator(), MOST_RUNS + 1))
+    if not values:
+        raise InputError(f"{override.input_line} gives no value: a sweep needs at least one.")
     if len(values) > MOST_RUNS:
         raise InputError(
             f"{override.input_line} lists too many values: a sweep has at most {MOST_RUNS:,} runs."
@@ -158,7 +164,7 @@ class Preparation:
     """
 
     def __init__(self, context: HydraContext, master: DictConfig) -> None:
-        self._context, self._master = context, master
+        self.context, self._master = context, master
         self._directory = Path(master.hydra.sweep.dir)
         self._only_plan = bool(master.hydra.sweeper.only_plan)
         self._load = functools.cache(self._compose)
@@ -205,10 +211,11 @@ class Preparation:
         shape = _shape(config)
         if shape not in self._counts:
             self._counts[shape] = TASKS[config.task].plan(config)
+        check_search(config, self._counts[shape])
         return Job("", overrides, config, self._directory / name, self._counts[shape])
 
     def _compose(self, overrides: tuple[str, ...]) -> DictConfig:
-        composed = self._context.config_loader.load_sweep_config(self._master, list(overrides))
+        composed = self.context.config_loader.load_sweep_config(self._master, list(overrides))
         with open_dict(composed):
             del composed["hydra"]
         return composed
@@ -234,4 +241,5 @@ def _shape(config: Config) -> str:
     """Return what the counts of a run depend on, and a little more: seeds left out."""
     qpa = dataclasses.asdict(config.qpa) | {"seed": None}
     model, peft = dataclasses.asdict(config.model), dataclasses.asdict(config.peft)
-    return json.dumps([model, peft, qpa, config.data.max_length], default=str)
+    text = config.data.path, config.data.max_length  # a classifier has the classes of its text
+    return json.dumps([config.task, model, peft, qpa, *text], default=str)

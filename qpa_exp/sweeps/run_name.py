@@ -10,15 +10,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from contextlib import suppress
 from typing import Any
 
 from qpa_exp.config import Config, DataConfig, ModelConfig
 from qpa_exp.data.corpus import CORPORA
-from qpa_exp.files import file_sha256, typed_path
-from qpa_exp.lm.loading import local_place
+from qpa_exp.data.instructions import template_sha256
+from qpa_exp.lm.loading import model_files
 from qpa_exp.registry import dotted, read_key
-from qpa_exp.runs.directory import trained_at
+from qpa_exp.runs.directory import weights_sha256
 from qpa_exp.runs.results_version import RESULTS_VERSION
 from qpa_exp.sweeps.without_effect import is_without_effect
 
@@ -65,9 +64,8 @@ def relevant(config: Config) -> dict[str, Any]:
     values = {key: read_key(config, key) for key in leaves() if not is_without_effect(key)}
     values["data.join"] = config.data.join or CORPORA[config.data.name].join
     values = {key: value for key, value in values.items() if (key, value) not in AS_BEFORE.items()}
-    template = config.data.chat_template
-    if template is not None and _is_file(template):
-        values["data.chat_template"] = file_sha256(typed_path(template))
+    if (template := template_sha256(config.data.chat_template)) is not None:
+        values["data.chat_template"] = template
     if config.model.tokenizer is not None:
         other = ModelConfig(name_or_path=config.model.tokenizer)
         values["model.tokenizer"] = model_files(other) or config.model.tokenizer
@@ -81,23 +79,7 @@ def relevant(config: Config) -> dict[str, Any]:
     return values
 
 
-def _is_file(text: str) -> bool:
-    with suppress(OSError, ValueError):  # too long for a name
-        return typed_path(text).is_file()
-    return False
-
-
 _WITHOUT_QPA = ("qpa.variant", "qpa.seed")
-
-
-def weights_sha256(init_from: str) -> list[tuple[str, str]]:
-    """Return the name and the hash of every file of tensors that a run starts from.
-
-    Raises:
-        InputError: it is neither a run with trained weights nor a saved generator or adapter.
-    """
-    place = trained_at(typed_path(init_from))
-    return [(file.name, file_sha256(file)) for file in sorted(place.glob("*.safetensors"))]
 
 
 @functools.cache
@@ -123,19 +105,3 @@ def _data_sha256(given: str) -> str:
     from qpa_exp.data.corpus import load_corpus
 
     return load_corpus(DataConfig(**json.loads(given))).sha256
-
-
-def model_files(config: ModelConfig) -> list[tuple[str, str]]:
-    """Return the name and the hash of every file of a model on this disk.
-
-    Nothing for one of the hub's.
-
-    Its revision stands for the files of a model of the hub. Of a GGUF file's directory that file
-    alone is read.
-    """
-    place = local_place(config.name_or_path)
-    if config.gguf_file is not None:
-        place = place / config.gguf_file
-    files = sorted(place.iterdir()) if place.is_dir() else [place]
-    found = [file for file in files if file.is_file() and file.suffix != ".md"]
-    return [(file.name, file_sha256(file)) for file in found]

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qpa_exp.errors import InputError
+from qpa_exp.errors import InputError, first_line
 from qpa_exp.files import read_json
 from qpa_exp.runs import signals
-from qpa_exp.runs.directory import FAILED, LOCK, METRICS, State, error_of
+from qpa_exp.runs.directory import FAILED, LOCK, METRICS, OUTPUT, State, error_of, record_failure
 from qpa_exp.sweeps.studies import say
 from qpa_exp.sweeps.worker import attempt_all, hand_over, is_busy, work
 from qpa_exp.task import TASKS
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _LONGEST_TABLE = 80
+_KILLED = "it ended without a result: its process was killed"
 
 
 @contextmanager
@@ -174,28 +176,83 @@ class Runner:
         self._launched = 0
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Run those that are not complete, each once; wait for those of another process."""
+        """Run those that are not complete, each once; wait for those of another process.
+
+        A run whose process is killed goes on once more, after the others and alone: a run beside
+        it may have taken the memory.
+
+        Raises:
+            InputError: the launcher could not start any.
+        """
         waiting = [job for job in unique(jobs) if not job.state.is_final]
         if not waiting:
             return
+        killed: set[Path] = set()
         with progress(waiting), signals.handled(AfterWorkers(waiting)):
             while waiting:
                 free = [job for job in waiting if not is_busy(job.run_dir)]
                 if not free:
                     time.sleep(_SECONDS_BETWEEN_LOOKS)
                     continue
-                self._launch(free)
-                waiting = [job for job in waiting if is_busy(job.run_dir)]
+                batch = [job for job in free if job.run_dir not in killed] or free[:1]
+                later = {job.run_dir for job in free} - {job.run_dir for job in batch}
+                later |= self._launch(batch, killed)
+                waiting = [job for job in waiting if job.run_dir in later or is_busy(job.run_dir)]
 
-    def _launch(self, jobs: Sequence[Job]) -> None:
+    def _launch(self, jobs: Sequence[Job], killed: set[Path]) -> set[Path]:
+        """Have these made; return the directories of those that must be given out again.
+
+        Where one process is killed, joblib and submitit give up all of these jobs.
+
+        Args:
+            jobs: at least one.
+            killed: the runs whose process was killed before; this adds to them.
+        """
+        jobs = [job for job in jobs if not job.state.is_final]  # another process may have made it
+        if not jobs:
+            return set()
         for job in jobs:
             hand_over(job.run_dir, job.config)
+        before = {job.run_dir: _began(job) for job in jobs}
+        try:
+            self._give_out(jobs)
+        except RuntimeError as error:  # the kind of joblib's own errors, and of submitit's
+            begun = {
+                place
+                for job in jobs
+                if (place := job.run_dir) in killed or _began(job) != before[place]
+            }
+            if not begun:
+                raise InputError(
+                    f"No run could be started: {type(error).__name__}: {first_line(error)}"
+                ) from error
+            lost = {
+                job.run_dir
+                for job in jobs
+                if job.run_dir in begun and not (job.state.is_final or job.state is State.failed)
+            }
+            for run_dir in lost & killed:
+                record_failure(run_dir, InputError(_KILLED))
+            again = before.keys() - begun | lost - killed
+            killed |= lost
+            return again
+        return set()
+
+    def _give_out(self, jobs: Sequence[Job]) -> None:
         if self._side_by_side is not None:
             attempt_all([job.run_dir for job in jobs], self._side_by_side)
             return
         overrides = [[f"hydra.sweep.subdir={job.run_dir.name}"] for job in jobs]
         self._launcher.launch(overrides, initial_job_idx=self._launched)
         self._launched += len(jobs)
+
+
+def _began(job: Job) -> int:
+    """Tells whether a run has been begun since the last look: when its output was last touched."""
+    try:
+        return (job.run_dir / OUTPUT).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def unique(jobs: Sequence[Job]) -> list[Job]:
@@ -228,7 +285,7 @@ def finish(jobs: Sequence[Job]) -> None:
     """
     failed = [job for job in jobs if job.state is not State.complete]
     for job in failed:
-        reason = error_of(job.run_dir) or "it ended without a result: its process was killed"
+        reason = error_of(job.run_dir) or _KILLED
         say(f"failed: {job.title}: {reason} ({job.run_dir})")
     if failed:
         again = [job for job in failed if not job.state.is_final]
@@ -236,7 +293,7 @@ def finish(jobs: Sequence[Job]) -> None:
         if len(again) < len(failed):
             rest = "those that diverged are not run again, for they would again."
         raise SweepFailed(f"{_runs(len(failed))} of {len(jobs)} failed, listed above; {rest}")
-    say(f"All {_runs(len(jobs))} are complete.")
+    say(f"All {len(jobs)} runs are complete." if len(jobs) > 1 else "The run is complete.")
 
 
 def _runs(n: int) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
+from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -46,7 +47,7 @@ def prepare_search(
     assert study.search is not None
     asked = {k: v for k, v in master.hydra.sweeper.search.items() if v is not None}
     study = replace(study, search=replace(study.search, **asked))
-    base = _base(study, given)
+    base = _base(study, given, preparation.context.config_loader)
     _check_space(study, base, preparation)
 
     found = study.search
@@ -101,12 +102,12 @@ def _alone(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _base(study: Study, given: Sequence[str]) -> dict[str, str]:
+def _base(study: Study, given: Sequence[str], loader: ConfigLoader) -> dict[str, str]:
     """Return what all trials share."""
     fixed = dict(study.fixed)
     if isinstance(fixed.get("seed"), list):  # a search looks at many settings, each under one seed
         fixed["seed"] = fixed["seed"][0]
-    runs = expand(study.parts, fixed, given)
+    runs = expand(study.parts, fixed, given, loader)
     if len(runs) != 1:
         raise InputError(
             f"A search has one fixed part, and this describes {len(runs)} runs: give each key one "

@@ -11,6 +11,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext
 from omegaconf import DictConfig
@@ -36,7 +37,9 @@ class StudiesFailed(SweepFailed):
 Chosen = tuple[str | None, Callable[[], Study]]
 
 
-def choose(master: DictConfig, arguments: Sequence[str]) -> tuple[list[Chosen], list[str]]:
+def choose(
+    master: DictConfig, arguments: Sequence[str], loader: ConfigLoader
+) -> tuple[list[Chosen], list[str]]:
     """Return the studies that ``sweep=`` and ``scale=`` choose, still to be read, and the other
     arguments.
 
@@ -46,7 +49,7 @@ def choose(master: DictConfig, arguments: Sequence[str]) -> tuple[list[Chosen], 
         InputError: several scales.
     """
     names, scales, given = [master.hydra.sweeper.study], [], []
-    for override in OverridesParser.create().parse_overrides(list(arguments)):
+    for override in OverridesParser.create(loader).parse_overrides(list(arguments)):
         if override.key_or_group == "sweep":
             names = values_of(override)
         elif override.key_or_group == "scale":
@@ -68,7 +71,7 @@ def sweep(context: HydraContext, master: DictConfig, arguments: Sequence[str]) -
         InputError: something that was given is not allowed; nothing has run then.
         SweepFailed: at the end, where a run failed.
     """
-    chosen, given = choose(master, arguments)
+    chosen, given = choose(master, arguments, loader := context.config_loader)
     options, preparation = master.hydra.sweeper, Preparation(context, master)
     runner = Runner(context, master)
     planned: list[tuple[Study, list[Job]]] = []
@@ -92,7 +95,7 @@ def sweep(context: HydraContext, master: DictConfig, arguments: Sequence[str]) -
                 raise InputError("A search needs Optuna: pip install 'qpa-exp[sweeps]'.") from error
             searches.append((study, prepare_search(study, preparation, runner, master, given)))
             return
-        jobs = preparation.jobs(expand(study.parts, study.fixed, given), study.study)
+        jobs = preparation.jobs(expand(study.parts, study.fixed, given, loader), study.study)
         announce(jobs, study.title_line)
         planned.append((study, jobs))
 

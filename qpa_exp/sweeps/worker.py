@@ -168,10 +168,11 @@ def main(arguments: Sequence[str]) -> int:
 def _attempt_here(run_dir: Path, parent: int | None = None) -> None:
     os.environ.setdefault("WANDB_JOB_TYPE", "sweep")
     try:
-        with _ended_with_the_sweep(parent), directory.held(run_dir):
+        devices = _devices(run_dir)
+        with _ended_with_the_sweep(parent), directory.held(run_dir, devices):
             if state_of(run_dir).is_final:
                 return
-            if signals.first_process():
+            if signals.first_process(devices):
                 (run_dir / FAILED).unlink(missing_ok=True)
             _record(run_dir)
     except directory.Held:
@@ -245,6 +246,7 @@ def _output_to(path: Path) -> Iterator[None]:
     """Send what a run prints and logs to a file: the terminal is the sweep's."""
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
+    path.touch()  # even before it prints: the sweep sees that the run has begun
     with path.open("a", encoding="utf-8") as file:
         root.handlers = [h for h in before if type(h) is not logging.StreamHandler]
         root.handlers.append(logging.StreamHandler(file))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from qpa_exp.adapters.counts import Counts, plan_counts
 from qpa_exp.config import Config
-from qpa_exp.data.corpus import CORPORA
+from qpa_exp.data.corpus import CORPORA, comes_from_the_hub, load_corpus
 from qpa_exp.errors import InputError
 from qpa_exp.task import Measured, Metric, Task
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
     from qpa_exp.adapters.qpa_model import AdaptedModel
     from qpa_exp.data.datamodule import Batch
+
+log = logging.getLogger(__name__)
 
 
 class SequenceClassification(Task):
@@ -50,6 +54,22 @@ class SequenceClassification(Task):
                 "layers, for example [c_attn], or [all-linear]."
             )
 
+    @classmethod
+    def plan(cls, config: Config) -> Counts:
+        """Count what the run trains; the text is read for its classes, unless the hub has it."""
+        n_classes = None
+        if comes_from_the_hub(config.data):
+            log.warning(
+                "%s is not read for a plan: the classifier is counted with the classes that the "
+                "model has now.",
+                config.data.path,
+            )
+        else:
+            n_classes = len(load_corpus(config.data).class_names)
+        return plan_counts(
+            config, auto_class=cls.auto_class, task_type=cls.peft_task_type, n_classes=n_classes
+        )
+
     def classes(self) -> list[str]:
         """Name the classes that the model was trained to tell apart, in its order."""
         from qpa_exp.lm.loading import load_architecture
@@ -57,27 +77,29 @@ class SequenceClassification(Task):
         names: dict[Any, str] = dict(load_architecture(self.config.model).id2label or {})
         return [names[n] for n in sorted(names)]
 
+    def loading(self, tokenizer: PreTrainedTokenizerBase, class_names: list[str]) -> dict[str, Any]:
+        """Ask for a classifier of these classes, which tells a text's end by its padding."""
+        from qpa_exp.data.datamodule import padding
+
+        return {
+            "id2label": dict(enumerate(class_names)),
+            "label2id": {name: number for number, name in enumerate(class_names)},
+            "pad_token_id": padding(tokenizer),
+            "ignore_mismatched_sizes": True,  # a classifier of other classes is made anew
+        }
+
     def load_model(
         self, tokenizer: PreTrainedTokenizerBase, class_names: list[str]
     ) -> PreTrainedModel:
-        """Return the model with a classifier of these classes, which tells a text's end by its
-        padding.
-        """
+        """Return the model; a classifier that it lacks is drawn from the run's seed."""
         import torch
 
-        from qpa_exp.data.datamodule import padding
         from qpa_exp.lm.loading import load_model
 
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            return load_model(
-                self.config.model,
-                self.auto_class,
-                new_head=True,
-                id2label=dict(enumerate(class_names)),
-                label2id={name: number for number, name in enumerate(class_names)},
-                pad_token_id=padding(tokenizer),
-            )
+            torch.default_generator.manual_seed(self.config.seed)
+            more = self.loading(tokenizer, class_names)
+            return load_model(self.config.model, self.auto_class, new_head=True, **more)
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Refuse an encoder with a decoder, which reads a text's end by its EOS tokens."""

@@ -11,12 +11,23 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig
+from peft import AdaptionPromptConfig, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 
+from qpa_exp.adapters.generated import QPALoraConfig
+from qpa_exp.adapters.peft_model import build_peft_model
 from qpa_exp.adapters.qpa_model import QPAModel, get_qpa_model
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
+
+LORA, QPA = LoraConfig(target_modules=["q_proj"]), QPAConfig(n_mlp=8)
+ONCE_MORE = {
+    "lora": LORA,
+    "prompts": PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+    "adaption_prompt": AdaptionPromptConfig(
+        adapter_len=2, adapter_layers=1, task_type="CAUSAL_LM", target_modules="self_attn"
+    ),
+}
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -181,6 +192,87 @@ def test_disabling_nests_and_is_copied(method: str, make: Any, make_model: Any, 
     assert torch.equal(logits(model, tokens), adapted)
 
 
+@pytest.mark.parametrize("method", ONCE_MORE)
+def test_unloaded_a_language_model_takes_another_adapter(
+    method: str, make_model: Any, tokens: Tensor
+):
+    base, config = make_model("llama"), ONCE_MORE[method]
+    expected = logits(base, tokens)
+    step(get_qpa_model(base, config, QPAConfig(n_mlp=8)), tokens).unload()
+    assert torch.equal(logits(base, tokens), expected)
+    assert get_qpa_model(base, config, QPAConfig(n_mlp=8)).generator.n_trainable > 0
+
+
+# --- one language model, one model around it ---------------------------------------------------
+
+
+FIRST: dict[str, Callable[[Any], Any]] = {
+    "generated": lambda base: get_qpa_model(base, LORA, QPA),
+    "generated prompts": lambda base: get_qpa_model(base, ONCE_MORE["prompts"], QPA),
+    "plain": lambda base: get_peft_model(base, LORA),
+    "added by transformers": lambda base: base.add_adapter(copy.deepcopy(LORA)),
+}
+SECOND: dict[str, Callable[[Any], Any]] = {
+    "get_qpa_model": lambda base: get_qpa_model(base, LORA, QPA),
+    "other layers": lambda base: get_qpa_model(base, LoraConfig(target_modules=["v_proj"]), QPA),
+    "get_peft_model": lambda base: get_peft_model(base, QPALoraConfig(target_modules=["q_proj"])),
+    "a run's": lambda base: build_peft_model(base, copy.deepcopy(LORA), seed=1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT")
+@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("second", SECOND)
+def test_a_second_model_around_an_adapted_one_is_refused_and_changes_nothing(
+    first: str, second: str, make_model: Any, tokens: Tensor
+):
+    base = make_model("llama")
+    model = FIRST[first](base) or base
+    before, configs = logits(model, tokens), dict(getattr(base, "peft_config", {}))
+    with pytest.raises(InputError, match=r"has an adapter already: call unload\(\)"):
+        SECOND[second](base)
+    assert torch.equal(logits(model, tokens), before)
+    assert getattr(base, "peft_config", {}) == configs
+
+
+REFUSED: dict[str, Callable[[Any], Any]] = {
+    "by PEFT": lambda base: get_qpa_model(
+        base, LoraConfig(target_modules=["q_proj", "input_layernorm"]), QPA
+    ),
+    "after PEFT": lambda base: get_peft_model(
+        base, QPALoraConfig(target_modules=["q_proj"], generated={"shapes": {}})
+    ),
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+def test_what_was_refused_leaves_the_language_model_to_the_next_attempt(
+    refused: str, make_model: Any, tokens: Tensor
+):
+    base, layers = make_model("llama"), [name for name, _ in make_model("llama").named_modules()]
+    expected = logits(base, tokens)
+    with pytest.raises(InputError):
+        REFUSED[refused](base)
+    assert [name for name, _ in base.named_modules()] == layers
+    assert torch.equal(logits(get_qpa_model(base, LORA, QPA), tokens), expected)
+
+
+def test_a_config_stays_as_it_was_given_and_serves_for_many_models(
+    make_model: Any, tokens: Tensor, tmp_path: Path
+):
+    config = QPALoraConfig(r=2, target_modules="all-linear", qpa=QPAConfig(n_mlp=8))
+    given = copy.deepcopy(config)
+    for family, r in (("llama", 2), ("gpt2", 4)):
+        config.r = given.r = r
+        model = get_peft_model(make_model(family), config)
+        model.add_adapter("other", config)
+        assert config == given
+        model.save_pretrained(str(tmp_path / family))
+        for loaded in (PeftModel.from_pretrained, QPAModel.from_pretrained):
+            again = loaded(make_model(family), str(tmp_path / family))
+            close(logits(again, tokens), logits(model, tokens))
+
+
 # --- several adapters -------------------------------------------------------------------------
 
 
@@ -205,6 +297,10 @@ WRONG: dict[str, tuple[Callable[[QPAModel, Path], Any], str]] = {
     "no such name": (
         lambda m, place: m.save_pretrained(place, selected_adapters=["nope"]), "nope is no adapter",
     ),
+    "weighted": (
+        lambda m, _: m.add_weighted_adapter(["default", "other"], [0.5, 0.5], "both"),
+        r"save the to_peft\(\) of each",
+    ),
     "a file": (
         lambda m, place: ((place / "x").touch(), m.save_pretrained(place / "x")), "x is a file",
     ),
@@ -222,9 +318,6 @@ def test_a_mistake_is_one_sentence_and_the_model_goes_on(
     assert torch.equal(logits(model, tokens), before)
 
 
-LORA, QPA = LoraConfig(target_modules=["q_proj"]), QPAConfig(n_mlp=8)
-
-
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -239,6 +332,13 @@ def test_what_a_model_is_built_from_has_its_types(given: Any, sentence: str, mak
     model, *configs = given
     with pytest.raises(InputError, match=sentence):
         unchecked(model or make_model("llama"), *configs)
+
+
+def test_the_status_says_which_adapter_is_trained(make: Any):
+    model = make("other")
+    assert model.get_model_status().requires_grad == {"default": True, "other": False}
+    model.set_adapter("other")
+    assert model.get_model_status().requires_grad == {"default": False, "other": True}
 
 
 CHANGES_NOTHING = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -61,6 +61,15 @@ def tamper(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("load", [QPAModel.from_pretrained, PeftModel.from_pretrained])
+def test_all_linear_layers_may_be_narrower_than_the_rank(
+    make_trained, make_gpt2, batch, tmp_path, load
+):
+    model = make_trained("tuned", r=20, target_modules="all-linear")  # 16 wide
+    model.save_pretrained(tmp_path)
+    assert torch.equal(load(make_gpt2(), tmp_path)(**batch).logits, model(**batch).logits)
 
 
 # --- what is kept -----------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -48,6 +51,19 @@ def user_ansatz(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ansatze.__path__.append(str(directory))
     yield USER_ANSATZ
     ansatze.__path__.remove(str(directory))
+
+
+@pytest.fixture
+def add_ansatz(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, object], None]:
+    """``add_ansatz("own", Ansatz(...))``: as if it were a file of the room."""
+
+    def add(name: str, entry: object) -> None:
+        module = ModuleType(f"qpa_exp.circuits.ansatze.{name}")
+        module.ENTRY = entry  # type: ignore[attr-defined]
+        module.__spec__ = ModuleSpec(module.__name__, None)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    return add
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,10 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 
-from qpa_exp.circuits.ansatz import ANSATZE, GATES
+from qpa_exp.circuits.ansatz import ANSATZE, CNOT_CHAIN, GATES, RY, Ansatz, Moment
+from qpa_exp.circuits.circuit import probabilities
 from qpa_exp.circuits.to_qiskit import draw_text
 from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
@@ -74,6 +76,37 @@ def test_a_gate_is_qiskits_gate_of_that_name(name):
 def test_a_name_that_is_no_ansatz_is_refused_with_those_that_are():
     with pytest.raises(InputError, match=r"qpa\.ansatz=yr .*classical, .* ry, "):
         ANSATZE["yr"]
+
+
+@pytest.mark.parametrize(
+    ("gate", "place"),
+    [
+        ("cx", (0,)),
+        ("ry", (0, 1)),
+        ("cz", (0, 0)),
+        ("cx", (0, 3)),
+        ("ry", (-1,)),
+        ("ry", 0),
+        ("ry", ()),
+    ],
+)
+def test_a_gate_that_cannot_stand_there_is_refused_in_one_sentence(gate, place):
+    ansatz = Ansatz("own", (RY, Moment(gate, lambda n_qubits: [place])))
+    theta = torch.zeros(ansatz.theta_shape(3, 1))
+    with pytest.raises(InputError, match=rf"{gate} cannot stand on .* qubits? from 0 to 2"):
+        probabilities(theta, ansatz)
+
+
+def test_a_gate_that_nobody_knows_is_refused_with_those_that_are_known():
+    with pytest.raises(InputError, match=r"gate cnot is unknown: give one of .*cx"):
+        Moment("cnot", CNOT_CHAIN.where)
+
+
+def test_moments_may_be_a_list():
+    theta = torch.linspace(-1, 2, 6).view(2, 1, 3)
+    assert torch.equal(
+        probabilities(theta, Ansatz("own", [RY, CNOT_CHAIN])), probabilities(theta, "ry")
+    )
 
 
 def test_a_drawing_shows_every_gate_with_its_angle():

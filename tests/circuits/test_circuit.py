@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from qpa_exp.circuits.ansatz import ANSATZE
+from qpa_exp.circuits.ansatz import ANSATZE, CNOT_CHAIN, RY, Ansatz, Moment, every_qubit
+from qpa_exp.circuits.backends.density_matrix import _pauli_strings
 from qpa_exp.circuits.circuit import Circuit, probabilities, sample_frequencies
 from qpa_exp.circuits.gradients.parameter_shift import parameter_shift
 from qpa_exp.config import QPAConfig, count_shots
 from qpa_exp.errors import InputError
-from qpa_exp.generator.rules import check_generator
+from qpa_exp.generator.rules import check_generator, count_generator
 
 WEIGHTS = torch.linspace(-1, 2, 8)
 
@@ -51,6 +52,79 @@ def test_a_copy_has_angles_of_its_own(qpa):
     torch.nn.init.zeros_(other.theta)
     assert other()[0] == 1
     assert circuit()[0] < 1
+
+
+@pytest.mark.parametrize("ansatz", ["ry", "rx_rz"])
+@pytest.mark.parametrize("shape", [(1, 3, 3), (2, 2, 0, 3), (2, 2, 5, 3)])
+def test_angles_of_another_shape_are_refused(ansatz, shape):
+    theta = torch.zeros(shape, requires_grad=True)
+    with pytest.raises(InputError, match=r"give \(layers, [12], qubits\)"):
+        probabilities(theta, ansatz)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("ansatz", ["ry", "rx_rz"])
+def test_probabilities_are_as_precise_as_the_angles_and_never_below_32_bits(
+    ansatz, autocast, dtype
+):
+    theta = torch.linspace(-2, 3, 3 * ANSATZE[ansatz].theta_shape(3, 1)[1], dtype=dtype)
+    theta = theta.view(1, -1, 3)
+    wide = torch.promote_types(dtype, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = probabilities(theta, ansatz)
+    assert found.dtype == wide
+    exact = probabilities(theta.double(), ansatz)
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=10 * torch.finfo(wide).eps)
+
+
+def test_without_an_angle_there_is_nothing_to_train(add_ansatz, qpa):
+    add_ansatz("flips", Ansatz("flips", (Moment("x", every_qubit), CNOT_CHAIN)))
+    circuit = built(qpa(ansatz="flips", n_layers=1))
+    assert list(circuit.parameters()) == []
+    assert circuit().argmax() == 0b101
+    with pytest.raises(InputError, match=r"qpa\.gradient=spsa has no effect"):
+        check_generator(qpa(ansatz="flips", gradient="spsa"))
+
+
+def test_fixed_angles_are_read_again_where_they_have_changed(qpa):
+    circuit = built(qpa(ansatz="frozen"))
+    assert circuit()[0] < 1
+    circuit.theta.zero_()
+    assert circuit()[0] == 1
+    circuit.theta = torch.full_like(circuit.theta, 0.3)
+    assert circuit()[0] < 1
+
+
+@pytest.mark.parametrize("keys", [{"ansatz": "frozen"}, {"backend": "density_matrix"}])
+def test_what_is_kept_in_inference_mode_serves_training(qpa, keys):
+    _pauli_strings.cache_clear()
+    with torch.inference_mode():
+        built(qpa(**keys, n_layers=1)).double()()
+    circuit, layer = built(qpa(**keys, n_layers=1)).double(), torch.nn.Linear(8, 1).double()
+    if keys.get("ansatz") == "frozen":
+        with torch.inference_mode():
+            circuit()
+    layer(circuit()).sum().backward()
+    assert layer.weight.grad is not None
+
+
+# --- second derivatives -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keys", [{}, {"gradient": "parameter_shift"}, {"gradient": "spsa"}])
+@pytest.mark.parametrize(
+    "loss", [lambda p: p @ WEIGHTS, lambda p: p.log().sum()], ids=["linear", "not linear"]
+)
+def test_a_second_derivative_is_refused_and_a_first_within_a_graph_is_not(qpa, keys, loss):
+    circuit = built(qpa(**keys, n_layers=1))
+    torch.manual_seed(1)
+    (plain,) = torch.autograd.grad(loss(circuit()), circuit.theta)
+    torch.manual_seed(1)
+    (slopes,) = torch.autograd.grad(loss(circuit()), circuit.theta, create_graph=True)
+    assert torch.equal(slopes, plain)
+    with pytest.raises(InputError, match="slopes have no derivative"):
+        slopes.square().sum().backward()
 
 
 # --- shots ------------------------------------------------------------------------------------
@@ -252,6 +326,28 @@ def test_classical_is_one_free_logit_for_each_chunk(qpa):
 def test_product_does_not_entangle(qpa):
     p = built(qpa(ansatz="product"), 2)().detach().view(2, 2)
     torch.testing.assert_close(p, torch.outer(p.sum(1), p.sum(0)))
+
+
+def test_gates_that_share_an_angle_have_no_shift_rule(add_ansatz, qpa):
+    pairs = Moment("rzz", lambda n: [(i, j) for j in range(n) for i in range(j)])
+    add_ansatz("all_pairs", Ansatz("all pairs", (RY, pairs)))
+    shift = qpa(ansatz="all_pairs", gradient="parameter_shift")
+    built(shift, 2)  # one pair, one angle
+    for refused in (lambda: built(shift, 3), lambda: count_generator(500, shift)):
+        with pytest.raises(InputError, match=r"parameter_shift does not cover .*same angle"):
+            refused()
+    built(qpa(ansatz="all_pairs"), 3)
+
+
+def test_a_circuit_whose_slopes_nobody_asks_for_needs_no_way_to_them(qpa):
+    config = qpa(backend="qiskit", shots="20", n_layers=1)
+    check_generator(config, slopes=False)
+    circuit = built(config, 2)
+    with torch.no_grad():
+        assert circuit().sum() == 1
+    with pytest.raises(InputError, match=r"qpa\.gradient=autograd needs a simulation"):
+        circuit()
+    assert circuit.requires_grad_(False)().sum() == 1
 
 
 # --- keys that do not go together -------------------------------------------------------------

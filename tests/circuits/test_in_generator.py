@@ -131,9 +131,11 @@ def test_draw_prints_the_circuit_after_the_table(capsys):
     assert all(f"q_{qubit}: ┤ Rx(θ[0,0,{qubit}])" in drawing for qubit in range(4))
 
 
-@pytest.mark.parametrize("output", ["format=table", "format=json"])
-def test_draw_writes_a_picture_once(capsys, tmp_path, output):
-    path = tmp_path / "circuit.svg"
+@pytest.mark.parametrize(
+    ("output", "name"), [("format=table", "circuit.svg"), ("format=json", "CIRCUIT.SVG")]
+)
+def test_draw_writes_a_picture_once(capsys, tmp_path, output, name):
+    path = tmp_path / name
     command.main([*SMALL, output, f"draw={path}"])
     assert "<svg" in path.read_text()[:1000]
     text = capsys.readouterr().out

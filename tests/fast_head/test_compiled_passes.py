@@ -62,6 +62,15 @@ def test_what_overflows_is_too_large_for_the_loss_and_nan_stays_nan():
     assert sums[3] == 1
 
 
+def test_sums_of_a_diverged_update_are_no_number_without_a_warning():
+    rows = logit_passes._SHARED_ROWS  # summed together; the next ones apart from them
+    b = torch.full((2 * rows, 1), torch.inf)
+    b[rows:] = -torch.inf
+    terms = Terms(torch.zeros(2 * rows, 1), torch.zeros(1, 1))
+    _, towards = exponentiate(torch.zeros(2 * rows, 1), None, terms, torch.zeros(1), b, fast=True)
+    assert towards.isnan().all()
+
+
 @given(z=arrays(np.float32, (3, 20), elements=WITHIN))
 def test_bfloat16_is_rounded_as_torch_rounds(z):
     z = torch.from_numpy(z).bfloat16()

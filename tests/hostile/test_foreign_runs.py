@@ -36,6 +36,7 @@ FILES: dict[str, st.SearchStrategy[bytes]] = {
     "metrics.json": garbage,
     "failed.json": garbage,
     "cache.json": garbage,
+    "inputs.json": garbage,
     "slurm.json": garbage,
     "csv/version_0/metrics.csv": curves,
     "csv/version_x/metrics.csv": curves,

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from qpa_exp.cli import compose_config
 from qpa_exp.config import ModelConfig
 from qpa_exp.errors import InputError
 from qpa_exp.lm.loading import BUNDLED, load_architecture, load_model, load_tokenizer, n_positions
+from qpa_exp.runs.train import build
 
 LOADERS = [load_model, load_tokenizer, load_architecture]
 
@@ -187,3 +191,58 @@ def test_another_tokenizer_that_does_not_fit_is_refused(small_directory, tmp_pat
     missing = refusal(load_tokenizer, at(small_directory, tokenizer=str(tmp_path / "none")))
     assert "model.tokenizer=" in missing
     assert "model.name_or_path" not in missing
+
+
+# --- a tokenizer with more tokens than the model ----------------------------------------------
+
+
+@pytest.fixture
+def enlarged(small_directory: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """``enlarged("[PAD]")``: the small model; its tokenizer has one more token, the model not."""
+
+    def make(added: str) -> Path:
+        place = tmp_path / "enlarged"
+        shutil.copytree(small_directory, place)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        if added == "[PAD]":
+            tokenizer.add_special_tokens({"pad_token": added})
+        else:
+            tokenizer.add_tokens([added])
+        tokenizer.save_pretrained(place)
+        return place
+
+    return make
+
+
+TEXT = {"unused": "w1 w2 w3", "used": "w1 w2 <new>"}
+
+
+@pytest.mark.parametrize("text", TEXT)
+@pytest.mark.parametrize("task", ["causal_lm", "seq_cls"])
+def test_a_token_beyond_the_embeddings_is_refused_where_a_text_has_it(
+    enlarged: Any, tmp_path: Path, task: str, text: str
+) -> None:
+    rows = [f"{TEXT[text]} w{i},{'ab'[i % 2]}" for i in range(1, 41)]
+    (tmp_path / "a.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    data = {"causal_lm": "data=text", "seq_cls": "data=labelled"}[task]
+    given = [data, f"data.path={tmp_path / 'a.csv'}", "data.layout=lines", "data.max_length=8"]
+    config = compose_config([
+        f"task={task}", "model=hf", f"model.name_or_path={enlarged('<new>')}",
+        "peft.target_modules=[c_attn]", *given,
+    ])  # fmt: skip
+    if text == "unused":
+        build(config, "off")
+    else:
+        with pytest.raises(InputError, match=r"Token <new> is number 61, .* the model knows 61"):
+            build(config, "off")
+
+
+def test_a_padding_token_beyond_the_embeddings_is_refused(enlarged: Any, tmp_path: Path) -> None:
+    rows = [f"w1 w2,{'ab'[i % 2]}" for i in range(40)]
+    (tmp_path / "a.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    config = compose_config([
+        "task=seq_cls", "model=hf", f"model.name_or_path={enlarged('[PAD]')}", "data=labelled",
+        "peft.target_modules=[c_attn]", f"data.path={tmp_path / 'a.csv'}", "data.max_length=2",
+    ])  # fmt: skip
+    with pytest.raises(InputError, match=r"Token \[PAD\] is number 61, .*resize its embeddings"):
+        build(config, "off")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qpa_exp.errors import InputError
+from qpa_exp.report.__main__ import places_of
 from qpa_exp.report.collect import collect, left_out
 from qpa_exp.runs import directory
 
@@ -171,6 +172,28 @@ def test_places_are_patterns_and_must_exist(make_run: MakeRun, tmp_path: Path) -
     assert len(collected.runs) == 2
     with pytest.raises(InputError, match="matches no directory"):
         collect([str(tmp_path / "none*")])
+
+
+def test_a_directory_of_links_to_runs_has_those_runs(make_run: MakeRun, tmp_path: Path) -> None:
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    for seed, name in enumerate(("r1", "r2", "r3")):
+        make_run(tmp_path / "all" / name, f"seed={seed}")
+    for name in ("r1", "r3"):
+        (chosen / name).symlink_to(tmp_path / "all" / name)
+    (chosen / "up").symlink_to(tmp_path)  # a directory above runs is none
+    (collected,) = collect([str(chosen)])
+    assert sorted(collected.runs["label"]) == ["r1", "r3"]
+    assert collected.skipped == []
+
+
+def test_a_comma_may_be_in_a_directory_s_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lr=0.1,seed=1").mkdir()
+    assert list(places_of("lr=0.1,seed=1")) == ["lr=0.1,seed=1"]
+    assert list(places_of("a*,lr=0.1,seed=1,b")) == ["a*", "lr=0.1,seed=1", "b"]
 
 
 RECORD = json.dumps(

@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qpa_exp.errors import InputError
+from qpa_exp.report import figures
 from qpa_exp.report.collect import collect
 from qpa_exp.report.figures import KINDS, draw
+from qpa_exp.report.page import png
 
 Runs = Callable[..., pd.DataFrame]
 
@@ -172,6 +174,26 @@ def test_categories_show_every_seed_and_what_went_wrong_at_the_edge(runs_of: Run
     assert {90.0, 92.0, 91.0, 97.0} <= set(drawn)
     assert 200.0 < drawn.max() < 300.0  # beyond the unadapted model, to scale with nothing
     assert "1e+09" in {text.get_text() for text in axes.texts}
+
+
+def test_of_very_many_settings_the_best_are_drawn_and_the_rest_counted(
+    runs_of: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "_MOST", 3)
+    monkeypatch.setattr(figures, "_FEWEST", 1)
+    runs = runs_of(*[qpa(2**n, 100.0 - n) for n in range(5)])
+    (axes,) = draw(runs, {"kind": "categories"}).axes
+    title = axes.get_title(loc="left").replace("\n", " ")
+    assert title.endswith("; the best 3 of 5 settings, the table has all")
+    drawn = np.concatenate([line.get_xdata() for line in axes.lines])
+    assert {96.0, 97.0, 98.0} <= set(drawn)
+    assert not {99.0, 100.0} & set(drawn)
+
+
+def test_a_figure_of_any_size_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow refuses to read a PNG of very many pixels."""
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    assert png(Figure(figsize=(8, 2))).startswith(b"\x89PNG")
 
 
 def test_gradient_variances_are_drawn_against_qubits_and_depth(runs_of: Runs) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,20 @@ def test_a_study_is_run_and_reported_and_the_next_goes_on_after_a_failure(
     )
     assert (tmp_path / "outputs/reports/fig4b-smoke/report.html").is_file()
     assert (tmp_path / "outputs/reports/fig4b-smoke/over.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_no_other_study_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(task: reproduce.ReportTask) -> tuple[str, str]:
+        if task[1] == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return task[1], ""
+
+    monkeypatch.setattr(reproduce, "_report", made)
+    tasks = [([""], name, Path()) for name in ("first", "dies", "last")]
+    first, second, third = reproduce.side_by_side_reports(tasks, 2)
+    assert (first, third) == (("first", ""), ("last", ""))
+    assert second[1] == "the report of dies was not written: its process was killed"
 
 
 # --- W&B ------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from qpa_exp.__main__ import run_sweep
 from qpa_exp.config import Config, OptimConfig
 from qpa_exp.errors import InputError
 from qpa_exp.runs.alternating_search import AlternatingSearch
@@ -84,6 +86,29 @@ def test_over_theta_each_moves_its_own(name: str) -> None:
     assert moved == [True, False, False, True]
 
 
+@pytest.mark.parametrize("over", ["theta", "all"])
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_angles_of_a_search_have_no_gradient(name: str, over: str) -> None:
+    bowl = Bowl()
+    make_optimizer(bowl.trained, optim(name, over=over), bowl.loss).step(bowl.closure)
+    assert bowl.theta.grad is None
+    assert bowl.mapping.grad is not None
+
+
+@pytest.mark.slow
+def test_a_search_on_measurements_evaluates_no_gradient(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QPA_EXP_CACHE", str(tmp_path / "cache"))
+    given = ["qpa.backend=qiskit", "qpa.shots=20", "qpa.n_mlp=8192", "qpa.n_layers=1"]
+    with pytest.raises(InputError, match="needs a simulation"):
+        run(configure(*given), tmp_path / "slopes")
+    config = configure("optim=spsa", *given, "trainer.max_steps=2", "optim.search_every_n_steps=9")
+    run(config, tmp_path / "run")
+    (end,) = (tmp_path / "run").glob("metrics.json")
+    assert json.loads(end.read_text())["circuit_evaluations"] < 20
+
+
 @pytest.mark.parametrize(("name", "evaluations"), [("cobyla", 9), ("spsa", 6)])
 def test_a_search_takes_as_many_evaluations_as_it_may(name: str, evaluations: int) -> None:
     bowl = Bowl()
@@ -125,6 +150,31 @@ def test_what_cannot_be_searched_is_refused(trained: Any, fields: Any, says: str
     parameters = {name: nn.Parameter(torch.zeros(n)) for name, n in trained.items()}
     with pytest.raises(InputError, match=says):
         make_optimizer(parameters, optim("cobyla", **fields), lambda: 0.0)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["optim=cobyla", "qpa=off"],
+        ["optim=spsa", "qpa=off"],
+        ["optim=cobyla", "qpa.ansatz=frozen"],
+        ["optim=cobyla", "optim.max_evaluations=3"],
+        ["optim=nelder_mead", "optim.over=all"],
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_anything_is_written(
+    configure: Callable[..., Config],
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="optim"):
+        run(configure(*given), tmp_path / "run")
+    with pytest.raises(InputError, match="optim"):
+        run_sweep([*overrides, *given, "hydra.sweep.dir=runs", "hydra.sweeper.only_plan=true"])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

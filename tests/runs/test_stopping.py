@@ -111,6 +111,42 @@ def test_a_run_that_goes_on_after_a_validation_has_all_its_curves(
         assert directory.read_curve(tmp_path, name) == directory.read_curve(whole, name)
 
 
+def test_nothing_is_saved_or_ended_in_the_middle_of_a_step(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch of 14 batches, 4 to a step, ends with a step of 2."""
+    steps = ["trainer.accumulate_grad_batches=4", "trainer.validate_every_n_steps=1"]
+    given = [*steps, "optim.schedule=constant", "trainer.limit_eval_batches=1"]
+    metrics = run(configure(*given), tmp_path / "whole")
+    assert (metrics["steps"], metrics["epochs"]) == (8, 2)
+    curve = directory.read_curve(tmp_path / "whole", "validation/loss")
+    assert len(curve[0]) == 8
+
+    proper = AdapterModule.training_step
+
+    def signalled(self: AdapterModule, batch: object, batch_idx: int) -> object:
+        if (self.current_epoch, batch_idx) == (1, 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return proper(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterModule, "training_step", signalled)
+        with pytest.raises(SystemExit):
+            run(configure(*given), tmp_path / "signalled")
+    resume(tmp_path / "signalled")
+
+    never_better = ["trainer.patience=4", "trainer.min_delta=1e6"]
+    stopped = run(configure(*given, *never_better), tmp_path / "stopped")
+    assert (stopped["steps"], stopped["epochs"]) == (5, pytest.approx(18 / 14))
+    resume(tmp_path / "stopped", configure(*given))
+
+    expected = weights(tmp_path / "whole")
+    for place in (tmp_path / "signalled", tmp_path / "stopped"):
+        actual = weights(place)
+        assert all(torch.equal(expected[name], actual[name]) for name in expected)
+        assert directory.read_curve(place, "validation/loss") == curve
+
+
 # --- damage, and enemies ----------------------------------------------------------------------
 
 

@@ -246,6 +246,14 @@ def test_a_directory_that_holds_a_run_is_not_written_over(
         run(configure(), tmp_path / "run")
 
 
+def test_a_precision_that_lightning_would_replace_is_refused(
+    configure: Configure, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="precision=16-mixed is for GPUs: give bf16-mixed"):
+        run(configure("trainer.precision=16-mixed", "trainer.accelerator=cpu"), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is not a run directory: it has no config\.yaml"):
         resume(tmp_path)

@@ -46,7 +46,7 @@ def test_every_discrete_form_of_hydras_is_an_axis(argument: str, values: list[st
     assert [run["a"] for run in expand([{}], {}, [argument])] == values
 
 
-@pytest.mark.parametrize("argument", ["a=interval(0,1)", "~a"])
+@pytest.mark.parametrize("argument", ["a=interval(0,1)", "~a", "a=range(1,1)"])
 def test_what_is_no_list_of_values_is_refused(argument: str) -> None:
     with pytest.raises(InputError):
         expand([{}], {}, [argument])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,6 +166,54 @@ def test_a_failure_is_told_on_one_line_and_in_the_status(
     assert "Traceback" not in done.stdout + done.stderr
     assert "OSError: disk full" in done.stdout
     assert len(list((tmp_path / "sweep" / "runs").rglob("metrics.json"))) == 1
+
+
+@pytest.fixture
+def killed_at() -> Iterator[list[int]]:
+    """The seeds of runs: add one, and a process that is at such a run is killed, and it removed."""
+    seeds, over = list[int](), threading.Event()
+
+    def seed_of(process: psutil.Process) -> int | None:
+        with suppress(psutil.Error):
+            for file in map(Path, (file.path for file in process.open_files())):
+                if file.name == directory.LOCK:
+                    return directory.read_config(file.parent).seed
+        return None
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            for child in psutil.Process().children(recursive=True):
+                if (seed := seed_of(child)) in seeds:
+                    child.kill()
+                    seeds.remove(seed)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    yield seeds
+    over.set()
+    watcher.join()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "way",
+    [
+        "hydra.sweeper.side_by_side=2",
+        "hydra/launcher=submitit_local",
+        pytest.param("hydra/launcher=joblib", marks=pytest.mark.long),
+    ],
+)
+def test_a_run_whose_process_is_killed_goes_on_and_so_do_the_others(
+    sweep: Callable[..., None], killed_at: list[int], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], way: str,
+) -> None:  # fmt: skip
+    killed_at.append(1)
+    sweep("seed=1,2", way)
+    gc.collect()  # a process that submitit has given up is told about now
+    assert killed_at == []
+    states = [directory.state_of(run) for run in (tmp_path / "runs").glob("lora*")]
+    assert states == ["complete", "complete"]
+    assert "All 2 runs are complete." in capsys.readouterr().out
 
 
 WORKERS = """

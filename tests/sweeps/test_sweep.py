@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -13,7 +16,7 @@ from filelock import FileLock
 
 from qpa_exp.errors import InputError
 from qpa_exp.machine import keep_freed_memory
-from qpa_exp.runs.directory import State, read_config, state_of
+from qpa_exp.runs.directory import State, read_config, state_of, write_metrics
 from qpa_exp.runs.module import AdapterModule
 from qpa_exp.runs.train import resume
 from qpa_exp.sweeps.runner import SweepFailed
@@ -158,6 +161,61 @@ def test_a_run_that_another_process_holds_is_left_to_it(
     assert made == [run]
 
 
+@pytest.mark.parametrize(
+    ("deaths", "states", "sizes"),
+    [
+        ({2: 1}, ["complete", "complete", "complete", "complete"], [4, 2, 1]),
+        ({2: 9}, ["complete", "failed", "complete", "complete"], [4, 2, 1]),
+        ({2: 9, 4: 1}, ["complete", "failed", "complete", "complete"], [4, 2, 1, 1]),
+    ],
+    ids=["once", "always", "two of them"],
+)
+def test_a_killed_run_is_made_once_more_alone_and_the_others_as_before(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    deaths: dict[int, int], states: list[str], sizes: list[int],
+) -> None:  # fmt: skip
+    """``deaths`` says how often the process of each seed's run is killed."""
+    asked: list[int] = []
+
+    def go_on(run: Path, own: bool) -> None:
+        if deaths.get(seed := read_config(run).seed, 0):
+            deaths[seed] -= 1
+            raise KeyboardInterrupt
+        write_metrics(run, {"status": "complete"})
+
+    def attempt_all(run_dirs: list[Path], processes: int) -> None:
+        asked.append(len(run_dirs))
+        try:
+            for run in sorted(run_dirs, key=lambda run: read_config(run).seed):
+                attempt(run)
+        except KeyboardInterrupt:
+            raise BrokenProcessPool("a process ended") from None
+
+    monkeypatch.setattr("qpa_exp.runs.train.go_on", go_on)
+    monkeypatch.setattr("qpa_exp.sweeps.runner.attempt_all", attempt_all)
+    fails = states.count("failed")
+    with pytest.raises(SweepFailed, match="1 run of 4 failed") if fails else nullcontext():
+        sweep("seed=1,2,3,4", "hydra.sweeper.side_by_side=2")
+    found = {read_config(run).seed: state_of(run) for run in runs()}
+    assert [str(found[seed]) for seed in sorted(found)] == states
+    assert asked == sizes
+    said = capsys.readouterr().out
+    assert said.count("failed: seed=2: it ended without a result: its process was killed") == fails
+
+
+def test_a_launcher_that_starts_no_run_is_one_sentence(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attempt_all(run_dirs: list[Path], processes: int) -> None:
+        raise RuntimeError("no such partition\nat all")
+
+    monkeypatch.setattr("qpa_exp.sweeps.runner.attempt_all", attempt_all)
+    with pytest.raises(
+        InputError, match="No run could be started: RuntimeError: no such partition"
+    ):
+        sweep("hydra.sweeper.side_by_side=2")
+
+
 @pytest.mark.skipif(not keep_freed_memory(), reason="this C library gives memory back by itself")
 def test_a_run_leaves_its_process_as_small_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -228,7 +286,7 @@ def test_keys_are_checked_before_anything_runs(sweep: Sweep) -> None:
 
 @pytest.mark.long
 def test_hydras_own_sweeper_does_not_pass_one_run_off_as_another(sweep: Sweep) -> None:
-    basic = ["hydra/sweeper=basic", "scale=none", "hydra.sweep.subdir=same"]
+    basic = ["hydra/sweeper=basic", "hydra.sweep.subdir=same"]
     sweep("seed=1", *basic)
     (run,) = runs()
     assert state_of(run) is State.complete
@@ -236,7 +294,29 @@ def test_hydras_own_sweeper_does_not_pass_one_run_off_as_another(sweep: Sweep) -
     with pytest.raises(InputError, match="holds a run of another config"):
         sweep("seed=2", *basic)
     with pytest.raises(InputError, match=r"data\.path=missing does not exist\. \(runs/other\)"):
-        sweep("seed=3", "data.path=missing", *basic[:2], "hydra.sweep.subdir=other")
+        sweep("seed=3", "data.path=missing", *basic[:1], "hydra.sweep.subdir=other")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("hydra/sweeper=basic sweep=fig2", "sweep=fig2 needs hydra/sweeper=study"),
+        ("hydra/sweeper=basic scale=tiny", "scale=tiny needs hydra/sweeper=study"),
+        ("seed=glob(*)", "seed=glob(*) gives no value"),
+    ],
+)
+def test_what_a_sweeper_cannot_do_is_one_sentence(sweep: Sweep, given: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        sweep(*given.split())
+
+
+def test_a_pattern_chooses_options_of_a_group(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep("qpa=glob([t*,p*])", "hydra.sweeper.only_plan=true")
+    said = capsys.readouterr().out
+    assert "qpa=paper" in said
+    assert "qpa=tuned" in said
 
 
 def test_what_has_no_effect_is_as_it_was_given_last(sweep: Sweep, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,9 @@ from transformers import (
     RobertaConfig,
 )
 
-from qpa_exp import generate, score
+from qpa_exp import export, generate, plan, score
+from qpa_exp.adapters.counts import count
+from qpa_exp.adapters.formats import FORMATS
 from qpa_exp.cli import compose_config
 from qpa_exp.config import Config
 from qpa_exp.data.datamodule import TextSize
@@ -207,6 +211,78 @@ def test_a_trained_head_keeps_its_classes(
     assert parts.data.corpus.class_names == names
     example = int(parts.data.examples["train"][[0]]["labels"])
     assert names[example] == "physics"  # the qubit of the first text
+
+
+@pytest.fixture
+def five_classes(tmp_path: Path) -> str:
+    """Texts of five classes, of different lengths."""
+    lines = [f"{'w3 ' * (1 + i % 4)}w4,class {i % 5}" for i in range(40)]
+    (tmp_path / "five.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    return f"data.path={tmp_path / 'five.csv'}"
+
+
+def test_a_plan_counts_the_classifier_that_the_run_trains(
+    classify: Configure, five_classes: str
+) -> None:
+    config = classify(five_classes)
+    assert plan.plan(config) == count(build(config, "off").model)
+
+
+def test_a_plan_says_where_it_does_not_know_the_classes(
+    classify: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan.plan(classify("data.path=someone/texts"))
+    assert "someone/texts is not read for a plan" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["never a classifier", "of two classes"])
+def test_the_card_of_an_export_loads_it(
+    classify: Configure, small_model_dir: Path, five_classes: str, tmp_path: Path, base: str
+) -> None:
+    """The base has no padding token, and not the classes of the text."""
+    place = small_model_dir
+    if base == "of two classes":
+        place = tmp_path / "base"
+        AutoModelForSequenceClassification.from_pretrained(small_model_dir).save_pretrained(place)
+        AutoTokenizer.from_pretrained(small_model_dir).save_pretrained(place)
+    where = tmp_path / "run"
+    steps = ["trainer.max_steps=2", "trainer.log_every_n_steps=1"]
+    run(classify(f"model.name_or_path={place}", five_classes, *steps), where)
+    trained = load_run(where).model
+    given = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 3, 0, 0]])}  # the second is padded
+    for form in FORMATS:
+        out = tmp_path / form
+        export.main([f"run={where}", f"out={out}", f"format={form}"])
+        (program,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+        made: dict[str, Any] = {}
+        program = program.replace("<this directory>", str(out))
+        exec(program.replace("<the language model>", str(place)), made)
+        model = made["model"].eval()
+        assert list(model.config.id2label.values()) == [f"class {i}" for i in range(5)]
+        with torch.no_grad():
+            torch.testing.assert_close(model(**given).logits, trained(**given).logits)
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        (lambda i: f"{i / 7:.3f}", "has 40 classes in 40 texts"),
+        (lambda i: f"{i % 30}", "has 30 classes in 40 texts"),
+        (lambda i: f"{i % 20}", None),
+    ],
+)
+def test_a_class_for_each_text_is_refused(
+    classify: Configure, tmp_path: Path, label: Callable[[int], str], says: str | None
+) -> None:
+    lines = [f"some words,{label(i)}" for i in range(40)]
+    (tmp_path / "a.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    data = TASKS["seq_cls"](classify(f"data.path={tmp_path / 'a.csv'}"), Stopwatch()).data()
+    if says is None:
+        assert len(data.corpus.class_names) == 20
+    else:
+        with pytest.raises(InputError, match=f"{says}.*regression"):
+            data.setup()
 
 
 def test_a_score_refuses_what_a_run_does(small_directory: Path, tmp_path: Path) -> None:

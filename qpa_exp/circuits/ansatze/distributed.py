@@ -6,10 +6,16 @@ circuit of Eq. 1 by itself, so that p(x) is the product of the blocks' probabili
 """
 
 from qpa_exp.circuits.ansatz import RY, Ansatz, InBlocks, Moment
+from qpa_exp.config import QPAConfig
+
+
+def _moments(config: QPAConfig) -> tuple[Moment, ...]:
+    return RY, Moment("cx", InBlocks(config.block_size))
+
 
 ENTRY = Ansatz(
     "$R_Y$, in blocks",
     (RY, Moment("cx", InBlocks())),
-    moments_under=lambda config: (RY, Moment("cx", InBlocks(config.block_size))),
+    moments_under=_moments,
     more_keys=("qpa.block_size",),
 )

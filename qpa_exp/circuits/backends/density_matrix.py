@@ -72,6 +72,7 @@ class DensityMatrix(Simulator):
         _ = self.program
 
     @cached_property
+    @torch.inference_mode(False)  # kept for training, too
     def program(self) -> NoisyProgram:
         """The circuit as steps."""
         device = NOISES[self.config.noise]
@@ -246,6 +247,7 @@ def unitary_channel(matrix: Complex[Tensor, "*batch d d"]) -> Float[Tensor, "*ba
 
 
 @cache
+@torch.inference_mode(False)  # kept for training, too
 def _pauli_strings(n_qubits: int) -> Complex[Tensor, "strings d d"]:
     """All Pauli strings of n qubits, in order."""
     return torch.stack([pauli_matrix("".join(p)) for p in product("IXYZ", repeat=n_qubits)])

@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 
 
 class QiskitSampler(Simulator):
-    """Frequencies of outcomes; a batch of circuits is one job, and no circuit is measured twice."""
+    """Frequencies of outcomes; a batch of circuits is one job.
+
+    A real device costs money, so its counts are kept in the user's cache, and no circuit is
+    measured twice there. Aer and the recorded devices measure again: their seed gives the same.
+    """
 
     label = "Qiskit"
     samples = True
@@ -116,23 +120,32 @@ class QiskitSampler(Simulator):
         """
         batch, shape = theta.shape[:-3], theta.shape[-3:]
         angles = theta.detach().to("cpu", torch.float64).reshape(-1, *shape).numpy()
+        measure = self._measure if self._is_simulated else self._measure_once
+        frequencies = [self._frequencies(one, shots) for one in measure(angles, shots, seed)]
+        return torch.stack(frequencies).to(theta).view(*batch, -1)
+
+    @property
+    def _is_simulated(self) -> bool:
+        return self.config.device in ("aer", *RECORDED)
+
+    def _measure_once(self, angles: np.ndarray, shots: int, seed: int) -> list[Counts]:
+        """Return the counts that are kept; measure the other circuits, and keep theirs."""
         names = [self._name(one, shots, seed) for one in angles]
         found = {name: read_counts(name, shots) for name in names}
-        missing = [place for place, name in enumerate(names) if found[name] is None]
+        missing = {name: place for place, name in enumerate(names) if found[name] is None}
         if missing:
-            measured = self._measure(angles[missing], shots, seed)
-            for place, counts in zip(missing, measured, strict=True):
-                write_json(_path(names[place]), counts)
-                found[names[place]] = counts
-        frequencies = torch.stack([self._frequencies(found[name] or {}, shots) for name in names])
-        return frequencies.to(theta).view(*batch, -1)
+            measured = self._measure(angles[list(missing.values())], shots, seed)
+            for name, counts in zip(missing, measured, strict=True):
+                write_json(_path(name), counts)
+                found[name] = counts
+        return [found[name] or {} for name in names]
 
     def _measure(self, angles: np.ndarray, shots: int, seed: int) -> list[Counts]:
         """One job for all circuits."""
         from qiskit_ibm_runtime import SamplerV2
 
         sampler = SamplerV2(mode=self._runs_on)
-        if self.config.device in ("aer", *RECORDED):
+        if self._is_simulated:
             sampler.options.simulator.seed_simulator = seed
         places = angle_places(self.ansatz, self.n_qubits, self.config.n_layers)
         flat = angles.reshape(len(angles), -1)
@@ -183,7 +196,7 @@ def _find_device(name: str) -> Any:
         ) from error
 
 
-# --- measured counts on disk, so that nobody pays twice for the same circuit ------------------
+# --- a real device's counts on disk, so that nobody pays twice for the same circuit -----------
 
 Counts = dict[int, int]
 """How often each basis state was measured."""

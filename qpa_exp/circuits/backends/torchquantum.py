@@ -80,6 +80,7 @@ STOOD_IN = (
 """Packages that TorchQuantum names in import statements and whose content it does not need."""
 
 
+@torch.inference_mode(False)  # it makes its gates' matrices
 def import_torchquantum() -> ModuleType:
     """Return the real package ``torchquantum``.
 

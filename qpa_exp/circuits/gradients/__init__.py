@@ -23,7 +23,8 @@ class GradientMethod:
         label: its name in figures.
         estimate: from the config, and how many circuits go in one batch, to the estimate of the
             slopes; None where the back end's own backward gives them.
-        check: refuses a config that it does not go with, in one sentence; None refuses none.
+        check: refuses a config that it does not go with, in one sentence, and a number of qubits,
+            where that is known already, else None; no check refuses none.
         reads: the config keys that have an effect under it alone.
         circuits: from a circuit's number of angles to how many more circuits a step measures; None
             where a device cannot give the slopes.
@@ -31,7 +32,7 @@ class GradientMethod:
 
     label: str
     estimate: Callable[[QPAConfig, int], Estimate] | None = None
-    check: Callable[[QPAConfig], None] | None = None
+    check: Callable[[QPAConfig, int | None], None] | None = None
     reads: tuple[str, ...] = ()
     circuits: Callable[[int], int] | None = None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -15,13 +17,23 @@ from qpa_exp.config import QPAConfig
 from qpa_exp.errors import InputError
 
 
-def _check(config: QPAConfig) -> None:
-    used = dict.fromkeys(moment.gate for moment in ansatz_of(config).moments)
+def _check(config: QPAConfig, n_qubits: int | None) -> None:
+    ansatz = ansatz_of(config)
+    used = dict.fromkeys(moment.gate for moment in ansatz.moments)
     # Two evaluations at angle +- pi/2 give the slope of half-angle Pauli rotations alone.
     if gates := [name for name in used if GATES[name].controlled]:
         raise InputError(
             f"qpa.gradient=parameter_shift does not cover qpa.ansatz={config.ansatz}: "
             f"{', '.join(gates)} is no half-angle Pauli rotation; give autograd or spsa."
+        )
+    if n_qubits is None:
+        return
+    angles = Counter(gate.angle for gate in ansatz.gates(n_qubits, n_layers=1) if gate.angle)
+    if shared := [qubit for (_, _, qubit), gates in angles.items() if gates > 1]:
+        raise InputError(
+            f"qpa.gradient=parameter_shift does not cover qpa.ansatz={config.ansatz}: of "
+            f"{n_qubits} qubits several gates of one moment turn by the same angle, that of qubit "
+            f"{shared[0]}; give autograd or spsa."
         )
 
 
@@ -32,19 +44,20 @@ def parameter_shift(config: QPAConfig, most: int) -> Estimate:
     ``(p(angle + pi/2) - p(angle - pi/2)) / 2``. Two circuits for each angle, in one batch, or in
     several of at most ``most`` circuits. Circuits side by side are shifted together.
     """
+    return partial(_estimate, max(1, most // 2))
 
-    def estimate(
-        measure: Measure,
-        theta: Float[Tensor, "*circuits layers rotations qubits"],
-        grad: Float[Tensor, "*circuits states"],
-    ) -> Float[Tensor, "*circuits layers rotations qubits"]:
-        slopes = [
-            torch.linalg.vecdot(measure(shifted).diff(dim=1).squeeze(1), grad) / 2
-            for shifted in _shifted(theta, max(1, most // 2))
-        ]
-        return torch.cat(slopes).movedim(0, -1).reshape(theta.shape)
 
-    return estimate
+def _estimate(
+    together: int,
+    measure: Measure,
+    theta: Float[Tensor, "*circuits layers rotations qubits"],
+    grad: Float[Tensor, "*circuits states"],
+) -> Float[Tensor, "*circuits layers rotations qubits"]:
+    slopes = [
+        torch.linalg.vecdot(measure(shifted).diff(dim=1).squeeze(1), grad) / 2
+        for shifted in _shifted(theta, together)
+    ]
+    return torch.cat(slopes).movedim(0, -1).reshape(theta.shape)
 
 
 def _shifted(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,19 +18,19 @@ def spsa(config: QPAConfig, most: int) -> Estimate:
     An unbiased estimate of the slope up to the step squared, with a variance that grows with the
     number of angles.
     """
-    step = config.spsa_step
+    return partial(_estimate, config.spsa_step)
 
-    def estimate(
-        measure: Measure,
-        theta: Float[Tensor, "*circuits layers rotations qubits"],
-        grad: Float[Tensor, "*circuits states"],
-    ) -> Float[Tensor, "*circuits layers rotations qubits"]:
-        signs = (2 * torch.randint(2, theta.shape) - 1).to(theta)
-        down, up = measure(torch.stack([theta - step * signs, theta + step * signs]))
-        slopes = torch.linalg.vecdot(up - down, grad) / (2 * step)
-        return signs * slopes[..., None, None, None]
 
-    return estimate
+def _estimate(
+    step: float,
+    measure: Measure,
+    theta: Float[Tensor, "*circuits layers rotations qubits"],
+    grad: Float[Tensor, "*circuits states"],
+) -> Float[Tensor, "*circuits layers rotations qubits"]:
+    signs = (2 * torch.randint(2, theta.shape, device="cpu") - 1).to(theta)
+    down, up = measure(torch.stack([theta - step * signs, theta + step * signs]))
+    slopes = torch.linalg.vecdot(up - down, grad) / (2 * step)
+    return signs * slopes[..., None, None, None]
 
 
 ENTRY = GradientMethod("SPSA", spsa, reads=("qpa.spsa_step",), circuits=lambda n_angles: 2)

@@ -19,7 +19,8 @@ class Feature:
     Attributes:
         label: its name in figures.
         read: from the probabilities, (circuits, states), and the number of qubits to the
-            features, of the same shape; of the order of 1 or smaller.
+            features, of the same shape; of the order of 1 or smaller. A function of a module, so
+            that a generator with it can be pickled.
 
     Examples:
         >>> import torch

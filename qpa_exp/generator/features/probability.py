@@ -1,5 +1,17 @@
 """The probability itself (Eq. 5)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from qpa_exp.generator.features import Feature
 
-ENTRY = Feature("p", lambda probabilities, n_qubits: probabilities)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _read(probabilities: Tensor, n_qubits: int) -> Tensor:
+    return probabilities
+
+
+ENTRY = Feature("p", _read)

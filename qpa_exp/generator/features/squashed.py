@@ -22,4 +22,8 @@ def squash(probabilities: Float[Tensor, "*circuits states"]) -> Float[Tensor, "*
     return squashed - squashed.mean(-1, keepdim=True)
 
 
-ENTRY = Feature("squashed p", lambda probabilities, n_qubits: squash(probabilities))
+def _read(probabilities: Tensor, n_qubits: int) -> Tensor:
+    return squash(probabilities)
+
+
+ENTRY = Feature("squashed p", _read)

@@ -9,11 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qpa_exp.config import OptimConfig
+from qpa_exp.circuits.ansatz import ANSATZE
+from qpa_exp.config import Config, OptimConfig
+from qpa_exp.errors import InputError
 from qpa_exp.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from qpa_exp.adapters.counts import Counts
 
 OF_A_SEARCH = (
     "optim.over", "optim.search_every_n_steps", "optim.max_evaluations", "optim.radius",
@@ -39,3 +43,54 @@ class AnglesOptimizer:
 
 
 OPTIMIZERS: Registry[AnglesOptimizer] = Registry("optim.name", __name__, decides=OF_A_SEARCH)
+
+
+def check_search(config: Config, counts: Counts) -> None:
+    """Refuse a search that cannot be; the run's sizes tell, nothing needs to be built.
+
+    Args:
+        config: of a run, under any optimizer.
+        counts: its sizes.
+
+    Raises:
+        InputError: as :func:`check_searched`.
+    """
+    n, qpa = counts.trainable_params, config.qpa
+    if config.optim.over == "theta":
+        n = 0
+        if counts.n_qubits is not None and counts.n_chunks is not None:
+            n = ANSATZE[qpa.ansatz].count(qpa, counts.n_qubits, counts.n_chunks)
+    check_searched(n, config.optim)
+
+
+def check_searched(n: int, config: OptimConfig) -> None:
+    """Refuse to search so many parameters.
+
+    Raises:
+        InputError: there are none, or too many, or it may evaluate the loss too rarely for them.
+    """
+    optimizer = OPTIMIZERS[config.name]
+    if optimizer.search is None:
+        return
+    if n == 0:
+        raise InputError(
+            f"optim={config.name} searches the circuit's angles, and this model has none to "
+            "train: give optim=adamw."
+        )
+    if not optimizer.keeps_a_simplex:
+        return
+    if n > _MOST_SEARCHED:
+        raise InputError(
+            f"optim={config.name} would search {n:,} parameters, and takes at most "
+            f"{_MOST_SEARCHED:,}: give optim.over=theta, fewer qubits or layers, or optim=spsa."
+        )
+    least = n + 2
+    if config.max_evaluations is not None and config.max_evaluations < least:
+        raise InputError(
+            f"optim.max_evaluations={config.max_evaluations} is too small for the {n} parameters "
+            f"that optim={config.name} searches: give at least {least}."
+        )
+
+
+_MOST_SEARCHED = 1_000
+"""COBYLA and Nelder-Mead keep a simplex of as many points as parameters, each of that size."""
