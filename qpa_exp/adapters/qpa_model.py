@@ -203,6 +203,8 @@ class QPAModel(PeftModel, AdaptedModel):
         >>> model = get_qpa_model(base, lora, QPAConfig(n_mlp=16, window=2))
         >>> model.print_trainable_parameters()
         trainable params: 120 || all params: 9,716 || trainable%: 1.2351 || generated: 116
+        >>> model.get_model_status().requires_grad
+        {'default': True}
         >>> ids = torch.arange(8)[None]  # (batch, tokens)
         >>> optimizer = torch.optim.AdamW(model.trained_parameters().values(), lr=0.1)
         >>> model(input_ids=ids, labels=ids).loss.backward()

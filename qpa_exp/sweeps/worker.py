@@ -73,12 +73,13 @@ def work(composed: DictConfig) -> None:
 
 
 def attempt_all(run_dirs: Sequence[Path], processes: int) -> None:
-    """:func:`attempt` each, so many at once."""
+    """:func:`attempt` each, so many at once. A process of joblib's may stand elsewhere by now."""
     try:
         from joblib import Parallel, delayed
     except ImportError as error:
         raise InputError("Runs side by side need joblib: pip install 'qpa-exp[sweeps]'.") from error
-    Parallel(n_jobs=processes, batch_size=1)(delayed(attempt)(run_dir) for run_dir in run_dirs)
+    places = [run_dir.absolute() for run_dir in run_dirs]
+    Parallel(n_jobs=processes, batch_size=1)(delayed(attempt)(place) for place in places)
 
 
 def hand_over(run_dir: Path, config: Config, *, same: bool = False) -> None:

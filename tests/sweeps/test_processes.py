@@ -23,6 +23,7 @@ import pytest
 
 from qpa_exp.__main__ import main
 from qpa_exp.config import Config
+from qpa_exp.errors import InputError
 from qpa_exp.report.collect import collect
 from qpa_exp.report.comparisons import aggregate
 from qpa_exp.runs import directory
@@ -174,7 +175,7 @@ def killed_at() -> Iterator[list[int]]:
     seeds, over = list[int](), threading.Event()
 
     def seed_of(process: psutil.Process) -> int | None:
-        with suppress(psutil.Error):
+        with suppress(psutil.Error, InputError):
             for file in map(Path, (file.path for file in process.open_files())):
                 if file.name == directory.LOCK:
                     return directory.read_config(file.parent).seed
