@@ -200,7 +200,7 @@ def killed_at() -> Iterator[list[int]]:
     "way",
     [
         "hydra.sweeper.side_by_side=2",
-        "hydra/launcher=submitit_local",
+        pytest.param("hydra/launcher=submitit_local", marks=pytest.mark.long),
         pytest.param("hydra/launcher=joblib", marks=pytest.mark.long),
     ],
 )
