@@ -328,7 +328,22 @@ class Patience(EarlyStopping):
         self.best_score = torch.as_tensor(state_dict["best_score"])
 
 
-class Validations(Callback):
+class EndsOfSteps(Callback):
+    """Knows after each batch whether it has ended an optimizer step."""
+
+    _step_before = 0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the step: a batch need not end one."""
+        self._step_before = trainer.global_step
+
+    def _has_ended_a_step(self, trainer: Trainer) -> bool:
+        return trainer.global_step > self._step_before
+
+
+class Validations(EndsOfSteps):
     """Has Lightning validate after every so many optimizer steps.
 
     It counts batches by itself, and the last step of an epoch may have fewer of them: a validation
@@ -339,21 +354,15 @@ class Validations(Callback):
     """
 
     def __init__(self, every_n_steps: int) -> None:
-        self._every_n_steps, self._step_before = every_n_steps, 0
+        self._every_n_steps = every_n_steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out whether a run that goes on has just validated."""
         self._set(trainer)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember the step: a batch need not end one."""
-        self._step_before = trainer.global_step
-
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Tell Lightning whether a validation comes next."""
-        self._set(trainer, ends_a_step=trainer.global_step > self._step_before)
+        self._set(trainer, ends_a_step=self._has_ended_a_step(trainer))
 
     def _set(self, trainer: Trainer, *, ends_a_step: bool = True) -> None:
         due = ends_a_step and trainer.global_step % self._every_n_steps == 0
@@ -411,7 +420,7 @@ def _check_counts(value: Any, place: str) -> None:
         raise ValueError(f"{place} holds {value!r:.100} where a count is to be")
 
 
-class Checkpoints(Checkpoint):
+class Checkpoints(EndsOfSteps, Checkpoint):
     """Writes a checkpoint every so many steps, at the last, and when a signal asks the run to end.
 
     The newest two are kept, and the older of them goes when the next is whole on disk: should the
@@ -426,7 +435,7 @@ class Checkpoints(Checkpoint):
 
     def __init__(self, run_dir: Path, every_n_steps: int, devices: int) -> None:
         self._run_dir, self._every_n_steps, self._devices = run_dir, every_n_steps, devices
-        self._step_before, self._saved = 0, 0
+        self._saved = 0
         self._signal: tuple[int, float] | None = None
         self._ended = False
 
@@ -443,12 +452,6 @@ class Checkpoints(Checkpoint):
         if self._ended:
             signals.end(number, self._run_dir, self._devices)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember the step: a batch need not end one."""
-        self._step_before = trainer.global_step
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -457,7 +460,7 @@ class Checkpoints(Checkpoint):
         Where a validation comes next, which is after a step too, both wait until it is over:
         Lightning does not make up for it when it goes on from a checkpoint of before.
         """
-        if trainer.global_step == self._step_before:
+        if not self._has_ended_a_step(trainer):
             return  # gradients are being added up, which no checkpoint holds
         assert trainer.val_check_batch is not None
         whole_run = trainer.check_val_every_n_epoch is None
